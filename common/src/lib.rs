@@ -1,0 +1,9 @@
+//! What every part of Espada agrees on: the packet parser, the BPF map ABI, drop reasons,
+//! the replay window and (feature `std`) the description of security associations.
+#![cfg_attr(not(feature = "std"), no_std)]
+#![forbid(unsafe_code)]
+
+pub mod abi;
+pub mod drops;
+#[cfg(feature = "std")]
+pub mod sa;

@@ -1,0 +1,65 @@
+//! The one seam between the control side and whatever carries ESP.
+
+use std::sync::Arc;
+
+use espada_common::drops::DropReason;
+use espada_common::sa::{ChildSaStats, Command, EspSuite, Event, Mode};
+
+/// Where an engine reports its events. Called from worker threads: must not block.
+pub type EventSink = Arc<dyn Fn(Event) + Send + Sync>;
+
+/// Why an engine could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum BackendError {
+    /// The suite, mode or feature is not available here; the text says what would be.
+    #[error("{engine} engine: {what}")]
+    Unsupported {
+        /// Name of the engine.
+        engine: &'static str,
+        /// What is missing and what to use instead.
+        what: String,
+    },
+    /// The system refused; the text says what was tried and what to change.
+    #[error("{what}: {source}")]
+    System {
+        /// What was tried.
+        what: String,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// A command named something that is not there.
+    #[error("no such SA or policy: {0}")]
+    Unknown(String),
+    /// The engine's threads are gone (it logged why).
+    #[error("the {0} engine has stopped")]
+    Stopped(&'static str),
+}
+
+/// Packets dropped, by reason number, outside any one SA's counters.
+#[derive(Clone, Debug, Default)]
+pub struct DropTotals {
+    /// On the way in, by the engine.
+    pub inbound: [u64; DropReason::COUNT],
+    /// On the way out, by the engine.
+    pub outbound: [u64; DropReason::COUNT],
+    /// By the XDP/TC front end.
+    pub front_end: [u64; DropReason::COUNT],
+}
+
+/// Something that carries ESP: the userspace engine, the kernel, BPF programs, or a test's record.
+pub trait SaBackend: Send {
+    /// `userspace`, `ebpf`, `xfrm` or `mock`.
+    fn name(&self) -> &'static str;
+
+    /// Whether SAs of this suite and mode can be carried, and if not, why.
+    fn supports(&self, suite: &EspSuite, mode: Mode) -> Result<(), BackendError>;
+
+    /// Carries a command out; when this returns, traffic follows it.
+    fn apply(&mut self, command: Command) -> Result<(), BackendError>;
+
+    /// Counters of every pair installed.
+    fn sa_stats(&mut self) -> Result<Vec<ChildSaStats>, BackendError>;
+
+    /// Drops that belong to no pair.
+    fn drop_totals(&mut self) -> Result<DropTotals, BackendError>;
+}

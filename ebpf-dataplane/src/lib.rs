@@ -1,0 +1,4 @@
+//! Espada's data plane: one [`backend::SaBackend`] trait and the engines behind it.
+#![deny(unsafe_code)]
+
+pub mod backend;

@@ -2,3 +2,5 @@
 #![deny(unsafe_code)]
 
 pub mod backend;
+pub mod mock;
+pub mod netlink;

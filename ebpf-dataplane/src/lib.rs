@@ -2,5 +2,8 @@
 #![deny(unsafe_code)]
 
 pub mod backend;
+pub mod esp;
 pub mod mock;
 pub mod netlink;
+pub mod syscall;
+pub mod umem;

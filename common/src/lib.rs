@@ -5,5 +5,6 @@
 
 pub mod abi;
 pub mod drops;
+pub mod replay;
 #[cfg(feature = "std")]
 pub mod sa;

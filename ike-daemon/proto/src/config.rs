@@ -1,0 +1,234 @@
+//! What an endpoint and its connections are told to do.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use espada_common::sa::{SecretBytes, TrafficSelector};
+
+use crate::identity::Identity;
+use crate::proposal::Proposal;
+
+/// When an unanswered request is sent again (RFC 7296 section 2.1 asks for it, not for when).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Retransmission {
+    /// Wait after the first transmission.
+    pub first: Duration,
+    /// Each wait is this many times the one before.
+    pub base: f64,
+    /// No wait is longer than this.
+    pub max: Duration,
+    /// Transmissions in all; the peer is given up after the wait that follows the last.
+    pub tries: u32,
+}
+
+impl Retransmission {
+    /// Wait after transmission number `sent` (1 for the first).
+    pub fn wait(&self, sent: u32) -> Duration {
+        let factor = self.base.max(1.0).powi(sent.saturating_sub(1).min(64) as i32);
+        let seconds = self.first.as_secs_f64() * factor;
+        Duration::from_secs_f64(seconds.min(self.max.as_secs_f64()))
+    }
+}
+
+/// Bounds on what unauthenticated peers can make us remember (RFC 7296 section 2.6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HalfOpenLimits {
+    /// Half-open IKE SAs in all; requests above it are dropped.
+    pub total: usize,
+    /// Half-open IKE SAs for one address.
+    pub per_address: usize,
+    /// From this many half-open IKE SAs on, initiators must return a cookie first.
+    pub cookie_threshold: usize,
+    /// A half-open IKE SA is forgotten after this time.
+    pub timeout: Duration,
+}
+
+/// Settings of an endpoint that no single connection owns.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EndpointConfig {
+    /// Our IKE port.
+    pub port: u16,
+    /// Our port for IKE with the non-ESP marker and ESP in UDP (RFC 3948).
+    pub nat_port: u16,
+    /// When requests are sent again and given up.
+    pub retransmission: Retransmission,
+    /// Bounds on half-open IKE SAs.
+    pub half_open: HalfOpenLimits,
+    /// How long a cookie secret is used before the next takes over; the one before stays valid.
+    pub cookie_rotation: Duration,
+    /// Interval of NAT keepalives (RFC 3948 section 4) while we are behind a NAT.
+    pub nat_keepalive: Duration,
+    /// First wait before a failed `start = "start"` connection is tried again; doubles up to `retry_max`.
+    pub retry_first: Duration,
+    /// Longest wait before such a connection is tried again.
+    pub retry_max: Duration,
+    /// Answers per second to datagrams that belong to no IKE SA (INVALID_IKE_SPI and the like).
+    pub stateless_answers_per_second: u32,
+}
+
+impl Default for EndpointConfig {
+    fn default() -> Self {
+        Self {
+            port: 500,
+            nat_port: 4500,
+            retransmission: Retransmission {
+                first: Duration::from_millis(500),
+                base: 1.8,
+                max: Duration::from_secs(16),
+                tries: 10,
+            },
+            half_open: HalfOpenLimits {
+                total: 1000,
+                per_address: 20,
+                cookie_threshold: 50,
+                timeout: Duration::from_secs(30),
+            },
+            cookie_rotation: Duration::from_secs(60),
+            nat_keepalive: Duration::from_secs(20),
+            retry_first: Duration::from_secs(2),
+            retry_max: Duration::from_secs(60),
+            stateless_answers_per_second: 100,
+        }
+    }
+}
+
+/// A pre-shared key and whom it is for.
+#[derive(Clone, Debug)]
+pub struct PskSecret {
+    /// The identities that share it: ours and the peer's, only the peer's, or none (anybody).
+    pub ids: Vec<Identity>,
+    /// The key.
+    pub secret: SecretBytes,
+    /// Where it was read, as `file:line`.
+    pub origin: String,
+}
+
+/// Who must answer, or who may call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RemoteAddress {
+    /// This address.
+    Address(IpAddr),
+    /// Anybody: such a connection can only respond.
+    Any,
+}
+
+/// Whom the peer must prove to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RemoteIdentity {
+    /// This identity.
+    Is(Identity),
+    /// The address it is configured with, as an identity.
+    Address,
+    /// Anybody who knows a key.
+    Any,
+}
+
+/// What is done when the peer is found dead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DpdAction {
+    /// Set the connection up again.
+    Restart,
+    /// Forget the SAs; policies stay, so nothing leaves in clear.
+    Clear,
+    /// Forget the SAs; the next packet sets the connection up again.
+    Trap,
+}
+
+/// Dead peer detection (RFC 7296 section 2.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dpd {
+    /// Silence after which the peer is asked.
+    pub delay: Duration,
+    /// What is done when it does not answer.
+    pub action: DpdAction,
+}
+
+/// What sets a connection up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StartAction {
+    /// Loading it, and again whenever it fails.
+    Start,
+    /// The first packet for it.
+    Trap,
+    /// `espada up`, or the peer.
+    None,
+}
+
+/// When ESP is carried in UDP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EncapsulationPolicy {
+    /// When there is a NAT on the path.
+    Auto,
+    /// Always: the peer is told of a NAT that is not there.
+    Udp,
+}
+
+/// When an SA is replaced, and when it is given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lifetime {
+    /// Rekey after this long, less a random part of up to `jitter`.
+    pub soft: Duration,
+    /// Delete after this long, rekeyed or not.
+    pub hard: Duration,
+    /// Largest random time subtracted from `soft`, so that two ends seldom rekey at once.
+    pub jitter: Duration,
+}
+
+/// One setting as it stands in a configuration file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SettingLine {
+    /// Line number, from 1.
+    pub line: u32,
+    /// The value as written, TOML quotes included.
+    pub value: String,
+}
+
+/// Where a connection's settings were read, so that a refusal can name the line to change.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SettingOrigin {
+    /// File name for messages.
+    pub file: String,
+    /// By dotted name: `ike`, `esp`, `auth`, `local.address`, `local.id`, `local.subnets`, `remote.…`.
+    pub settings: BTreeMap<String, SettingLine>,
+}
+
+/// One connection: a peer and the subnets behind both ends.
+#[derive(Clone, Debug)]
+pub struct ConnectionConfig {
+    /// Its name; policies and child SAs carry it.
+    pub name: Arc<str>,
+    /// Our address, or `None` for whichever the host sends from (see `Endpoint::set_source`).
+    pub local_address: Option<IpAddr>,
+    /// The peer's address.
+    pub remote_address: RemoteAddress,
+    /// The peer's IKE port (500).
+    pub remote_port: u16,
+    /// Who we say we are; `None` for our address.
+    pub local_id: Option<Identity>,
+    /// Whom the peer must prove to be.
+    pub remote_id: RemoteIdentity,
+    /// IKE proposals, in order of preference.
+    pub ike: Vec<Proposal>,
+    /// ESP proposals, in order of preference.
+    pub esp: Vec<Proposal>,
+    /// Selectors on our side.
+    pub local_ts: Vec<TrafficSelector>,
+    /// Selectors on the peer's side.
+    pub remote_ts: Vec<TrafficSelector>,
+    /// Dead peer detection, `None` to switch it off.
+    pub dpd: Option<Dpd>,
+    /// What sets the connection up.
+    pub start: StartAction,
+    /// When ESP is carried in UDP.
+    pub encapsulation: EncapsulationPolicy,
+    /// Replay window of the child SAs in packets, 0 for none.
+    pub replay_window: u32,
+    /// Lifetime of IKE SAs.
+    pub ike_lifetime: Lifetime,
+    /// Lifetime of child SAs.
+    pub child_lifetime: Lifetime,
+    /// Where all this was read.
+    pub origin: SettingOrigin,
+}

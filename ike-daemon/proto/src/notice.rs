@@ -1,0 +1,280 @@
+//! What an endpoint tells people: log lines, the progress of `espada up`.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use espada_common::sa::{ChildSaId, Encapsulation, TrafficSelector};
+
+use crate::refusal::Refusal;
+use crate::selector::format_list;
+use crate::status::Role;
+
+/// How loud a notice is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// Progress of interest while looking for a fault.
+    Debug,
+    /// A change of state.
+    Info,
+    /// Something a person should look at.
+    Warning,
+}
+
+/// Why an IKE SA or child SA went away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DownReason {
+    /// The peer deleted it.
+    PeerDeleted,
+    /// We were asked to.
+    Terminated,
+    /// The peer did not answer any more.
+    DeadPeer,
+    /// The peer started afresh (INITIAL_CONTACT) or a duplicate was dropped.
+    Replaced,
+    /// A rekeyed SA took over.
+    Rekeyed,
+    /// Its hard lifetime ran out.
+    Expired,
+    /// Its negotiation was refused.
+    Refused,
+    /// The peer broke the protocol.
+    ProtocolError,
+}
+
+impl fmt::Display for DownReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::PeerDeleted => "deleted by the peer",
+            Self::Terminated => "terminated here",
+            Self::DeadPeer => "the peer does not answer",
+            Self::Replaced => "replaced by a newer one",
+            Self::Rekeyed => "replaced by its successor",
+            Self::Expired => "lifetime used up",
+            Self::Refused => "negotiation refused",
+            Self::ProtocolError => "the peer broke the protocol",
+        })
+    }
+}
+
+/// Something happened.
+#[derive(Clone, Debug)]
+pub enum Notice {
+    /// We sent the first IKE_SA_INIT request.
+    Initiated {
+        /// Which connection.
+        connection: Arc<str>,
+        /// Where we send from.
+        local: SocketAddr,
+        /// Where we send to.
+        remote: SocketAddr,
+    },
+    /// A request is sent again.
+    Retransmitting {
+        /// Which connection.
+        connection: Arc<str>,
+        /// `IKE_SA_INIT`, `IKE_AUTH`, …
+        exchange: String,
+        /// This is the how-manieth transmission.
+        sent: u32,
+        /// Of how many.
+        of: u32,
+        /// Where to.
+        remote: SocketAddr,
+    },
+    /// NAT detection found something (RFC 7296 section 2.23).
+    NatDetected {
+        /// Which connection, once known.
+        connection: Option<Arc<str>>,
+        /// There is a NAT in front of us.
+        local: bool,
+        /// There is a NAT in front of the peer.
+        remote: bool,
+        /// The peer.
+        peer: SocketAddr,
+    },
+    /// An IKE SA is up.
+    Established {
+        /// Which connection.
+        connection: Arc<str>,
+        /// Our role.
+        role: Role,
+        /// The initiator's SPI.
+        initiator_spi: u64,
+        /// The responder's SPI.
+        responder_spi: u64,
+        /// Proposal keywords.
+        suite: String,
+        /// Our address and port.
+        local: SocketAddr,
+        /// The peer's address and port.
+        remote: SocketAddr,
+        /// Our identity.
+        local_id: String,
+        /// The peer's proven identity.
+        remote_id: String,
+        /// Since the first message.
+        elapsed: Duration,
+    },
+    /// A child SA is up.
+    ChildUp {
+        /// Which connection.
+        connection: Arc<str>,
+        /// The data plane's name for it.
+        id: ChildSaId,
+        /// Proposal keywords.
+        suite: String,
+        /// SPI of what we receive.
+        spi_in: u32,
+        /// SPI of what we send.
+        spi_out: u32,
+        /// ESP or ESP in UDP.
+        encapsulation: Encapsulation,
+        /// Selectors on our side.
+        local_ts: Vec<TrafficSelector>,
+        /// Selectors on the peer's side.
+        remote_ts: Vec<TrafficSelector>,
+        /// Since the first message of its IKE SA, or of its own exchange.
+        elapsed: Duration,
+    },
+    /// A child SA is gone.
+    ChildDown {
+        /// Which connection.
+        connection: Arc<str>,
+        /// Which child SA.
+        id: ChildSaId,
+        /// Why.
+        reason: DownReason,
+    },
+    /// An IKE SA is gone.
+    Down {
+        /// Which connection.
+        connection: Arc<str>,
+        /// The peer's address and port.
+        remote: SocketAddr,
+        /// Why.
+        reason: DownReason,
+    },
+    /// The peer's address or port changed (RFC 7296 section 2.23).
+    PeerMoved {
+        /// Which connection.
+        connection: Arc<str>,
+        /// Where it was.
+        from: SocketAddr,
+        /// Where it is.
+        to: SocketAddr,
+    },
+    /// A negotiation failed.
+    Refused(Arc<Refusal>),
+    /// A failed connection is tried again later.
+    RetryScheduled {
+        /// Which connection.
+        connection: Arc<str>,
+        /// When.
+        after: Duration,
+    },
+    /// Somebody speaks IKEv1 to us.
+    IkeV1 {
+        /// Who.
+        remote: SocketAddr,
+    },
+    /// An error notify outside any encrypted payload, which anybody can forge: not acted on.
+    UnauthenticatedError {
+        /// Which connection.
+        connection: Arc<str>,
+        /// From where.
+        remote: SocketAddr,
+        /// The notify's name.
+        notify: String,
+    },
+    /// Cookies are demanded from now on.
+    CookiesDemanded {
+        /// Half-open IKE SAs.
+        half_open: usize,
+    },
+}
+
+impl Notice {
+    /// The connection it is about, where there is one.
+    pub fn connection(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::Initiated { connection, .. }
+            | Self::Retransmitting { connection, .. }
+            | Self::Established { connection, .. }
+            | Self::ChildUp { connection, .. }
+            | Self::ChildDown { connection, .. }
+            | Self::Down { connection, .. }
+            | Self::PeerMoved { connection, .. }
+            | Self::RetryScheduled { connection, .. }
+            | Self::UnauthenticatedError { connection, .. } => Some(connection),
+            Self::NatDetected { connection, .. } => connection.as_ref(),
+            Self::Refused(refusal) => refusal.connection.as_ref(),
+            Self::IkeV1 { .. } | Self::CookiesDemanded { .. } => None,
+        }
+    }
+
+    /// How loud it is.
+    pub fn severity(&self) -> Severity {
+        match self {
+            Self::Retransmitting { .. } | Self::UnauthenticatedError { .. } => Severity::Debug,
+            Self::Refused(_) | Self::IkeV1 { .. } | Self::CookiesDemanded { .. } => Severity::Warning,
+            Self::Down { reason, .. } | Self::ChildDown { reason, .. } => match reason {
+                DownReason::DeadPeer | DownReason::ProtocolError | DownReason::Expired => Severity::Warning,
+                _ => Severity::Info,
+            },
+            _ => Severity::Info,
+        }
+    }
+}
+
+impl fmt::Display for Notice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Initiated { local, remote, .. } => write!(f, "initiating from {local} to {remote}"),
+            Self::Retransmitting { exchange, sent, of, remote, .. } => {
+                write!(f, "no answer to {exchange} from {remote} yet, sending it again ({sent} of {of})")
+            }
+            Self::NatDetected { local, remote, peer, .. } => match (local, remote) {
+                (true, true) => write!(f, "NAT in front of us and of the peer {peer}: ESP goes in UDP"),
+                (true, false) => write!(f, "NAT in front of us on the way to {peer}: ESP goes in UDP"),
+                _ => write!(f, "NAT in front of the peer {peer}: ESP goes in UDP"),
+            },
+            Self::Established {
+                role, initiator_spi, responder_spi, suite, local, remote, local_id, remote_id, elapsed, ..
+            } => write!(
+                f,
+                "IKE SA established as {role} in {} ms: {local_id} ({local}) and {remote_id} ({remote}), {suite}, \
+                 SPIs {initiator_spi:016x}_i {responder_spi:016x}_r",
+                elapsed.as_millis()
+            ),
+            Self::ChildUp { id, suite, spi_in, spi_out, encapsulation, local_ts, remote_ts, .. } => write!(
+                f,
+                "child SA {} up: {} to {}, {suite}{}, SPIs {spi_in:08x} in {spi_out:08x} out",
+                id.0,
+                format_list(local_ts),
+                format_list(remote_ts),
+                match encapsulation {
+                    Encapsulation::Esp => "",
+                    Encapsulation::Udp => " in UDP",
+                },
+            ),
+            Self::ChildDown { id, reason, .. } => write!(f, "child SA {} is gone: {reason}", id.0),
+            Self::Down { remote, reason, .. } => write!(f, "IKE SA with {remote} is gone: {reason}"),
+            Self::PeerMoved { from, to, .. } => write!(f, "the peer moved from {from} to {to}"),
+            Self::Refused(refusal) => write!(f, "{refusal}"),
+            Self::RetryScheduled { after, .. } => write!(f, "trying again in {} s", after.as_secs_f32()),
+            Self::IkeV1 { remote } => write!(
+                f,
+                "{remote} speaks IKEv1, which RFC 9395 retired and Espada does not support; \
+                 set the peer to IKEv2"
+            ),
+            Self::UnauthenticatedError { remote, notify, .. } => {
+                write!(f, "{remote} sent {notify} unprotected; still waiting for a proper answer")
+            }
+            Self::CookiesDemanded { half_open } => {
+                write!(f, "{half_open} half-open IKE SAs: initiators must return a cookie first")
+            }
+        }
+    }
+}

@@ -2,6 +2,7 @@
 //! no clock; nothing is allocated per packet. [`Outbound`] owns sequence numbers and the SPD,
 //! [`Inbound`] owns replay windows: each belongs to one worker.
 
+pub mod crypto;
 pub mod decap;
 pub mod encap;
 pub mod stats;

@@ -1,0 +1,91 @@
+//! Commands that are run to their end, with their output in the error when they fail.
+
+use std::process::{Command, Output, Stdio};
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::syscall;
+
+/// Runs a command and gives its standard output; failure carries both outputs.
+pub fn run(argv: &[&str]) -> Result<String> {
+    let output = output(argv)?;
+    if !output.status.success() {
+        bail!(
+            "`{}` failed ({}):\n{}{}",
+            argv.join(" "),
+            output.status,
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// What a command may take before it counts as hung; the longest are throughput measurements.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Runs a command whatever its outcome. One that hangs is ended, which is an error.
+pub fn output(argv: &[&str]) -> Result<Output> {
+    let (program, arguments) = argv.split_first().context("an empty command line")?;
+    let child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot run `{}`", argv.join(" ")))?;
+    let pid = child.id();
+    let (done, ended) = std::sync::mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        let watching = scope.spawn(move || {
+            let hangs = ended.recv_timeout(LIMIT) == Err(RecvTimeoutError::Timeout);
+            if hangs {
+                // Not reaped yet (the other thread waits for it), so the id is still its own.
+                let _ = syscall::kill(pid, libc::SIGKILL);
+            }
+            hangs
+        });
+        let output = child.wait_with_output();
+        drop(done);
+        if watching.join().unwrap_or(false) {
+            bail!("`{}` hung for {LIMIT:?}", argv.join(" "));
+        }
+        output.with_context(|| format!("cannot run `{}`", argv.join(" ")))
+    })
+}
+
+/// True when `program` can be found on PATH or is an absolute path that exists.
+pub fn have(program: &str) -> bool {
+    if program.starts_with('/') {
+        return std::path::Path::new(program).exists();
+    }
+    std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).exists()))
+}
+
+/// Calls `poll` until it gives a value; after `limit` the error says what was waited for.
+pub fn wait_for<T>(
+    what: &str,
+    limit: Duration,
+    mut poll: impl FnMut() -> Result<Option<T>>,
+) -> Result<T> {
+    let deadline = Instant::now() + limit;
+    let mut pause = Duration::from_millis(5);
+    loop {
+        let outcome = poll();
+        if let Ok(Some(value)) = outcome {
+            return Ok(value);
+        }
+        if Instant::now() >= deadline {
+            let waited = format!("{what} did not happen within {limit:?}");
+            return match outcome {
+                Err(error) => Err(error.context(waited)),
+                Ok(_) => bail!("{waited}"),
+            };
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(100));
+    }
+}

@@ -1,0 +1,263 @@
+//! Traffic through the line, and whether it arrived as it was sent.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde_json::Value;
+
+use crate::cmd::wait_for;
+use crate::netns::Netns;
+use crate::process::{Process, WorkDir};
+
+/// What `ping` counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ping {
+    /// Echo requests sent.
+    pub sent: u32,
+    /// Echo replies received.
+    pub received: u32,
+}
+
+impl Ping {
+    /// True when nothing was lost.
+    pub fn is_complete(&self) -> bool {
+        self.sent > 0 && self.sent == self.received
+    }
+}
+
+/// Sends `count` echo requests, 5 ms apart; `extra` are more options of ping. Waits a second for
+/// the replies.
+pub fn ping(from: &Netns, to: &str, count: u32, extra: &[&str]) -> Result<Ping> {
+    let count = count.to_string();
+    let mut argv = vec!["ping", "-n", "-q", "-i", "0.005", "-W", "1", "-c", &count];
+    argv.extend_from_slice(extra);
+    argv.push(to);
+    let output = from.output(&argv)?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    parse_ping(&text).with_context(|| {
+        format!(
+            "ping said:\n{text}{}",
+            String::from_utf8_lossy(&output.stderr)
+        )
+    })
+}
+
+fn parse_ping(text: &str) -> Result<Ping> {
+    let line = text
+        .lines()
+        .find(|line| line.contains("packets transmitted"))
+        .context("no summary from ping")?;
+    let mut numbers = line
+        .split(", ")
+        .filter_map(|part| part.split(' ').next()?.parse().ok());
+    match (numbers.next(), numbers.next()) {
+        (Some(sent), Some(received)) => Ok(Ping { sent, received }),
+        _ => bail!("ping's summary is unknown: {line}"),
+    }
+}
+
+/// Sends one echo request of `size` octets with "do not fragment" and gives all that ping said.
+pub fn ping_df(from: &Netns, to: &str, size: usize) -> Result<String> {
+    let size = size.to_string();
+    let output = from.output(&[
+        "ping", "-n", "-M", "do", "-s", &size, "-c", "1", "-W", "1", to,
+    ])?;
+    Ok(format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    ))
+}
+
+/// A stream of octets that both ends can make, so that every one received can be checked
+/// (xorshift64*: Vigna, "An experimental exploration of Marsaglia's xorshift generators").
+struct Stream(u64);
+
+impl Stream {
+    fn fill(&mut self, buffer: &mut [u8]) {
+        for chunk in buffer.chunks_mut(8) {
+            self.0 ^= self.0 >> 12;
+            self.0 ^= self.0 << 25;
+            self.0 ^= self.0 >> 27;
+            let word = self.0.wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes();
+            let length = chunk.len();
+            chunk.copy_from_slice(&word[..length]);
+        }
+    }
+}
+
+const FORWARD_SEED: u64 = 0x6573_7061_6461_0001;
+const REVERSE_SEED: u64 = 0x6573_7061_6461_0002;
+const BLOCK: usize = 16 * 1024;
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// The first octets of the client's stream: what must never be seen in clear on the WAN.
+pub fn payload_start() -> [u8; 32] {
+    let mut start = [0; 32];
+    Stream(FORWARD_SEED).fill(&mut start);
+    start
+}
+
+/// Moves `bytes` octets each way through a TCP connection and compares every one.
+pub fn tcp_exchange(client: &Netns, server: &Netns, address: &str, bytes: usize) -> Result<()> {
+    let address: IpAddr = address.parse()?;
+    let listener = server.enter(|| {
+        TcpListener::bind(SocketAddr::new(address, 0)).context("the TCP server cannot listen")
+    })?;
+    let target = listener.local_addr()?;
+    std::thread::scope(|scope| {
+        let serving = scope.spawn(move || {
+            let stream = accept(&listener)?;
+            check_stream(&stream, FORWARD_SEED, bytes).context("from client to server")?;
+            send_stream(&stream, REVERSE_SEED, bytes).context("the server's sending")
+        });
+        let asked = client.enter(|| {
+            let stream = TcpStream::connect_timeout(&target, PATIENCE)
+                .with_context(|| format!("no TCP connection to {target}"))?;
+            send_stream(&stream, FORWARD_SEED, bytes).context("the client's sending")?;
+            check_stream(&stream, REVERSE_SEED, bytes).context("from server to client")
+        });
+        let served = serving
+            .join()
+            .map_err(|_| anyhow!("the TCP server panicked"))?;
+        match (asked, served) {
+            (Ok(()), served) => served,
+            (Err(asked), Ok(())) => Err(asked),
+            (Err(asked), Err(served)) => Err(asked.context(format!("the server: {served:#}"))),
+        }
+    })
+}
+
+fn accept(listener: &TcpListener) -> Result<TcpStream> {
+    listener.set_nonblocking(true)?;
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match listener.accept() {
+            Ok((stream, _)) => {
+                stream.set_nonblocking(false)?;
+                return Ok(stream);
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                if Instant::now() >= deadline {
+                    bail!("nobody connected within {PATIENCE:?}");
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn send_stream(mut stream: &TcpStream, seed: u64, bytes: usize) -> Result<()> {
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let mut source = Stream(seed);
+    let mut block = [0; BLOCK];
+    for at in (0..bytes).step_by(BLOCK) {
+        source.fill(&mut block);
+        stream
+            .write_all(&block[..BLOCK.min(bytes - at)])
+            .with_context(|| format!("after {at} octets"))?;
+    }
+    Ok(())
+}
+
+fn check_stream(mut stream: &TcpStream, seed: u64, bytes: usize) -> Result<()> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut source = Stream(seed);
+    let mut expected = [0; BLOCK];
+    let mut received = [0; BLOCK];
+    for at in (0..bytes).step_by(BLOCK) {
+        let length = BLOCK.min(bytes - at);
+        source.fill(&mut expected);
+        stream
+            .read_exact(&mut received[..length])
+            .with_context(|| format!("after {at} octets"))?;
+        if let Some(wrong) = (0..length).find(|&index| received[index] != expected[index]) {
+            bail!("octet {} is not what was sent", at + wrong);
+        }
+    }
+    Ok(())
+}
+
+/// Gbit/s of one TCP stream from client to server, as iperf3 measures it at the receiver.
+pub fn tcp_throughput(
+    client: &Netns,
+    server: &Netns,
+    address: &str,
+    seconds: u32,
+    work: &WorkDir,
+) -> Result<f64> {
+    let log = work.file("iperf3-server.log");
+    let argv = server.argv(&[
+        "iperf3",
+        "--server",
+        "--one-off",
+        "--bind",
+        address,
+        "--forceflush",
+    ])?;
+    let mut process = Process::start("iperf3 --server", &argv, &[], &log, false)?;
+    let before = process.log().matches("listening on").count();
+    wait_for(
+        "the iperf3 server listening",
+        Duration::from_secs(5),
+        || {
+            process.must_run()?;
+            Ok(listens(server, 5201)?.then_some(()))
+        },
+    )
+    .with_context(|| format!("{before} earlier runs are in its log"))?;
+    let seconds = seconds.to_string();
+    let text = client.run(&[
+        "iperf3",
+        "--client",
+        address,
+        "--time",
+        &seconds,
+        "--omit",
+        "1",
+        "--json",
+        "--connect-timeout",
+        "3000",
+    ])?;
+    let report: Value = serde_json::from_str(&text).context("iperf3 gave no JSON")?;
+    let rate = report["end"]["sum_received"]["bits_per_second"]
+        .as_f64()
+        .with_context(|| format!("iperf3 reported no rate: {}", report["error"]))?;
+    process.wait(Duration::from_secs(5))?;
+    Ok(rate / 1e9)
+}
+
+fn listens(netns: &Netns, port: u16) -> Result<bool> {
+    let sockets = netns.run(&["ss", "-Htln", &format!("sport = :{port}")])?;
+    Ok(!sockets.trim().is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_pings_summary() {
+        let text = "--- 10.61.2.2 ping statistics ---\n\
+                    5 packets transmitted, 3 received, 40% packet loss, time 16ms\n";
+        assert_eq!(
+            parse_ping(text).unwrap(),
+            Ping {
+                sent: 5,
+                received: 3
+            }
+        );
+        let errors = "3 packets transmitted, 0 received, +3 errors, 100% packet loss, time 9ms";
+        assert_eq!(
+            parse_ping(errors).unwrap(),
+            Ping {
+                sent: 3,
+                received: 0
+            }
+        );
+        assert!(parse_ping("ping: unknown host").is_err());
+    }
+}

@@ -5,5 +5,6 @@ pub mod backend;
 pub mod esp;
 pub mod mock;
 pub mod netlink;
+pub mod port;
 pub mod syscall;
 pub mod umem;

@@ -1,0 +1,358 @@
+//! Joining consecutive TCP segments of one flow into one packet for the tunnel interface: the
+//! host's stack then works once per up to 64 KiB. What the peer sent can be restored exactly, as
+//! the kernel asks of receive offloads.
+
+use super::checksum;
+use super::gso::{VnetHeader, write_ip_lengths};
+use crate::umem::Frame;
+
+/// Segments joined at most.
+pub const MOST_PIECES: usize = 64;
+
+const TCP_PSH: u8 = 0x08;
+const TCP_ACK: u8 = 0x10;
+const NONE: u16 = u16::MAX;
+
+/// What must be known of a TCP segment with payload.
+#[derive(Clone, Copy)]
+struct Segment {
+    ip: usize,
+    head: usize,
+    payload: usize,
+    sequence: u32,
+    push: bool,
+}
+
+impl Segment {
+    /// A whole, plain segment with payload; anything unusual is left as it is.
+    fn of(packet: &[u8]) -> Option<Self> {
+        let ip = match packet.first()? {
+            // No options, no fragment, TCP.
+            0x45 if packet.get(6)? & 0x3f == 0 && *packet.get(7)? == 0 && *packet.get(9)? == 6 => {
+                let total = u16::from_be_bytes([*packet.get(2)?, *packet.get(3)?]);
+                (usize::from(total) == packet.len()).then_some(20)?
+            }
+            first if first >> 4 == 6 && *packet.get(6)? == 6 => {
+                let length = u16::from_be_bytes([*packet.get(4)?, *packet.get(5)?]);
+                (usize::from(length) + 40 == packet.len()).then_some(40)?
+            }
+            _ => return None,
+        };
+        let tcp = packet.get(ip..ip + 20)?;
+        let head = ip + usize::from(tcp[12] >> 4) * 4;
+        let payload = packet
+            .len()
+            .checked_sub(head)
+            .filter(|n| *n > 0 && head >= ip + 20)?;
+        let plain = tcp[12] & 0x0f == 0 && tcp[13] & !TCP_PSH == TCP_ACK;
+        plain.then_some(Self {
+            ip,
+            head,
+            payload,
+            sequence: u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]),
+            push: tcp[13] & TCP_PSH != 0,
+        })
+    }
+
+    fn checksum_holds(&self, packet: &[u8]) -> bool {
+        packet.get(self.ip..).is_some_and(|tcp| {
+            checksum::pseudo_header(packet, 6, tcp.len())
+                .is_some_and(|pseudo| pseudo.add(tcp).finish() == 0)
+        })
+    }
+}
+
+/// Whether two packets are of one TCP connection (or might be: only addresses and ports count).
+fn same_flow(a: &[u8], b: &[u8]) -> bool {
+    let key = |packet: &[u8]| -> Option<([u8; 32], [u8; 4])> {
+        let mut addresses = [0; 32];
+        let ip = match packet.first()? >> 4 {
+            4 => {
+                addresses[..8].copy_from_slice(packet.get(12..20)?);
+                usize::from(packet[0] & 0x0f) * 4
+            }
+            6 => {
+                addresses.copy_from_slice(packet.get(8..40)?);
+                40
+            }
+            _ => return None,
+        };
+        Some((addresses, packet.get(ip..)?.first_chunk().copied()?))
+    };
+    match (key(a), key(b)) {
+        (Some(a), Some(b)) => a == b,
+        _ => false,
+    }
+}
+
+/// Whether everything but lengths, identification, sequence, PSH and checksums is equal.
+fn same_headers(a: &[u8], b: &[u8], ip: usize, head: usize, distance: u16) -> bool {
+    let equal = |from: usize, to: usize| a.get(from..to) == b.get(from..to);
+    let ip_equal = if ip == 20 {
+        let id = |p: &[u8]| u16::from_be_bytes([p[4], p[5]]);
+        let fixed = a[6] & 0x40 != 0;
+        equal(0, 2) && equal(6, 10) && (fixed || id(b) == id(a).wrapping_add(distance))
+    } else {
+        equal(0, 4) && equal(6, 8)
+    };
+    // Acknowledgement and offset; window; options.
+    ip_equal && equal(ip + 8, ip + 13) && equal(ip + 14, ip + 16) && equal(ip + 18, head)
+}
+
+/// Frames that leave as one packet: a chain through [`Coalescer::next`].
+struct Run {
+    first: u16,
+    last: u16,
+    pieces: u16,
+    /// Octets of the whole packet.
+    total: usize,
+    /// The first segment, when the run may grow.
+    segment: Option<Segment>,
+    open: bool,
+    verified: bool,
+    push: bool,
+}
+
+/// Reusable state of one writer.
+#[derive(Default)]
+pub struct Coalescer {
+    runs: Vec<Run>,
+    next: Vec<u16>,
+}
+
+impl Coalescer {
+    /// Calls `emit` once per packet to write, with the pieces to gather; each flow stays in order.
+    pub fn deliver(&mut self, frames: &mut [Frame], mut emit: impl FnMut(VnetHeader, &[&[u8]])) {
+        for chunk in frames.chunks_mut(MOST_PIECES) {
+            self.gather(chunk);
+            for run in &self.runs {
+                let header = finish(run, chunk);
+                let mut pieces: [&[u8]; MOST_PIECES] = [&[]; MOST_PIECES];
+                let mut count = 0;
+                let mut index = run.first;
+                while let Some(frame) = chunk.get(usize::from(index)) {
+                    let skip = if count == 0 {
+                        0
+                    } else {
+                        run.segment.map_or(0, |s| s.head)
+                    };
+                    pieces[count] = &frame.data()[skip..];
+                    count += 1;
+                    index = self.next[usize::from(index)];
+                }
+                emit(header, &pieces[..count]);
+            }
+        }
+    }
+
+    fn gather(&mut self, frames: &[Frame]) {
+        self.runs.clear();
+        self.next.clear();
+        self.next.resize(frames.len(), NONE);
+        for index in 0..frames.len() {
+            let segment = Segment::of(frames[index].data());
+            if !segment.is_some_and(|segment| self.join(frames, index, segment)) {
+                self.runs.push(Run {
+                    first: index as u16,
+                    last: index as u16,
+                    pieces: 1,
+                    total: frames[index].len(),
+                    open: segment.is_some_and(|s| !s.push),
+                    push: segment.is_some_and(|s| s.push),
+                    segment,
+                    verified: false,
+                });
+            }
+        }
+    }
+
+    /// Appends the segment to the youngest run of its flow if it continues it.
+    fn join(&mut self, frames: &[Frame], index: usize, segment: Segment) -> bool {
+        let packet = frames[index].data();
+        let first_of = |run: &Run| frames[usize::from(run.first)].data();
+        let Some(run) = self
+            .runs
+            .iter_mut()
+            .rev()
+            .find(|run| same_flow(first_of(run), packet))
+        else {
+            return false;
+        };
+        let Some(head) = run.segment.filter(|_| run.open) else {
+            return false;
+        };
+        let carried = run.total - head.head;
+        let continues = segment.ip == head.ip
+            && segment.head == head.head
+            && segment.sequence == head.sequence.wrapping_add(carried as u32)
+            && segment.payload <= head.payload
+            && run.total + segment.payload <= usize::from(u16::MAX)
+            && same_headers(first_of(run), packet, head.ip, head.head, run.pieces);
+        // The joined packet's checksum is vouched for, so the parts' must hold.
+        if !continues || !segment.checksum_holds(packet) {
+            return false;
+        }
+        if !run.verified {
+            run.verified = head.checksum_holds(first_of(run));
+            if !run.verified {
+                run.open = false;
+                return false;
+            }
+        }
+        self.next[usize::from(run.last)] = index as u16;
+        run.last = index as u16;
+        run.pieces += 1;
+        run.total += segment.payload;
+        run.push = segment.push;
+        run.open = segment.payload == head.payload && !segment.push;
+        true
+    }
+}
+
+/// Makes the first frame's headers those of the whole run.
+fn finish(run: &Run, frames: &mut [Frame]) -> VnetHeader {
+    let (Some(segment), Some(frame)) = (
+        run.segment.filter(|_| run.pieces > 1),
+        frames.get_mut(usize::from(run.first)),
+    ) else {
+        return VnetHeader::default();
+    };
+    let (ip, transport) = frame.data_mut().split_at_mut(segment.ip);
+    let length = run.total - segment.ip;
+    write_ip_lengths(ip, length, 0);
+    if run.push {
+        transport[13] |= TCP_PSH;
+    }
+    let pseudo = checksum::pseudo_header(ip, 6, length).unwrap_or_default();
+    transport[16..18].copy_from_slice(&pseudo.fold().to_ne_bytes());
+    VnetHeader {
+        flags: VnetHeader::FLAG_NEEDS_CHECKSUM,
+        gso_type: if segment.ip == 20 {
+            VnetHeader::GSO_TCPV4
+        } else {
+            VnetHeader::GSO_TCPV6
+        },
+        header_length: segment.head as u16,
+        gso_size: segment.payload as u16,
+        checksum_start: segment.ip as u16,
+        checksum_offset: 16,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::gso::tests::{checksums_hold, super_packet};
+    use super::super::gso::{Segmenter, VnetHeader};
+    use super::*;
+    use crate::umem::{Arena, Burst};
+    use proptest::prelude::*;
+
+    fn segments(header: &VnetHeader, packet: &[u8]) -> Vec<Vec<u8>> {
+        let mut segmenter = Segmenter::new(header, packet).unwrap();
+        let mut segments = Vec::new();
+        while let Some(len) = segmenter.next_len() {
+            let mut out = vec![0; len];
+            assert!(segmenter.write_next(&mut out));
+            segments.push(out);
+        }
+        segments
+    }
+
+    fn deliver(packets: &[Vec<u8>]) -> Vec<(VnetHeader, Vec<u8>)> {
+        let arena = Arena::new(packets.len().max(1), 16384).unwrap();
+        let mut pool = arena.take(packets.len());
+        let mut burst = Burst::new();
+        for packet in packets {
+            let mut frame = pool.get().unwrap();
+            frame.append(packet.len()).unwrap().copy_from_slice(packet);
+            burst.push(frame);
+        }
+        let mut out = Vec::new();
+        Coalescer::default().deliver(burst.frames_mut(), |header, pieces| {
+            out.push((header, pieces.concat()));
+        });
+        out
+    }
+
+    /// Segments without FIN and CWR, which end a run.
+    fn plain(v6: bool, payload: &[u8], size: u16, port: u8) -> (VnetHeader, Vec<u8>) {
+        let (header, mut packet) = super_packet(v6, payload, size, 12);
+        let ip = usize::from(header.checksum_start);
+        packet[ip + 13] = TCP_ACK | TCP_PSH;
+        packet[ip + 1] = port;
+        (header, packet)
+    }
+
+    proptest! {
+        #[test]
+        fn joined_segments_cut_again_are_the_same(
+            v6: bool,
+            a in proptest::collection::vec(any::<u8>(), 1..20_000),
+            b in proptest::collection::vec(any::<u8>(), 1..9_000),
+            size in 500u16..4000,
+            interleave in proptest::collection::vec(any::<bool>(), 64),
+        ) {
+            let (header_a, packet_a) = plain(v6, &a, size, 1);
+            let (header_b, packet_b) = plain(v6, &b, size, 2);
+            let (sent_a, sent_b) = (segments(&header_a, &packet_a), segments(&header_b, &packet_b));
+            let (mut left_a, mut left_b) = (sent_a.iter(), sent_b.iter());
+            let mut mixed = Vec::new();
+            for choice in interleave.iter().chain(std::iter::repeat(&true)) {
+                let (one, other) = if *choice { (&mut left_a, &mut left_b) } else { (&mut left_b, &mut left_a) };
+                match one.next().or_else(|| other.next()) {
+                    Some(packet) => mixed.push(packet.clone()),
+                    None => break,
+                }
+            }
+            let delivered = deliver(&mixed);
+            if mixed.len() <= MOST_PIECES {
+                prop_assert_eq!(delivered.len(), 2);
+            }
+            let mut again_a = Vec::new();
+            let mut again_b = Vec::new();
+            for (header, packet) in delivered {
+                let cut = if header.gso_type == VnetHeader::GSO_NONE { vec![packet.clone()] } else { segments(&header, &packet) };
+                let ip = if v6 { 40 } else { 20 };
+                if packet[ip + 1] == 1 { again_a.extend(cut) } else { again_b.extend(cut) }
+            }
+            prop_assert_eq!(again_a, sent_a);
+            prop_assert_eq!(again_b, sent_b);
+        }
+
+        #[test]
+        fn arbitrary_packets_pass_unchanged(
+            packets in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..120), 0..20),
+        ) {
+            let out = deliver(&packets);
+            prop_assert_eq!(out.into_iter().map(|(_, p)| p).collect::<Vec<_>>(), packets);
+        }
+    }
+
+    #[test]
+    fn a_bad_checksum_is_never_hidden() {
+        let (header, packet) = plain(false, &[7; 4000], 1000, 1);
+        for bad in 0..4 {
+            let mut sent = segments(&header, &packet);
+            sent[bad][60] ^= 1;
+            let delivered = deliver(&sent);
+            let alone = delivered
+                .iter()
+                .find(|(_, packet)| packet[..] == sent[bad][..]);
+            assert!(alone.is_some_and(|(header, packet)| {
+                header.gso_type == VnetHeader::GSO_NONE && !checksums_hold(packet)
+            }));
+        }
+    }
+
+    #[test]
+    fn reordered_and_repeated_segments_stay_apart() {
+        let (header, packet) = plain(false, &[7; 3000], 1000, 1);
+        let sent = segments(&header, &packet);
+        let order = [&sent[1], &sent[0], &sent[0], &sent[2]].map(Clone::clone);
+        let delivered: Vec<_> = deliver(&order)
+            .into_iter()
+            .map(|(_, packet)| packet)
+            .collect();
+        assert_eq!(delivered, order);
+    }
+}

@@ -1,0 +1,7 @@
+//! Packet ports: each moves bursts of frames between the engine and one kind of interface.
+
+pub mod checksum;
+pub mod gro;
+pub mod gso;
+pub mod syscall;
+pub mod tun;

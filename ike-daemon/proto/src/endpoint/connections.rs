@@ -1,0 +1,284 @@
+//! Configured connections: their policies, when they are initiated and tried again.
+
+use std::collections::HashSet;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use espada_common::sa::{Command, Policy};
+
+use super::{DownReason, DpdAction, Endpoint, Entry, InitiateError, StartAction, init};
+use crate::config::{ConnectionConfig, RemoteAddress};
+use crate::crypto::Random;
+use crate::notice::Notice;
+use crate::refusal::{Fix, Refusal, RefusalKind, RefusedBy};
+use crate::sa::context::DynRandom;
+use crate::sa::{Cx, Phase};
+use crate::status::Role;
+
+/// What is remembered of a connection besides its SAs.
+#[derive(Default)]
+pub(super) struct Slot {
+    pub last_error: Option<Arc<Refusal>>,
+    /// When it is initiated (again).
+    pub start_at: Option<Instant>,
+    /// Packets do not initiate it before this time, after a failure.
+    hold_until: Option<Instant>,
+    failures: u32,
+    /// It is to be kept up: by `start = "start"` or a DPD restart, until it is terminated.
+    persistent: bool,
+}
+
+impl<R: Random> Endpoint<R> {
+    /// Replaces the configured connections. Running SAs of connections that stay keep what they
+    /// negotiated; those of connections that are gone are deleted.
+    pub fn set_connections(&mut self, now: Instant, connections: Vec<ConnectionConfig>) {
+        let connections: Vec<Arc<ConnectionConfig>> = connections.into_iter().map(Arc::new).collect();
+        let names: HashSet<&Arc<str>> = connections.iter().map(|config| &config.name).collect();
+        let old = std::mem::take(&mut self.connections);
+        for config in old.iter().filter(|config| !names.contains(&config.name)) {
+            self.close(now, &config.name);
+            self.slots.remove(&config.name);
+            self.out.commands.push_back(Command::RemovePolicy { connection: config.name.clone() });
+        }
+        for config in &connections {
+            let before = old.iter().find(|before| before.name == config.name);
+            let policy = policy(config, config.start == StartAction::Trap);
+            if before.is_none_or(|before| self::policy(before, before.start == StartAction::Trap) != policy) {
+                self.out.commands.push_back(Command::InstallPolicy(policy));
+            }
+            let slot = self.slots.entry(config.name.clone()).or_default();
+            let starts = config.start == StartAction::Start;
+            if starts && before.is_none_or(|before| before.start != StartAction::Start) {
+                slot.persistent = true;
+                slot.start_at = Some(now);
+            }
+        }
+        self.connections = connections;
+        self.start_due_connections(now);
+    }
+
+    /// Sets a connection up. Succeeds when it is on its way already.
+    pub fn initiate(&mut self, now: Instant, connection: &str) -> Result<(), InitiateError> {
+        let config = self.connection(connection)?;
+        if self.sas.values().any(|entry| entry.sa.connection() == Some(&config.name) && entry.sa.is_established()) {
+            return Err(InitiateError::AlreadyUp(config.name.clone()));
+        }
+        if let Some(slot) = self.slots.get_mut(&config.name) {
+            slot.persistent = config.start == StartAction::Start;
+        }
+        self.begin(now, &config)
+    }
+
+    /// Deletes a connection's SAs and does not set it up again until it is initiated.
+    pub fn terminate(&mut self, now: Instant, connection: &str) -> Result<(), InitiateError> {
+        let config = self.connection(connection)?;
+        if let Some(slot) = self.slots.get_mut(&config.name) {
+            *slot = Slot { last_error: slot.last_error.take(), ..Slot::default() };
+        }
+        self.close(now, &config.name);
+        Ok(())
+    }
+
+    fn connection(&self, name: &str) -> Result<Arc<ConnectionConfig>, InitiateError> {
+        let found = self.connections.iter().find(|config| &*config.name == name);
+        found.cloned().ok_or_else(|| InitiateError::Unknown(name.to_owned()))
+    }
+
+    fn of_connection(&self, name: &Arc<str>) -> Vec<u64> {
+        let ours = self.sas.iter().filter(|(_, entry)| entry.sa.connection() == Some(name));
+        ours.map(|(spi, _)| *spi).collect()
+    }
+
+    fn close(&mut self, now: Instant, name: &Arc<str>) {
+        for spi in self.of_connection(name) {
+            self.with_sa(now, spi, |sa, cx| sa.terminate(cx));
+        }
+    }
+
+    /// Sends the first request unless a negotiation is on its way.
+    fn begin(&mut self, now: Instant, config: &Arc<ConnectionConfig>) -> Result<(), InitiateError> {
+        if let Some(slot) = self.slots.get_mut(&config.name) {
+            slot.start_at = None;
+        }
+        if !self.of_connection(&config.name).is_empty() {
+            return Ok(());
+        }
+        let RemoteAddress::Address(remote) = config.remote_address else {
+            return Err(InitiateError::NoRemote(config.name.clone()));
+        };
+        let local: Option<IpAddr> = config.local_address.or_else(|| self.sources.get(&remote).copied());
+        let Some(local) = local else {
+            let refusal = no_source(config, remote);
+            self.failed(now, &Arc::new(refusal), true);
+            return Err(InitiateError::NoSource(config.name.clone(), remote));
+        };
+        let local = SocketAddr::new(local, self.settings.port);
+        let remote = SocketAddr::new(remote, config.remote_port);
+        let mut cx = Cx {
+            now,
+            rng: DynRandom(&mut self.rng),
+            settings: &self.settings,
+            connections: &self.connections,
+            secrets: &self.secrets,
+            out: &mut self.out,
+        };
+        let sa = init::start(&mut cx, config.clone(), local, remote);
+        self.keep(Entry { sa, deadline: None, half_open: None, init_key: None });
+        self.carry_out_effects(now);
+        Ok(())
+    }
+
+    /// Initiates what waited until now.
+    pub(super) fn start_due_connections(&mut self, now: Instant) {
+        for config in self.connections.clone() {
+            let slot = self.slots.get_mut(&config.name);
+            if slot.is_some_and(|slot| slot.start_at.take_if(|at| *at <= now).is_some()) {
+                // What can fail here has told people by a refusal, or cannot be initiated at all.
+                let _ = self.begin(now, &config);
+            }
+        }
+    }
+
+    /// A packet needs the connection.
+    pub(super) fn acquire(&mut self, now: Instant, connection: &str) {
+        let Ok(config) = self.connection(connection) else {
+            return;
+        };
+        let established: Vec<u64> = self
+            .of_connection(&config.name)
+            .into_iter()
+            .filter(|spi| self.sas.get(spi).is_some_and(|entry| entry.sa.is_established()))
+            .collect();
+        if let Some(&spi) = established.last() {
+            return self.with_sa(now, spi, |sa, cx| sa.acquire(cx));
+        }
+        let held = self.slots.get(&config.name).and_then(|slot| slot.hold_until);
+        if config.start != StartAction::None && held.is_none_or(|until| until <= now) {
+            let _ = self.begin(now, &config);
+        }
+    }
+
+    /// An IKE SA of the connection came up.
+    pub(super) fn established(&mut self, now: Instant, spi: u64, connection: &Arc<str>, initial_contact: bool) {
+        if let Some(slot) = self.slots.get_mut(connection) {
+            slot.last_error = None;
+            slot.start_at = None;
+            slot.hold_until = None;
+            slot.failures = 0;
+        }
+        let Some(peers) = self.sas.get(&spi).and_then(|entry| entry.sa.identities()) else {
+            return;
+        };
+        for other in self.sas.keys().copied().filter(|other| *other != spi).collect::<Vec<_>>() {
+            let Some(sa) = self.sas.get(&other).map(|entry| &entry.sa) else {
+                continue;
+            };
+            // Both ends initiated at once: one IKE SA is enough.
+            let needless = matches!(sa.phase, Phase::InitSent(_)) && sa.connection() == Some(connection);
+            // "deletes … any other IKE SAs … authenticated using the same identities" (section 2.4).
+            let stale = initial_contact && sa.identities().as_ref() == Some(&peers);
+            if needless || stale {
+                self.with_sa(now, other, |sa, cx| sa.abandon(cx, DownReason::Replaced));
+            }
+        }
+    }
+
+    /// A negotiation failed: tell people, and try again where that is wanted.
+    pub(super) fn failed(&mut self, now: Instant, refusal: &Arc<Refusal>, retry: bool) {
+        self.out.notice(Notice::Refused(refusal.clone()));
+        let Some(name) = &refusal.connection else {
+            return;
+        };
+        let (first, max) = (self.settings.retry_first, self.settings.retry_max);
+        let Some(slot) = self.slots.get_mut(name) else {
+            return;
+        };
+        slot.last_error = Some(refusal.clone());
+        if !retry {
+            return;
+        }
+        let after = first.saturating_mul(1 << slot.failures.min(16)).min(max);
+        slot.failures += 1;
+        slot.hold_until = Some(now + after);
+        if slot.persistent {
+            self.schedule(now, name, after);
+        }
+    }
+
+    /// An IKE SA of the connection is gone.
+    pub(super) fn down(&mut self, now: Instant, connection: &Arc<str>, reason: DownReason) {
+        let Ok(config) = self.connection(connection) else {
+            return;
+        };
+        let others = self.of_connection(connection).iter().any(|spi| {
+            self.sas.get(spi).is_some_and(|entry| entry.sa.is_established())
+        });
+        let Some(slot) = self.slots.get_mut(connection) else {
+            return;
+        };
+        if others {
+            return;
+        }
+        let mut after = self.settings.retry_first;
+        if reason == DownReason::DeadPeer {
+            match config.dpd.map(|dpd| dpd.action) {
+                Some(DpdAction::Restart) => {
+                    slot.persistent |= matches!(config.remote_address, RemoteAddress::Address(_));
+                    after = Duration::ZERO;
+                }
+                Some(DpdAction::Trap) => {
+                    slot.persistent = config.start == StartAction::Start;
+                    self.out.commands.push_back(Command::InstallPolicy(policy(&config, true)));
+                    return;
+                }
+                Some(DpdAction::Clear) => {
+                    slot.persistent = false;
+                    return;
+                }
+                None => {}
+            }
+        }
+        let again = matches!(
+            reason,
+            DownReason::PeerDeleted | DownReason::DeadPeer | DownReason::Expired | DownReason::ProtocolError
+        );
+        if again && slot.persistent {
+            self.schedule(now, connection, after);
+        }
+    }
+
+    fn schedule(&mut self, now: Instant, name: &Arc<str>, after: Duration) {
+        if let Some(slot) = self.slots.get_mut(name) {
+            slot.start_at = Some(now + after);
+            if !after.is_zero() {
+                self.out.notice(Notice::RetryScheduled { connection: name.clone(), after });
+            }
+        }
+    }
+}
+
+fn policy(config: &ConnectionConfig, trap: bool) -> Policy {
+    Policy {
+        connection: config.name.clone(),
+        local_ts: config.local_ts.clone(),
+        remote_ts: config.remote_ts.clone(),
+        trap,
+    }
+}
+
+fn no_source(config: &ConnectionConfig, remote: IpAddr) -> Refusal {
+    Refusal {
+        kind: RefusalKind::NoSource,
+        by: RefusedBy::Nobody,
+        role: Role::Initiator,
+        connection: Some(config.name.clone()),
+        summary: format!("the host has no address to reach {remote} from"),
+        details: vec![format!("`ip route get {remote}` shows what the host would do")],
+        fix: Some(Fix::new(
+            &config.origin,
+            "local.address",
+            "set one of the host's addresses, or add a route to the peer",
+        )),
+    }
+}

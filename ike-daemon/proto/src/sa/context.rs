@@ -1,0 +1,196 @@
+//! What every phase is given to work with, and where its effects go.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use espada_common::sa::{ChildSa, ChildSaId, Command, Path};
+
+use super::IkeSa;
+use super::nat::Nat;
+use crate::config::{ConnectionConfig, EndpointConfig, PskSecret};
+use crate::crypto::Random;
+use crate::endpoint::Transmit;
+use crate::identity::Identity;
+use crate::notice::{DownReason, Notice};
+use crate::refusal::Refusal;
+use crate::status::{EndpointCounters, IkeDrop, Role};
+
+/// Surroundings of one call into an IKE SA.
+pub(crate) struct Cx<'a> {
+    pub now: Instant,
+    pub rng: DynRandom<'a>,
+    pub settings: &'a EndpointConfig,
+    /// In the order of the configuration.
+    pub connections: &'a [Arc<ConnectionConfig>],
+    pub secrets: &'a [PskSecret],
+    pub out: &'a mut Outbox,
+}
+
+/// The endpoint's source of randomness without its type.
+pub(crate) struct DynRandom<'a>(pub &'a mut dyn Random);
+
+impl Random for DynRandom<'_> {
+    fn fill(&mut self, buf: &mut [u8]) {
+        self.0.fill(buf);
+    }
+}
+
+impl Cx<'_> {
+    /// A nonce of 32 octets: "at least 128 bits in size, and MUST be at least half the key size of
+    /// the negotiated pseudorandom function" (section 2.10).
+    pub fn nonce(&mut self) -> Vec<u8> {
+        let mut nonce = vec![0; 32];
+        self.rng.fill(&mut nonce);
+        nonce
+    }
+
+    /// A new IKE SPI, never zero.
+    pub fn ike_spi(&mut self) -> u64 {
+        loop {
+            let mut octets = [0; 8];
+            self.rng.fill(&mut octets);
+            let spi = u64::from_be_bytes(octets);
+            if spi != 0 {
+                return spi;
+            }
+        }
+    }
+
+    /// A new SPI for what we receive: none of the reserved 0 to 255, none in use.
+    pub fn child_spi(&mut self) -> u32 {
+        loop {
+            let mut octets = [0; 4];
+            self.rng.fill(&mut octets);
+            let spi = u32::from_be_bytes(octets);
+            if spi > 255 && !self.out.inbound_spis.contains_key(&spi) {
+                return spi;
+            }
+        }
+    }
+}
+
+/// Something only the endpoint can do.
+pub(crate) enum Effect {
+    /// An IKE SA came up.
+    Established {
+        /// Our SPI of it.
+        spi: u64,
+        connection: Arc<str>,
+        /// The peer says it has no other SA with us.
+        initial_contact: bool,
+    },
+    /// A negotiation of a connection failed.
+    Failed { refusal: Arc<Refusal>, retry: bool },
+    /// An IKE SA is gone.
+    Down { connection: Arc<str>, reason: DownReason },
+    /// A rekeyed IKE SA takes over.
+    Adopt(Box<IkeSa>),
+}
+
+/// Where effects wait until the endpoint's owner fetches them.
+#[derive(Default)]
+pub(crate) struct Outbox {
+    pub transmits: VecDeque<Transmit>,
+    pub commands: VecDeque<Command>,
+    pub notices: VecDeque<Notice>,
+    pub effects: Vec<Effect>,
+    pub counters: EndpointCounters,
+    /// Our ESP SPIs in use.
+    inbound_spis: HashMap<u32, ChildSaId>,
+    /// IKE SA (our SPI) and inbound ESP SPI of every child SA.
+    children: HashMap<ChildSaId, (u64, u32)>,
+    last_child: u64,
+}
+
+impl Outbox {
+    pub fn transmit(&mut self, local: SocketAddr, remote: SocketAddr, payload: Vec<u8>) {
+        self.counters.sent += 1;
+        self.transmits.push_back(Transmit { local, remote, payload, keepalive: false });
+    }
+
+    pub fn notice(&mut self, notice: Notice) {
+        self.notices.push_back(notice);
+    }
+
+    /// Counts a datagram that is not acted on.
+    pub fn drop(&mut self, reason: IkeDrop) {
+        *self.counters.dropped.entry(reason).or_default() += 1;
+    }
+
+    pub fn next_child_id(&mut self) -> ChildSaId {
+        self.last_child += 1;
+        ChildSaId(self.last_child)
+    }
+
+    /// Installs a pair, as the successor of `old` if there is one.
+    pub fn install(&mut self, ike_spi: u64, sa: ChildSa, old: Option<ChildSaId>) {
+        self.inbound_spis.insert(sa.inbound.spi, sa.id);
+        self.children.insert(sa.id, (ike_spi, sa.inbound.spi));
+        let sa = Box::new(sa);
+        self.commands.push_back(match old {
+            None => Command::InstallSa(sa),
+            Some(old) => Command::RekeySa { old, new: sa },
+        });
+    }
+
+    /// Removes a pair.
+    pub fn remove(&mut self, id: ChildSaId) {
+        if let Some((_, spi)) = self.children.remove(&id) {
+            self.inbound_spis.remove(&spi);
+            self.commands.push_back(Command::RemoveSa { id });
+        }
+    }
+
+    /// Moves a pair to another path.
+    pub fn move_path(&mut self, id: ChildSaId, path: Path) {
+        self.commands.push_back(Command::MovePath { id, path });
+    }
+
+    /// Hands a pair over to another IKE SA.
+    pub fn rehome(&mut self, id: ChildSaId, ike_spi: u64) {
+        if let Some((owner, _)) = self.children.get_mut(&id) {
+            *owner = ike_spi;
+        }
+    }
+
+    /// The IKE SA a pair belongs to.
+    pub fn owner(&self, id: ChildSaId) -> Option<u64> {
+        self.children.get(&id).map(|(spi, _)| *spi)
+    }
+
+    /// Pairs installed.
+    #[cfg(test)]
+    pub fn child_count(&self) -> usize {
+        self.children.len()
+    }
+}
+
+/// What every phase of an IKE SA has.
+#[derive(Clone, Debug)]
+pub(crate) struct Common {
+    pub role: Role,
+    pub spi_i: u64,
+    pub spi_r: u64,
+    pub local: SocketAddr,
+    pub remote: SocketAddr,
+    /// When the first message was sent or received; once established, when that happened.
+    pub started: Instant,
+    pub nat: Nat,
+}
+
+impl Common {
+    /// The SPI we chose.
+    pub fn local_spi(&self) -> u64 {
+        match self.role {
+            Role::Initiator => self.spi_i,
+            Role::Responder => self.spi_r,
+        }
+    }
+}
+
+/// Our identity in a connection, when we send from `local`.
+pub(crate) fn local_identity(config: &ConnectionConfig, local: SocketAddr) -> Identity {
+    config.local_id.clone().unwrap_or_else(|| Identity::Address(local.ip()))
+}

@@ -336,8 +336,8 @@ impl Espada {
         self.config.parent().unwrap_or(&self.config)
     }
 
-    /// From now on, dropping this value ends the daemon (it was started detached).
-    pub fn end_on_drop(&mut self, end: bool) {
-        self.process.end_on_drop(end);
+    /// Leaves the daemon running when this value is dropped (it was started detached).
+    pub fn keep(&mut self) {
+        self.process.keep();
     }
 }

@@ -1,6 +1,7 @@
 //! Background processes: started in a namespace, ended by their id, their output in a file.
 
 use std::fs::{File, OpenOptions};
+use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -27,6 +28,19 @@ impl WorkDir {
             .keep();
         cleanup::register_directory(&path);
         Ok(Self { path, keep: false })
+    }
+
+    /// Makes it at a place of the caller's choice, readable by its owner alone.
+    pub fn at(path: &Path) -> Result<Self> {
+        std::fs::DirBuilder::new()
+            .mode(0o700)
+            .create(path)
+            .with_context(|| format!("cannot make {}", path.display()))?;
+        cleanup::register_directory(path);
+        Ok(Self {
+            path: path.to_owned(),
+            keep: false,
+        })
     }
 
     /// Where it is.
@@ -103,7 +117,7 @@ impl Process {
             name: name.to_owned(),
             child,
             log: log.to_owned(),
-            keep: detached,
+            keep: false,
         })
     }
 
@@ -175,9 +189,9 @@ impl Process {
         Ok(())
     }
 
-    /// From now on, dropping this value ends the process (it was started detached).
-    pub fn end_on_drop(&mut self, end: bool) {
-        self.keep = !end;
+    /// Leaves the process running when this value is dropped (it was started detached).
+    pub fn keep(&mut self) {
+        self.keep = true;
     }
 }
 

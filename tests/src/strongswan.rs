@@ -169,9 +169,9 @@ impl StrongSwan {
         self.charon.kill()
     }
 
-    /// From now on, dropping this value ends charon (it was started detached).
-    pub fn end_on_drop(&mut self, end: bool) {
-        self.charon.end_on_drop(end);
+    /// Leaves charon running when this value is dropped (it was started detached).
+    pub fn keep(&mut self) {
+        self.charon.keep();
     }
 }
 

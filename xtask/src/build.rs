@@ -30,18 +30,20 @@ pub fn run(args: &Args) -> Result<()> {
     }
     refresh_object()?;
     if !args.ebpf_only {
-        say("building espada");
-        process::run(
-            Command::new(env!("CARGO"))
-                .current_dir(process::root())
-                .args(["build", "--release", "--package", "espada"]),
-        )?;
-        say(format_args!(
-            "built {}",
-            process::target_dir().join("release/espada").display()
-        ));
+        say(format_args!("built {}", build_espada()?.display()));
     }
     Ok(())
+}
+
+/// Builds the espada binary and says where it is.
+pub fn build_espada() -> Result<PathBuf> {
+    say("espada: compiling");
+    process::run(
+        Command::new(env!("CARGO"))
+            .current_dir(process::root())
+            .args(["build", "--release", "--package", "espada"]),
+    )?;
+    Ok(process::target_dir().join("release/espada"))
 }
 
 /// Makes the object anew where its sources changed. Without the toolchain the committed object

@@ -47,7 +47,7 @@ fn loader(arguments: &[&str]) -> Result<()> {
                 "espada-frontend",
             ]),
     )?;
-    process::run(
+    process::run_with_output(
         Command::new(process::target_dir().join("release/espada-frontend")).args(arguments),
     )
 }

@@ -1,11 +1,17 @@
 //! `cargo xtask`: the developer's commands. Each subcommand is a module with its `Args` and a
 //! `run(Args)`; this file only names them.
 
+mod bench;
 mod build;
+mod debian;
+mod demo;
 mod frontend;
 mod process;
+mod progress;
 mod setup;
+mod test;
 mod toolchain;
+mod vm;
 
 use clap::{Parser, Subcommand};
 
@@ -27,6 +33,14 @@ enum Command {
     Load(frontend::LoadArgs),
     /// Detach the front end from an interface and remove its pinned maps
     Unload(frontend::UnloadArgs),
+    /// Bring up a tunnel between two gateways in network namespaces and report on it
+    Demo(demo::Args),
+    /// Run all tests and show a summary
+    Test(test::Args),
+    /// Measure parts of the data plane
+    Bench(bench::Args),
+    /// Run a command under another kernel, in qemu
+    Vm(vm::Args),
 }
 
 fn main() -> std::process::ExitCode {
@@ -35,6 +49,10 @@ fn main() -> std::process::ExitCode {
         Command::Build(args) => build::run(&args),
         Command::Load(args) => frontend::load(&args),
         Command::Unload(args) => frontend::unload(&args),
+        Command::Demo(args) => demo::run(&args),
+        Command::Test(args) => test::run(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::Vm(args) => vm::run(&args),
     };
     match result {
         Ok(()) => std::process::ExitCode::SUCCESS,

@@ -24,8 +24,14 @@ pub fn say(line: impl std::fmt::Display) {
     eprintln!("{line}");
 }
 
-/// Runs a command whose output goes to the terminal; an error names it.
+/// Runs a command that does part of a job: all its output goes to standard error, which leaves
+/// standard output to our own results. An error names the command.
 pub fn run(command: &mut Command) -> Result<()> {
+    run_with_output(command.stdout(std::io::stderr()))
+}
+
+/// Runs a command whose output is the result; an error names it.
+pub fn run_with_output(command: &mut Command) -> Result<()> {
     let name = shown(command);
     let status = command
         .status()

@@ -1,0 +1,167 @@
+//! `cargo xtask test`: set-up, every tier of tests, and a summary with the runners' own counts.
+
+mod tally;
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::process::{self, say};
+use crate::{build, setup};
+use tally::Tally;
+
+/// Arguments of `cargo xtask test`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Only these tiers
+    #[arg(value_enum)]
+    tiers: Vec<Tier>,
+    /// Only tests whose names contain this
+    #[arg(long)]
+    filter: Option<String>,
+}
+
+/// A part of the test suite.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Tier {
+    /// Unit and property tests, handshakes on virtual time, eBPF programs run by the kernel
+    Unit,
+    /// Gateways, clients and servers in network namespaces
+    Netns,
+    /// strongSwan at the other end
+    Interop,
+}
+
+const TIERS: [Tier; 3] = [Tier::Unit, Tier::Netns, Tier::Interop];
+
+impl Tier {
+    fn title(self) -> &'static str {
+        match self {
+            Self::Unit => "unit, property, virtual time, BPF",
+            Self::Netns => "network namespaces",
+            Self::Interop => "interop with strongSwan",
+        }
+    }
+
+    /// What cargo's `test` is told for this tier.
+    fn selection(self) -> &'static [&'static str] {
+        match self {
+            Self::Unit => &["--workspace", "--exclude", "espada-tests"],
+            Self::Netns => &["--package", "espada-tests", "--lib", "--test", "netns"],
+            Self::Interop => &[
+                "--package",
+                "espada-tests",
+                "--test",
+                "harness",
+                "--test",
+                "interop",
+            ],
+        }
+    }
+}
+
+/// Runs the subcommand.
+pub fn run(args: &Args) -> Result<()> {
+    setup::install_all()?;
+    build::refresh_object()?;
+    let espada = build::build_espada()?;
+    let tiers: Vec<Tier> = TIERS
+        .into_iter()
+        .filter(|tier| args.tiers.is_empty() || args.tiers.contains(tier))
+        .collect();
+    let mut results = Vec::new();
+    for tier in tiers {
+        say(format_args!("\n==== {}", tier.title()));
+        let mut command = Command::new(env!("CARGO"));
+        command
+            .current_dir(process::root())
+            .env("ESPADA_BIN", &espada)
+            .args(["test", "--release", "--no-fail-fast"])
+            .args(tier.selection())
+            .arg("--")
+            // Namespaces are separate; two at a time keep waiting tests from holding up others.
+            .arg("--test-threads=2")
+            .args(&args.filter);
+        let started = Instant::now();
+        let (tally, success) = run_tests(&mut command)?;
+        results.push(Outcome {
+            tier,
+            tally,
+            success,
+            took: started.elapsed(),
+        });
+    }
+    let mut out = std::io::stdout();
+    write!(out, "{}", summary(&results)).context("cannot write the summary")?;
+    if results
+        .iter()
+        .any(|outcome| !outcome.success || outcome.tally.failed > 0)
+    {
+        bail!("tests failed");
+    }
+    if args.filter.is_none() && results.iter().any(|outcome| outcome.tally.total() == 0) {
+        bail!("a tier ran no test at all");
+    }
+    Ok(())
+}
+
+struct Outcome {
+    tier: Tier,
+    tally: Tally,
+    success: bool,
+    took: Duration,
+}
+
+/// Runs a test command, shows its output as it comes, and counts.
+fn run_tests(command: &mut Command) -> Result<(Tally, bool)> {
+    let (reader, writer) = std::io::pipe().context("cannot make a pipe")?;
+    command
+        .stdin(Stdio::null())
+        .stdout(writer.try_clone()?)
+        .stderr(writer);
+    let mut child = command.spawn().context("cannot run cargo")?;
+    // Our copies of the pipe's writing end would keep the reader waiting for ever.
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut tally = Tally::default();
+    for line in BufReader::new(reader).split(b'\n') {
+        let line = line.context("cannot read the tests' output")?;
+        let line = String::from_utf8_lossy(&line);
+        say(&line);
+        tally.read(&line);
+    }
+    Ok((tally, child.wait()?.success()))
+}
+
+fn summary(results: &[Outcome]) -> String {
+    let mut text = format!(
+        "\n{:36} {:>7} {:>7} {:>8} {:>7}\n",
+        "tier", "passed", "failed", "skipped", "time"
+    );
+    for outcome in results {
+        let tally = &outcome.tally;
+        text += &format!(
+            "{:36} {:>7} {:>7} {:>8} {:>6}s{}\n",
+            outcome.tier.title(),
+            tally.passed(),
+            tally.failed,
+            tally.skipped(),
+            outcome.took.as_secs(),
+            if outcome.success { "" } else { "  FAILED" }
+        );
+    }
+    text += &format!(
+        "{:36} {:>7} {:>7} {:>8}         kernel ESP and other kernels: not in this version\n",
+        "virtual machines", 0, 0, "all"
+    );
+    for outcome in results {
+        for name in &outcome.tally.failures {
+            text += &format!("FAILED  {name}\n");
+        }
+        for reason in &outcome.tally.skips {
+            text += &format!("SKIPPED {reason}\n");
+        }
+    }
+    text
+}

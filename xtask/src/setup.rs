@@ -1,22 +1,23 @@
 //! `cargo xtask setup`: what building and testing need, installed where it is missing.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::{env, fs};
 
 use anyhow::{Context, Result, bail};
 
+use crate::debian::{Archive, TempDir};
 use crate::process::{self, say};
 use crate::toolchain::{self, Rustc, sources};
+use crate::vm;
 
 /// Debian packages of the tests, the demo and their peers, each with what it is for.
-const PACKAGES: [(&str, &str); 15] = [
+const OWN_PACKAGES: [(&str, &str); 14] = [
     ("bpftool", "inspecting programs and maps"),
     ("ethtool", "offloads of test links"),
     ("iperf3", "throughput"),
     ("iproute2", "namespaces, links, routes"),
     ("iputils-ping", "reachability"),
-    ("kmod", "modules of the test VMs"),
     ("libcharon-extauth-plugins", "strongSwan peer: EAP"),
     ("libcharon-extra-plugins", "strongSwan peer: userspace ESP"),
     (
@@ -30,6 +31,11 @@ const PACKAGES: [(&str, &str); 15] = [
     ("strongswan-swanctl", "strongSwan peer: control"),
     ("tcpdump", "captures"),
 ];
+
+/// All Debian packages, those of the test VMs included.
+fn packages() -> impl Iterator<Item = (&'static str, &'static str)> {
+    OWN_PACKAGES.into_iter().chain(vm::PACKAGES)
+}
 
 /// Arguments of `cargo xtask setup`.
 #[derive(clap::Args)]
@@ -52,7 +58,7 @@ pub fn install_all() -> Result<()> {
 
 fn check() -> Result<()> {
     let mut missing = missing_packages()?;
-    for (package, purpose) in PACKAGES {
+    for (package, purpose) in packages() {
         let state = if missing.iter().any(|name| name == package) {
             "missing"
         } else {
@@ -122,19 +128,21 @@ fn missing_packages() -> Result<Vec<String>> {
     if process::which("dpkg-query").is_none() {
         bail!(
             "this is no Debian system (no dpkg-query): install by hand {}",
-            PACKAGES.map(|(package, _)| package).join(" ")
+            packages()
+                .map(|(package, _)| package)
+                .collect::<Vec<_>>()
+                .join(" ")
         );
     }
     // dpkg-query fails as soon as one package is unknown to it, yet prints the others.
     let output = Command::new("dpkg-query")
         .args(["-W", "-f", "${Package} ${db:Status-Status}\n"])
-        .args(PACKAGES.map(|(package, _)| package))
+        .args(packages().map(|(package, _)| package))
         .output()
         .context("cannot run dpkg-query")?;
     let listed = String::from_utf8_lossy(&output.stdout).into_owned();
-    Ok(PACKAGES
-        .iter()
-        .map(|(package, _)| (*package).to_owned())
+    Ok(packages()
+        .map(|(package, _)| package.to_owned())
         .filter(|package| sources::recorded(&listed, package) != Some("installed"))
         .collect())
 }
@@ -215,76 +223,39 @@ fn rustup_component(_: &Rustc) -> Result<()> {
     process::output(Command::new("rustup").args(["component", "add", "rust-src"])).map(drop)
 }
 
-/// Unpacks the library sources from Debian's package of the very compiler version, checked
-/// against Debian's archive keys, without touching the system's own package sources.
+/// Unpacks the library sources from Debian's package of the very compiler version.
 fn debian_rust_src(rustc: &Rustc) -> Result<()> {
-    const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
-    if process::which("apt-get").is_none() || !Path::new(KEYRING).is_file() {
-        bail!("needs apt-get and {KEYRING} (package debian-archive-keyring)");
-    }
-    let work = TempDir::new()?;
-    for dir in [
-        "parts",
-        "lists/partial",
-        "cache/archives/partial",
-        "unpacked",
-    ] {
-        fs::create_dir_all(work.0.join(dir)).context("cannot make a temporary folder")?;
-    }
     let mut last = String::from("no suite was tried");
     for suite in ["trixie-backports", "sid"] {
-        let source = format!(
-            "Types: deb\nURIs: {}\nSuites: {suite}\nComponents: main\nSigned-By: {KEYRING}\n",
-            debian_mirror()
-        );
-        fs::write(work.0.join("parts/espada.sources"), source)
-            .context("cannot write the package source")?;
-        let found = process::output(private_apt("apt-get", &work.0).args(["update", "-qq"]))
-            .and_then(|_| {
-                process::output(private_apt("apt-cache", &work.0).args(["madison", "rust-src"]))
-            });
-        let listed = match found {
-            Ok(listed) => listed,
+        let found = Archive::open(suite).and_then(|archive| {
+            let versions = archive.versions("rust-src")?;
+            Ok((archive, versions))
+        });
+        let (archive, versions) = match found {
+            Ok(found) => found,
             Err(error) => {
-                last = format!("{suite}: {error:#}");
+                last = format!("{error:#}");
                 continue;
             }
         };
         let prefix = format!("{}+", rustc.version);
-        let Some(version) = listed
-            .lines()
-            .filter_map(|line| line.split('|').nth(1).map(str::trim))
-            .find(|version| version.starts_with(&prefix))
-        else {
+        let Some(version) = versions.iter().find(|version| version.starts_with(&prefix)) else {
             last = format!("{suite} has no rust-src {}", rustc.version);
             continue;
         };
         say(format_args!(
             "setup: rust-src: downloading rust-src {version} from {suite}"
         ));
-        process::output(
-            private_apt("apt-get", &work.0)
-                .args(["download", "-qq", &format!("rust-src={version}")])
-                .current_dir(&work.0),
-        )?;
-        return unpack(&work.0, rustc);
+        let unpacked = TempDir::new()?;
+        archive.unpack(&format!("rust-src={version}"), &unpacked.0)?;
+        return copy_library(&unpacked.0, rustc);
     }
     bail!(last)
 }
 
-fn unpack(work: &Path, rustc: &Rustc) -> Result<()> {
-    let package = fs::read_dir(work)?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
-        .context("apt-get download left no package")?;
-    process::output(
-        Command::new("dpkg-deb")
-            .arg("-x")
-            .arg(&package)
-            .arg(work.join("unpacked")),
-    )?;
-    let library = work
-        .join("unpacked/usr/src")
+fn copy_library(unpacked: &Path, rustc: &Rustc) -> Result<()> {
+    let library = unpacked
+        .join("usr/src")
         .join(format!("rustc-{}", rustc.version))
         .join("library");
     let place = toolchain::library_dir(&rustc.sysroot);
@@ -297,90 +268,4 @@ fn unpack(work: &Path, rustc: &Rustc) -> Result<()> {
             .arg(&place),
     )
     .map(drop)
-}
-
-/// An apt program that sees only the package source under `work`.
-fn private_apt(program: &str, work: &Path) -> Command {
-    let mut command = Command::new(program);
-    let option = |name: &str, value: &Path| format!("{name}={}", value.display());
-    for setting in [
-        option("Dir::Etc::SourceList", Path::new("/dev/null")),
-        option("Dir::Etc::SourceParts", &work.join("parts")),
-        option("Dir::State::Lists", &work.join("lists")),
-        option("Dir::Cache", &work.join("cache")),
-        // apt's own user cannot read a private temporary folder.
-        "APT::Sandbox::User=root".to_owned(),
-    ] {
-        command.args(["-o", &setting]);
-    }
-    command
-}
-
-/// The mirror that this machine's own package sources name, else Debian's public one.
-fn debian_mirror() -> String {
-    let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
-    if let Ok(dir) = fs::read_dir("/etc/apt/sources.list.d") {
-        files.extend(dir.filter_map(|entry| Some(entry.ok()?.path())));
-    }
-    files
-        .iter()
-        .filter_map(|file| fs::read_to_string(file).ok())
-        .find_map(|text| mirror_in(&text))
-        .unwrap_or_else(|| "http://deb.debian.org/debian".to_owned())
-}
-
-/// The first address of a Debian archive in a package-source file of either format.
-fn mirror_in(text: &str) -> Option<String> {
-    text.lines()
-        .filter(|line| !line.trim_start().starts_with('#'))
-        .flat_map(str::split_whitespace)
-        .filter(|word| word.starts_with("http://") || word.starts_with("https://"))
-        .map(|word| word.trim_end_matches('/'))
-        .find(|word| word.ends_with("/debian"))
-        .map(str::to_owned)
-}
-
-/// A temporary folder that only we can read, removed when dropped.
-struct TempDir(PathBuf);
-
-impl TempDir {
-    fn new() -> Result<Self> {
-        let made =
-            process::output(Command::new("mktemp").args(["-d", "-t", "espada-setup.XXXXXX"]))?;
-        Ok(Self(PathBuf::from(made.trim())))
-    }
-}
-
-impl Drop for TempDir {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.0) {
-            say(format_args!(
-                "setup: cannot remove {}: {error}",
-                self.0.display()
-            ));
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::mirror_in;
-
-    #[test]
-    fn mirror_is_read_from_both_formats() {
-        let deb822 = "Types: deb\n# http://old.example/debian\nURIs: http://mirror.example/debian/\nSuites: bookworm\n";
-        assert_eq!(
-            mirror_in(deb822).as_deref(),
-            Some("http://mirror.example/debian")
-        );
-        let list = "deb [arch=amd64] https://mirror.example/debian bookworm main\n";
-        assert_eq!(
-            mirror_in(list).as_deref(),
-            Some("https://mirror.example/debian")
-        );
-        assert_eq!(
-            mirror_in("deb https://other.example/apt stable main\n"),
-            None
-        );
-    }
 }

@@ -1,0 +1,170 @@
+//! Single packages from Debian's archive, checked against its keys, without touching the system's
+//! own package sources.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::process;
+
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
+/// A private view of one suite of Debian's archive.
+pub struct Archive {
+    work: TempDir,
+    suite: String,
+}
+
+impl Archive {
+    /// Reads the package list of a suite such as `trixie-backports`.
+    pub fn open(suite: &str) -> Result<Self> {
+        if process::which("apt-get").is_none() || !Path::new(KEYRING).is_file() {
+            bail!("needs apt-get and {KEYRING} (package debian-archive-keyring)");
+        }
+        let work = TempDir::new()?;
+        for dir in ["parts", "lists/partial", "cache/archives/partial"] {
+            fs::create_dir_all(work.0.join(dir)).context("cannot make a temporary folder")?;
+        }
+        let source = format!(
+            "Types: deb\nURIs: {}\nSuites: {suite}\nComponents: main\nSigned-By: {KEYRING}\n",
+            mirror()
+        );
+        fs::write(work.0.join("parts/espada.sources"), source)
+            .context("cannot write the package source")?;
+        let archive = Self {
+            work,
+            suite: suite.to_owned(),
+        };
+        process::output(archive.apt("apt-get").args(["update", "-qq"]))
+            .with_context(|| format!("cannot read the package list of {suite}"))?;
+        Ok(archive)
+    }
+
+    /// Names of the packages that match an apt search expression.
+    pub fn search(&self, expression: &str) -> Result<Vec<String>> {
+        let found = process::output(self.apt("apt-cache").args(["pkgnames"]))?;
+        let (prefix, suffix) = expression.split_once('*').unwrap_or((expression, ""));
+        Ok(found
+            .lines()
+            .filter(|name| {
+                name.len() >= prefix.len() + suffix.len()
+                    && name.starts_with(prefix)
+                    && name.ends_with(suffix)
+            })
+            .map(str::to_owned)
+            .collect())
+    }
+
+    /// Versions of a package, newest first.
+    pub fn versions(&self, package: &str) -> Result<Vec<String>> {
+        let listed = process::output(self.apt("apt-cache").args(["madison", package]))?;
+        Ok(listed
+            .lines()
+            .filter_map(|line| line.split('|').nth(1))
+            .map(|version| version.trim().to_owned())
+            .collect())
+    }
+
+    /// Downloads a package (`name` or `name=version`) and unpacks it into `place`.
+    pub fn unpack(&self, package: &str, place: &Path) -> Result<()> {
+        let download = TempDir::new()?;
+        process::output(
+            self.apt("apt-get")
+                .args(["download", "-qq", package])
+                .current_dir(&download.0),
+        )
+        .with_context(|| format!("cannot download {package} from {}", self.suite))?;
+        let file = fs::read_dir(&download.0)?
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
+            .context("apt-get download left no package")?;
+        fs::create_dir_all(place).with_context(|| format!("cannot make {}", place.display()))?;
+        process::output(Command::new("dpkg-deb").arg("-x").arg(&file).arg(place)).map(drop)
+    }
+
+    /// An apt program that sees only this archive.
+    fn apt(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        let option = |name: &str, value: &Path| format!("{name}={}", value.display());
+        for setting in [
+            option("Dir::Etc::SourceList", Path::new("/dev/null")),
+            option("Dir::Etc::SourceParts", &self.work.0.join("parts")),
+            option("Dir::State::Lists", &self.work.0.join("lists")),
+            option("Dir::Cache", &self.work.0.join("cache")),
+            // apt's own user cannot read a private temporary folder.
+            "APT::Sandbox::User=root".to_owned(),
+        ] {
+            command.args(["-o", &setting]);
+        }
+        command
+    }
+}
+
+/// The mirror that this machine's own package sources name, else Debian's public one.
+fn mirror() -> String {
+    let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
+    if let Ok(dir) = fs::read_dir("/etc/apt/sources.list.d") {
+        files.extend(dir.filter_map(|entry| Some(entry.ok()?.path())));
+    }
+    files
+        .iter()
+        .filter_map(|file| fs::read_to_string(file).ok())
+        .find_map(|text| mirror_in(&text))
+        .unwrap_or_else(|| "http://deb.debian.org/debian".to_owned())
+}
+
+/// The first address of a Debian archive in a package-source file of either format.
+fn mirror_in(text: &str) -> Option<String> {
+    text.lines()
+        .filter(|line| !line.trim_start().starts_with('#'))
+        .flat_map(str::split_whitespace)
+        .filter(|word| word.starts_with("http://") || word.starts_with("https://"))
+        .map(|word| word.trim_end_matches('/'))
+        .find(|word| word.ends_with("/debian"))
+        .map(str::to_owned)
+}
+
+/// A temporary folder that only we can read, removed when dropped.
+pub struct TempDir(pub PathBuf);
+
+impl TempDir {
+    /// Makes one.
+    pub fn new() -> Result<Self> {
+        let made =
+            process::output(Command::new("mktemp").args(["-d", "-t", "espada-xtask.XXXXXX"]))?;
+        Ok(Self(PathBuf::from(made.trim())))
+    }
+}
+
+impl Drop for TempDir {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.0) {
+            process::say(format_args!("cannot remove {}: {error}", self.0.display()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::mirror_in;
+
+    #[test]
+    fn mirror_is_read_from_both_formats() {
+        let deb822 = "Types: deb\n# http://old.example/debian\nURIs: http://mirror.example/debian/\nSuites: bookworm\n";
+        assert_eq!(
+            mirror_in(deb822).as_deref(),
+            Some("http://mirror.example/debian")
+        );
+        let list = "deb [arch=amd64] https://mirror.example/debian bookworm main\n";
+        assert_eq!(
+            mirror_in(list).as_deref(),
+            Some("https://mirror.example/debian")
+        );
+        assert_eq!(
+            mirror_in("deb https://other.example/apt stable main\n"),
+            None
+        );
+    }
+}

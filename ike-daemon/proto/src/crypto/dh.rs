@@ -1,0 +1,149 @@
+//! Diffie-Hellman key exchange (RFC 7296 sections 1.2 and 3.4): MODP (RFC 2409, RFC 3526), ECP
+//! (RFC 5903) and Curve25519 (RFC 8031). Secrets are computed in constant time.
+
+use std::fmt;
+
+use espada_common::sa::SecretBytes;
+use p256::NistP256;
+use p384::NistP384;
+use p521::NistP521;
+use x25519_dalek::{PublicKey, StaticSecret};
+use zeroize::Zeroizing;
+
+use super::{Random, ecp, modp};
+use crate::proposal::DhGroup;
+
+/// Why a peer's public value cannot be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DhError {
+    /// Not of the one length that public values of the group have (RFC 7296 section 3.4).
+    #[error("a public value of {group} has {expected} octets, the peer sent {got}")]
+    Length {
+        /// The group.
+        group: DhGroup,
+        /// Its length.
+        expected: usize,
+        /// What came.
+        got: usize,
+    },
+    /// Not an element that RFC 6989 section 2 lets through: outside 1 < y < p - 1, or off the curve.
+    #[error("the peer's public value is not a valid element of {group} (RFC 6989)")]
+    Invalid {
+        /// The group.
+        group: DhGroup,
+    },
+    /// A point of small order, which makes every shared secret zero.
+    #[error(
+        "the peer's public value makes the shared secret of {group} zero (RFC 7748 section 6.1)"
+    )]
+    ZeroSecret {
+        /// The group.
+        group: DhGroup,
+    },
+}
+
+enum Private {
+    Modp(Zeroizing<Vec<u8>>),
+    P256(ecp::Secret<NistP256>),
+    P384(ecp::Secret<NistP384>),
+    P521(ecp::Secret<NistP521>),
+    X25519(StaticSecret),
+}
+
+/// Our half of a key exchange: an ephemeral private value, used once, and its public value.
+pub struct KeyExchange {
+    group: DhGroup,
+    private: Private,
+    public: Vec<u8>,
+}
+
+impl KeyExchange {
+    /// A fresh key pair.
+    pub fn generate(group: DhGroup, random: &mut impl Random) -> Self {
+        let (private, public) = match group {
+            DhGroup::Curve25519 => {
+                let mut octets = Zeroizing::new([0; 32]);
+                random.fill(octets.as_mut_slice());
+                let secret = StaticSecret::from(*octets);
+                let public = PublicKey::from(&secret).as_bytes().to_vec();
+                (Private::X25519(secret), public)
+            }
+            DhGroup::Ecp256 => {
+                let secret = ecp::Secret::generate(random);
+                let public = secret.public_value();
+                (Private::P256(secret), public)
+            }
+            DhGroup::Ecp384 => {
+                let secret = ecp::Secret::generate(random);
+                let public = secret.public_value();
+                (Private::P384(secret), public)
+            }
+            DhGroup::Ecp521 => {
+                let secret = ecp::Secret::generate(random);
+                let public = secret.public_value();
+                (Private::P521(secret), public)
+            }
+            DhGroup::Modp1024
+            | DhGroup::Modp1536
+            | DhGroup::Modp2048
+            | DhGroup::Modp3072
+            | DhGroup::Modp4096 => {
+                let exponent = modp::private_exponent(group, random);
+                let public = modp::public_value(group, &exponent);
+                (Private::Modp(exponent), public)
+            }
+        };
+        Self {
+            group,
+            private,
+            public,
+        }
+    }
+
+    /// The group.
+    pub fn group(&self) -> DhGroup {
+        self.group
+    }
+
+    /// What goes into our KE payload.
+    pub fn public_value(&self) -> &[u8] {
+        &self.public
+    }
+
+    /// g^ir from the peer's KE payload: the x coordinate for curves, padded to the length of the
+    /// modulus for MODP.
+    pub fn shared_secret(self, peer: &[u8]) -> Result<SecretBytes, DhError> {
+        let group = self.group;
+        let expected = group.public_len();
+        if peer.len() != expected {
+            return Err(DhError::Length {
+                group,
+                expected,
+                got: peer.len(),
+            });
+        }
+        let invalid = DhError::Invalid { group };
+        match self.private {
+            Private::Modp(exponent) => modp::shared_secret(group, &exponent, peer).ok_or(invalid),
+            Private::P256(secret) => secret.shared_secret(peer).ok_or(invalid),
+            Private::P384(secret) => secret.shared_secret(peer).ok_or(invalid),
+            Private::P521(secret) => secret.shared_secret(peer).ok_or(invalid),
+            Private::X25519(secret) => {
+                let peer: [u8; 32] = peer.try_into().map_err(|_| invalid)?;
+                let shared = secret.diffie_hellman(&PublicKey::from(peer));
+                if !shared.was_contributory() {
+                    return Err(DhError::ZeroSecret { group });
+                }
+                Ok(SecretBytes::new(shared.as_bytes().to_vec()))
+            }
+        }
+    }
+}
+
+impl fmt::Debug for KeyExchange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeyExchange")
+            .field("group", &self.group)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,385 @@
+//! Protection of the Encrypted payload (RFC 7296 section 3.14; RFC 5282, RFC 7634 for AEADs).
+//!
+//! Its body is IV | ciphertext | ICV. What is authenticated besides is the *prefix*: everything
+//! from the first octet of the IKE header to the end of the payload's generic header (or fragment
+//! header, RFC 7383), with all lengths already those of the finished message.
+
+use std::fmt;
+
+use aes::{Aes128, Aes192, Aes256};
+use cbc::cipher::array::Array;
+use cbc::cipher::{
+    BlockCipherDecrypt, BlockCipherEncrypt, BlockModeDecrypt, BlockModeEncrypt, BlockSizeUser,
+    KeyInit, KeyIvInit, consts::U16,
+};
+use espada_common::sa::{Cipher, Integrity, SecretBytes};
+use ring::aead;
+use subtle::ConstantTimeEq;
+use zeroize::Zeroizing;
+
+use super::Random;
+use super::prf::KeyedPrf;
+use crate::proposal::Prf;
+
+/// Octets of an AEAD's ICV: all that IKE uses have 16.
+const AEAD_ICV: usize = 16;
+/// Octets of an AES block.
+const BLOCK: usize = 16;
+
+/// Why a message cannot be protected, or its protection is not what it should be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SkError {
+    /// We have no implementation.
+    #[error(
+        "{0} is not supported for IKE; use aes128gcm16, aes256gcm16, chacha20poly1305 or aes-cbc"
+    )]
+    Unsupported(Cipher),
+    /// A cipher that is no AEAD came without integrity algorithm, or an AEAD with one.
+    #[error("{0} does not go with that integrity algorithm")]
+    Combination(Cipher),
+    /// The keys are not of the length that the suite asks for.
+    #[error("{cipher} takes a key of {expected} octets, {got} were given")]
+    KeyLength {
+        /// The cipher.
+        cipher: Cipher,
+        /// Octets it takes.
+        expected: usize,
+        /// Octets there were.
+        got: usize,
+    },
+    /// Every IV was used: the IKE SA must be replaced.
+    #[error("all IVs of this IKE SA are used up; it must be rekeyed")]
+    IvExhausted,
+    /// The body is too short, or its ciphertext no whole number of blocks.
+    #[error(
+        "an Encrypted payload of {got} octets; {cipher} needs at least {least} in blocks of {block}"
+    )]
+    Length {
+        /// The cipher.
+        cipher: Cipher,
+        /// Octets there were.
+        got: usize,
+        /// Fewest octets there can be.
+        least: usize,
+        /// Size of a block.
+        block: usize,
+    },
+    /// The ICV is wrong: other keys, or the message was changed on its way.
+    #[error(
+        "the ICV of the Encrypted payload does not verify: the peer has other keys, or the message was altered"
+    )]
+    Authentication,
+    /// The pad length points before the plaintext.
+    #[error("the pad length of the Encrypted payload is larger than its plaintext")]
+    Padding,
+}
+
+/// Protects one direction of an IKE SA: SK_e and SK_a of the side that sends.
+pub struct IkeCipher {
+    cipher: Cipher,
+    kind: Kind,
+}
+
+enum Kind {
+    Aead {
+        key: aead::LessSafeKey,
+        salt: Zeroizing<[u8; 4]>,
+        next_iv: Option<u64>,
+    },
+    Cbc {
+        key: SecretBytes,
+        mac: KeyedPrf,
+        icv_len: usize,
+    },
+}
+
+impl IkeCipher {
+    /// For the suite's `cipher` and `integrity` with SK_e and SK_a of one direction.
+    pub fn new(
+        cipher: Cipher,
+        integrity: Option<Integrity>,
+        encryption_key: &SecretBytes,
+        integrity_key: &SecretBytes,
+    ) -> Result<Self, SkError> {
+        let key = encryption_key.expose();
+        let expected = cipher.keymat_len();
+        if key.len() != expected {
+            return Err(SkError::KeyLength {
+                cipher,
+                expected,
+                got: key.len(),
+            });
+        }
+        let kind = match (cipher, integrity) {
+            (Cipher::AesGcm16(128), None) => aead_kind(cipher, &aead::AES_128_GCM, key)?,
+            (Cipher::AesGcm16(256), None) => aead_kind(cipher, &aead::AES_256_GCM, key)?,
+            (Cipher::ChaCha20Poly1305, None) => aead_kind(cipher, &aead::CHACHA20_POLY1305, key)?,
+            (Cipher::AesCbc(128 | 192 | 256), Some(integrity)) => {
+                let expected = integrity.key_len();
+                let got = integrity_key.expose().len();
+                if got != expected {
+                    return Err(SkError::KeyLength {
+                        cipher,
+                        expected,
+                        got,
+                    });
+                }
+                Kind::Cbc {
+                    key: encryption_key.clone(),
+                    // The integrity algorithms are the same HMACs as the PRFs, truncated.
+                    mac: KeyedPrf::new(Prf::of_integrity(integrity), integrity_key.expose()),
+                    icv_len: integrity.icv_len(),
+                }
+            }
+            (Cipher::AesGcm16(_) | Cipher::AesCbc(_), _) if !is_supported(cipher) => {
+                return Err(SkError::Unsupported(cipher));
+            }
+            _ => return Err(SkError::Combination(cipher)),
+        };
+        Ok(Self { cipher, kind })
+    }
+
+    /// Octets of the IV.
+    pub fn iv_len(&self) -> usize {
+        self.cipher.iv_len()
+    }
+
+    /// Octets of the ICV.
+    pub fn icv_len(&self) -> usize {
+        match &self.kind {
+            Kind::Aead { .. } => AEAD_ICV,
+            Kind::Cbc { icv_len, .. } => *icv_len,
+        }
+    }
+
+    /// Octets of ciphertext: the plaintext, padding and the pad length octet. AEADs take no padding.
+    fn ciphertext_len(&self, plaintext_len: usize) -> usize {
+        match &self.kind {
+            Kind::Aead { .. } => plaintext_len.saturating_add(1),
+            Kind::Cbc { .. } => plaintext_len
+                .saturating_add(1)
+                .checked_next_multiple_of(BLOCK)
+                .unwrap_or(usize::MAX),
+        }
+    }
+
+    /// Octets of the whole body for so much plaintext; the prefix needs it before sealing.
+    pub fn sealed_len(&self, plaintext_len: usize) -> usize {
+        self.ciphertext_len(plaintext_len)
+            .saturating_add(self.iv_len() + self.icv_len())
+    }
+
+    /// Most octets of plaintext in a body of at most `body_len` octets; for fragmentation.
+    pub fn plaintext_capacity(&self, body_len: usize) -> usize {
+        let ciphertext = body_len.saturating_sub(self.iv_len() + self.icv_len());
+        match &self.kind {
+            Kind::Aead { .. } => ciphertext.saturating_sub(1),
+            Kind::Cbc { .. } => (ciphertext - ciphertext % BLOCK).saturating_sub(1),
+        }
+    }
+
+    /// The body IV | ciphertext | ICV, `sealed_len` octets, that goes after `prefix`.
+    pub fn seal(
+        &mut self,
+        prefix: &[u8],
+        plaintext: &[u8],
+        random: &mut impl Random,
+    ) -> Result<Vec<u8>, SkError> {
+        let iv_len = self.iv_len();
+        let ciphertext_len = self.ciphertext_len(plaintext.len());
+        // Reserved at once: growth would leave plaintext behind in freed memory.
+        let mut body = Vec::with_capacity(self.sealed_len(plaintext.len()));
+        body.resize(iv_len, 0);
+        body.extend_from_slice(plaintext);
+        let pad_len = ciphertext_len.saturating_sub(plaintext.len() + 1);
+        body.resize(iv_len + plaintext.len() + pad_len, 0);
+        body.push(pad_len as u8);
+
+        let (iv, ciphertext) = body.split_at_mut(iv_len);
+        match &mut self.kind {
+            Kind::Aead { key, salt, next_iv } => {
+                let counter = next_iv.ok_or(SkError::IvExhausted)?;
+                *next_iv = counter.checked_add(1);
+                iv.copy_from_slice(&counter.to_be_bytes());
+                let nonce = nonce(salt, iv)?;
+                let tag = key
+                    .seal_in_place_separate_tag(nonce, aead::Aad::from(prefix), ciphertext)
+                    .map_err(|_| SkError::IvExhausted)?;
+                body.extend_from_slice(tag.as_ref());
+            }
+            Kind::Cbc { key, mac, icv_len } => {
+                // "Senders … MUST select a new unpredictable IV for every message" (section 3.14).
+                random.fill(iv);
+                cbc_encrypt(self.cipher, key.expose(), iv, ciphertext)?;
+                let icv = icv(mac, prefix, &body);
+                body.extend_from_slice(icv.get(..*icv_len).unwrap_or_default());
+            }
+        }
+        Ok(body)
+    }
+
+    /// The plaintext, padding removed, of a body that stands after `prefix` at the message's end.
+    pub fn open(&self, prefix: &[u8], body: &[u8]) -> Result<Zeroizing<Vec<u8>>, SkError> {
+        let least = self.sealed_len(0);
+        let block = if matches!(self.kind, Kind::Cbc { .. }) {
+            BLOCK
+        } else {
+            1
+        };
+        let length = SkError::Length {
+            cipher: self.cipher,
+            got: body.len(),
+            least,
+            block,
+        };
+        if body.len() < least || !(body.len() - least).is_multiple_of(block) {
+            return Err(length);
+        }
+        let (iv, rest) = body
+            .split_at_checked(self.iv_len())
+            .ok_or_else(|| length.clone())?;
+
+        let mut plaintext = match &self.kind {
+            Kind::Aead { key, salt, .. } => {
+                let mut buffer = Zeroizing::new(rest.to_vec());
+                let nonce = nonce(salt, iv)?;
+                let opened = key
+                    .open_in_place(nonce, aead::Aad::from(prefix), &mut buffer)
+                    .map_err(|_| SkError::Authentication)?
+                    .len();
+                buffer.truncate(opened);
+                buffer
+            }
+            Kind::Cbc { key, mac, icv_len } => {
+                let authentic = body
+                    .len()
+                    .checked_sub(*icv_len)
+                    .ok_or_else(|| length.clone())?;
+                let (authentic, received) = body.split_at_checked(authentic).ok_or(length)?;
+                let icv = icv(mac, prefix, authentic);
+                let expected = icv.get(..*icv_len).unwrap_or_default();
+                if !bool::from(expected.ct_eq(received)) {
+                    return Err(SkError::Authentication);
+                }
+                let ciphertext = authentic.get(iv.len()..).unwrap_or_default();
+                let mut buffer = Zeroizing::new(ciphertext.to_vec());
+                cbc_decrypt(self.cipher, key.expose(), iv, &mut buffer)?;
+                buffer
+            }
+        };
+
+        // "The recipient MUST accept any amount of padding" that fits (section 3.14); its octets
+        // may have any value.
+        let pad_len = plaintext.pop().ok_or(SkError::Padding)?;
+        let end = plaintext
+            .len()
+            .checked_sub(usize::from(pad_len))
+            .ok_or(SkError::Padding)?;
+        plaintext.truncate(end);
+        Ok(plaintext)
+    }
+}
+
+impl fmt::Debug for IkeCipher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IkeCipher")
+            .field("cipher", &self.cipher)
+            .finish_non_exhaustive()
+    }
+}
+
+fn is_supported(cipher: Cipher) -> bool {
+    match cipher {
+        // ring has no AES-192-GCM.
+        Cipher::AesGcm16(bits) => matches!(bits, 128 | 256),
+        Cipher::AesCbc(bits) => matches!(bits, 128 | 192 | 256),
+        Cipher::ChaCha20Poly1305 => true,
+    }
+}
+
+fn aead_kind(
+    cipher: Cipher,
+    algorithm: &'static aead::Algorithm,
+    material: &[u8],
+) -> Result<Kind, SkError> {
+    let length = SkError::KeyLength {
+        cipher,
+        expected: cipher.keymat_len(),
+        got: material.len(),
+    };
+    let (key, salt) = material
+        .split_last_chunk::<4>()
+        .ok_or_else(|| length.clone())?;
+    let key = aead::UnboundKey::new(algorithm, key).map_err(|_| length)?;
+    Ok(Kind::Aead {
+        key: aead::LessSafeKey::new(key),
+        salt: Zeroizing::new(*salt),
+        // Counted from 0: the keys are of this direction of this SA alone.
+        next_iv: Some(0),
+    })
+}
+
+/// Salt | IV (RFC 5282 section 4, RFC 7634 section 2).
+fn nonce(salt: &[u8; 4], iv: &[u8]) -> Result<aead::Nonce, SkError> {
+    let mut nonce = [0; aead::NONCE_LEN];
+    let (head, tail) = nonce.split_at_mut(salt.len());
+    head.copy_from_slice(salt);
+    if tail.len() != iv.len() {
+        return Err(SkError::Authentication);
+    }
+    tail.copy_from_slice(iv);
+    Ok(aead::Nonce::assume_unique_for_key(nonce))
+}
+
+/// HMAC over the whole message so far, not yet truncated.
+fn icv(mac: &KeyedPrf, prefix: &[u8], authentic: &[u8]) -> Vec<u8> {
+    let mut icv = Vec::with_capacity(64);
+    mac.append(&[prefix, authentic], &mut icv);
+    icv
+}
+
+fn cbc_encrypt(cipher: Cipher, key: &[u8], iv: &[u8], data: &mut [u8]) -> Result<(), SkError> {
+    fn run<C>(key: &[u8], iv: &[u8], data: &mut [u8]) -> Option<()>
+    where
+        C: BlockCipherEncrypt + BlockSizeUser<BlockSize = U16> + KeyInit,
+    {
+        let (blocks, _) = Array::slice_as_chunks_mut(data);
+        cbc::Encryptor::<C>::new_from_slices(key, iv)
+            .ok()?
+            .encrypt_blocks(blocks);
+        Some(())
+    }
+    match key.len() {
+        16 => run::<Aes128>(key, iv, data),
+        24 => run::<Aes192>(key, iv, data),
+        _ => run::<Aes256>(key, iv, data),
+    }
+    .ok_or(SkError::KeyLength {
+        cipher,
+        expected: cipher.keymat_len(),
+        got: key.len(),
+    })
+}
+
+fn cbc_decrypt(cipher: Cipher, key: &[u8], iv: &[u8], data: &mut [u8]) -> Result<(), SkError> {
+    fn run<C>(key: &[u8], iv: &[u8], data: &mut [u8]) -> Option<()>
+    where
+        C: BlockCipherDecrypt + BlockSizeUser<BlockSize = U16> + KeyInit,
+    {
+        let (blocks, _) = Array::slice_as_chunks_mut(data);
+        cbc::Decryptor::<C>::new_from_slices(key, iv)
+            .ok()?
+            .decrypt_blocks(blocks);
+        Some(())
+    }
+    match key.len() {
+        16 => run::<Aes128>(key, iv, data),
+        24 => run::<Aes192>(key, iv, data),
+        _ => run::<Aes256>(key, iv, data),
+    }
+    .ok_or(SkError::KeyLength {
+        cipher,
+        expected: cipher.keymat_len(),
+        got: key.len(),
+    })
+}

@@ -1,5 +1,6 @@
 //! The one seam between the control side and whatever carries ESP.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use espada_common::drops::DropReason;
@@ -56,6 +57,13 @@ pub trait SaBackend: Send {
 
     /// Carries a command out; when this returns, traffic follows it.
     fn apply(&mut self, command: Command) -> Result<(), BackendError>;
+
+    /// Keeps packets to a peer's own address outside the tunnel where a protected network contains
+    /// it. To be called before the first IKE message of a connection whose peer is known; an SA's
+    /// path is looked after by `apply`.
+    fn exempt_peer(&mut self, _peer: IpAddr) -> Result<(), BackendError> {
+        Ok(())
+    }
 
     /// Counters of every pair installed.
     fn sa_stats(&mut self) -> Result<Vec<ChildSaStats>, BackendError>;

@@ -428,6 +428,16 @@ impl Changes {
     pub fn any(&self) -> bool {
         *self != Self::default()
     }
+
+    /// What changed here or there.
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            links: self.links || other.links,
+            addresses: self.addresses || other.addresses,
+            routes: self.routes || other.routes,
+            neighbours: self.neighbours || other.neighbours,
+        }
+    }
 }
 
 /// A socket that is told of changes; wait for it with [`AsFd`].

@@ -3,5 +3,7 @@
 pub mod checksum;
 pub mod gro;
 pub mod gso;
+pub mod raw;
 pub mod syscall;
 pub mod tun;
+pub mod udp;

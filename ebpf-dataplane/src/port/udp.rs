@@ -1,0 +1,436 @@
+//! ESP in UDP (RFC 3948) on the sockets that IKE shares: what starts with the non-ESP marker goes
+//! up to IKE, the rest is ESP.
+
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+use espada_common::drops::DropReason;
+use espada_common::sa::{Encapsulation, Event, Path};
+
+use super::syscall::{self, Message, RecvBatch, SendBatch};
+use crate::backend::{BackendError, EventSink};
+use crate::esp::stats::DropCounters;
+use crate::umem::{BURST, Burst, Frame, FramePool};
+
+/// Socket buffers: a burst of GSO packets at 20 Gbit/s lasts about a millisecond in this.
+const BUFFER: i32 = 8 << 20;
+
+/// How long a sender waits for room in the socket before a packet is dropped.
+const PATIENCE: Duration = Duration::from_millis(20);
+
+/// UDP_SEGMENT: the kernel takes at most this many datagrams (and octets) in one call.
+const MOST_SEGMENTS: usize = 64;
+const MOST_OCTETS: usize = 65_000;
+
+/// Sets what both directions need on a socket bound to the ESP-in-UDP port.
+///
+/// IPv4 datagrams leave without Don't Fragment: IKE sends on the same socket and must get through
+/// whatever its size, and behind a NAT no ICMP error can be relied on to tell a path MTU. The
+/// inner MTU keeps ESP packets inside the link's MTU, so fragments are the exception.
+pub fn prepare(socket: &UdpSocket) -> Result<(), BackendError> {
+    let fd = socket.as_fd();
+    let local = socket.local_addr().map_err(|source| BackendError::System {
+        what: "cannot read the address of the ESP-in-UDP socket".into(),
+        source,
+    })?;
+    let (level, info, tos, discover, dont) = if local.is_ipv4() {
+        let dont = libc::IP_PMTUDISC_DONT;
+        (
+            libc::SOL_IP,
+            libc::IP_PKTINFO,
+            libc::IP_RECVTOS,
+            libc::IP_MTU_DISCOVER,
+            dont,
+        )
+    } else {
+        let dont = libc::IPV6_PMTUDISC_DONT;
+        let info = libc::IPV6_RECVPKTINFO;
+        (
+            libc::SOL_IPV6,
+            info,
+            libc::IPV6_RECVTCLASS,
+            libc::IPV6_MTU_DISCOVER,
+            dont,
+        )
+    };
+    let set = |level, name, value, what: &str| {
+        syscall::set_option(fd, level, name, value).map_err(|source| BackendError::System {
+            what: format!("cannot set {what} on the ESP-in-UDP socket {local}"),
+            source,
+        })
+    };
+    set(level, info, 1, "packet info")?;
+    set(level, tos, 1, "receiving the traffic class")?;
+    set(level, discover, dont, "fragmentation")?;
+    socket
+        .set_nonblocking(true)
+        .map_err(|source| BackendError::System {
+            what: format!("cannot make the ESP-in-UDP socket {local} non-blocking"),
+            source,
+        })?;
+    grow_buffers(fd);
+    Ok(())
+}
+
+/// Best effort: past the system's limits with CAP_NET_ADMIN, up to them without.
+pub(super) fn grow_buffers(fd: BorrowedFd<'_>) {
+    for (force, plain) in [
+        (libc::SO_RCVBUFFORCE, libc::SO_RCVBUF),
+        (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF),
+    ] {
+        let set = syscall::set_option(fd, libc::SOL_SOCKET, force, BUFFER)
+            .or_else(|_| syscall::set_option(fd, libc::SOL_SOCKET, plain, BUFFER));
+        if let Err(error) = set {
+            tracing::debug!(%error, "socket buffer stays at the system's default");
+        }
+    }
+}
+
+/// Receives on one socket.
+pub struct UdpReceiver {
+    socket: UdpSocket,
+    local: SocketAddr,
+    batch: RecvBatch,
+    slots: Vec<Frame>,
+}
+
+impl AsFd for UdpReceiver {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl UdpReceiver {
+    /// Takes a (clone of a) socket that [`prepare`] has seen.
+    pub fn new(socket: UdpSocket) -> io::Result<Self> {
+        let local = socket.local_addr()?;
+        Ok(Self {
+            socket,
+            local,
+            batch: RecvBatch::new(),
+            slots: Vec::with_capacity(BURST),
+        })
+    }
+
+    /// Receives one batch: ESP into `burst`, IKE to `sink`, keepalives nowhere. True when a whole
+    /// batch came, so that more may be queued.
+    pub fn receive(
+        &mut self,
+        pool: &mut FramePool,
+        burst: &mut Burst,
+        sink: &EventSink,
+        drops: &DropCounters,
+    ) -> bool {
+        while self.slots.len() < BURST
+            && let Some(frame) = pool.get()
+        {
+            self.slots.push(frame);
+        }
+        let buffers = self.slots.iter_mut().map(Frame::spare_mut);
+        // An error here is an asynchronous one of an earlier send; it says nothing about input.
+        let count = self.batch.recv(self.socket.as_fd(), buffers).unwrap_or(0);
+        let full = count == self.slots.len() && count > 0;
+        for (index, mut frame) in self.slots.drain(..).enumerate() {
+            if index >= count {
+                pool.put(frame);
+                continue;
+            }
+            let info = self.batch.info(index);
+            if info.truncated || frame.append(info.len).is_err() {
+                drops.add(DropReason::TooBig);
+                pool.put(frame);
+                continue;
+            }
+            let Some(remote) = info.source else {
+                pool.put(frame);
+                continue;
+            };
+            let local = SocketAddr::new(info.local.unwrap_or(self.local.ip()), self.local.port());
+            match classify(frame.data()) {
+                Datagram::Esp => {
+                    let meta = frame.meta_mut();
+                    meta.path = Path {
+                        local,
+                        remote,
+                        encapsulation: Encapsulation::Udp,
+                    };
+                    meta.tos = info.tos;
+                    burst.push(frame);
+                    continue;
+                }
+                Datagram::Ike(payload) => {
+                    sink(Event::IkeDatagram {
+                        local,
+                        remote,
+                        payload: payload.to_vec(),
+                    });
+                }
+                Datagram::Keepalive => {}
+                Datagram::Runt => drops.add(DropReason::Malformed),
+            }
+            pool.put(frame);
+        }
+        full
+    }
+}
+
+/// What a datagram on the ESP-in-UDP port is.
+#[derive(Debug, PartialEq, Eq)]
+enum Datagram<'a> {
+    Esp,
+    Ike(&'a [u8]),
+    Keepalive,
+    Runt,
+}
+
+/// RFC 3948 section 2: the first four octets are an SPI, which is never zero, or the non-ESP
+/// marker; a single octet 0xFF is a NAT keepalive.
+fn classify(datagram: &[u8]) -> Datagram<'_> {
+    match datagram {
+        [0xff] => Datagram::Keepalive,
+        [0, 0, 0, 0, ike @ ..] => Datagram::Ike(ike),
+        [_, _, _, _, _, ..] => Datagram::Esp,
+        _ => Datagram::Runt,
+    }
+}
+
+/// Sends ESP packets, runs of equal size to one peer in one call.
+pub struct UdpSender {
+    v4: Option<UdpSocket>,
+    v6: Option<UdpSocket>,
+    batch: SendBatch,
+    messages: Vec<Message>,
+    /// Whether the kernel (and the path's device) take UDP_SEGMENT.
+    segment: bool,
+}
+
+impl UdpSender {
+    /// Takes (clones of) the sockets, at most one of each family.
+    pub fn new(sockets: Vec<UdpSocket>) -> io::Result<Self> {
+        let mut sender = Self {
+            v4: None,
+            v6: None,
+            batch: SendBatch::new(),
+            messages: Vec::with_capacity(BURST),
+            segment: true,
+        };
+        for socket in sockets {
+            let slot = if socket.local_addr()?.is_ipv4() {
+                &mut sender.v4
+            } else {
+                &mut sender.v6
+            };
+            *slot = Some(socket);
+        }
+        Ok(sender)
+    }
+
+    /// Sends frames that start at the ESP header, all of one address family.
+    pub fn send(&mut self, frames: &[Frame], drops: &DropCounters) {
+        let Some(v4) = frames
+            .first()
+            .map(|frame| frame.meta().path.remote.is_ipv4())
+        else {
+            return;
+        };
+        let socket = if v4 { &self.v4 } else { &self.v6 };
+        let Some(socket) = socket else {
+            for _ in frames {
+                drops.add(DropReason::NoRoute);
+            }
+            return;
+        };
+        let mut segment = self.segment;
+        let mut first = 0;
+        while first < frames.len() {
+            self.messages.clear();
+            gather(&frames[first..], first, segment, &mut self.messages);
+            let sent = transmit(socket.as_fd(), &mut self.batch, &self.messages, |index| {
+                frames[index].data()
+            });
+            let Err(Refused { message, error }) = sent else {
+                return;
+            };
+            let message = self.messages[message];
+            first = message.first;
+            if message.segment.is_some() {
+                // Without segmentation each packet gets its own chance and its own answer.
+                segment = false;
+                if matches!(error.raw_os_error(), Some(libc::EIO | libc::EOPNOTSUPP)) {
+                    tracing::info!(%error, "UDP_SEGMENT does not work here; sending ESP in UDP one by one");
+                    self.segment = false;
+                }
+            } else {
+                drops.add(reason(&error));
+                first += 1;
+            }
+        }
+    }
+}
+
+/// Why the kernel did not take a packet.
+pub(super) fn reason(error: &io::Error) -> DropReason {
+    match error.raw_os_error() {
+        Some(libc::EMSGSIZE) => DropReason::TooBig,
+        Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::ENETDOWN | libc::EADDRNOTAVAIL) => {
+            DropReason::NoRoute
+        }
+        _ => DropReason::WanFull,
+    }
+}
+
+/// A message the kernel refused for good.
+pub(super) struct Refused {
+    pub message: usize,
+    pub error: io::Error,
+}
+
+/// Sends all messages, waiting a little when the socket is full.
+pub(super) fn transmit<'a>(
+    fd: BorrowedFd<'_>,
+    batch: &mut SendBatch,
+    messages: &[Message],
+    piece: impl Fn(usize) -> &'a [u8],
+) -> Result<(), Refused> {
+    let mut sent = 0;
+    let mut waited = false;
+    while sent < messages.len() {
+        match batch.send(fd, &messages[sent..], &piece) {
+            Ok(count) => {
+                sent += count;
+                waited = false;
+            }
+            Err(error) => match error.raw_os_error() {
+                Some(libc::EINTR) => {}
+                Some(libc::EAGAIN | libc::ENOBUFS) if !waited => {
+                    waited = true;
+                    syscall::wait_writable(fd, PATIENCE);
+                }
+                _ => {
+                    return Err(Refused {
+                        message: sent,
+                        error,
+                    });
+                }
+            },
+        }
+    }
+    Ok(())
+}
+
+/// Describes frames as messages: a run to one peer of equal sizes (the last may be shorter) is one.
+fn gather(frames: &[Frame], offset: usize, segment: bool, messages: &mut Vec<Message>) {
+    let mut at = 0;
+    while let Some(frame) = frames.get(at) {
+        let (meta, size) = (frame.meta(), frame.len());
+        let mut pieces = 1;
+        let mut octets = size;
+        if segment {
+            for next in frames[at + 1..].iter().take(MOST_SEGMENTS - 1) {
+                let same = next.meta().path == meta.path
+                    && next.meta().tos == meta.tos
+                    && next.len() <= size
+                    && octets + next.len() <= MOST_OCTETS;
+                if !same {
+                    break;
+                }
+                pieces += 1;
+                octets += next.len();
+                if next.len() < size {
+                    break;
+                }
+            }
+        }
+        messages.push(Message {
+            first: offset + at,
+            pieces,
+            source: meta.path.local.ip(),
+            destination: meta.path.remote,
+            tos: meta.tos,
+            segment: u16::try_from(size).ok().filter(|_| pieces > 1),
+        });
+        at += pieces;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::esp::stats::DropCounters;
+    use crate::umem::Arena;
+    use std::sync::{Arc, Mutex};
+
+    #[test]
+    fn datagrams_are_told_apart() {
+        assert_eq!(classify(&[0xff]), Datagram::Keepalive);
+        assert_eq!(classify(&[0, 0, 0, 0, 1, 2]), Datagram::Ike(&[1, 2]));
+        assert_eq!(classify(&[0, 0, 1, 0, 1, 2]), Datagram::Esp);
+        assert_eq!(classify(&[1, 2, 3]), Datagram::Runt);
+        assert_eq!(classify(&[]), Datagram::Runt);
+    }
+
+    #[test]
+    fn bursts_cross_the_loopback_in_order_both_families() {
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let (a, b) = (
+                UdpSocket::bind(address).unwrap(),
+                UdpSocket::bind(address).unwrap(),
+            );
+            prepare(&a).unwrap();
+            prepare(&b).unwrap();
+            let path = Path {
+                local: a.local_addr().unwrap(),
+                remote: b.local_addr().unwrap(),
+                encapsulation: Encapsulation::Udp,
+            };
+            let mut pool = Arena::new(300, 2048).unwrap().take(300);
+            let mut frames = Vec::new();
+            let sizes: Vec<usize> = (0..100)
+                .map(|n| if n % 30 == 29 { 200 } else { 1000 })
+                .collect();
+            for (index, size) in sizes.iter().enumerate() {
+                let mut frame = pool.get().unwrap();
+                frame.append(*size).unwrap().fill(index as u8 | 1);
+                frame.meta_mut().path = path;
+                frame.meta_mut().tos = 0x88;
+                frames.push(frame);
+            }
+            let drops = DropCounters::default();
+            UdpSender::new(vec![a]).unwrap().send(&frames, &drops);
+            let ike = Arc::new(Mutex::new(Vec::new()));
+            let sink: EventSink = {
+                let ike = Arc::clone(&ike);
+                Arc::new(move |event| ike.lock().unwrap().push(event))
+            };
+            b.send_to(&[0, 0, 0, 0, 9, 9], b.local_addr().unwrap())
+                .unwrap();
+            let local = b.local_addr().unwrap();
+            let mut receiver = UdpReceiver::new(b).unwrap();
+            let mut burst = Burst::new();
+            for _ in 0..5 {
+                receiver.receive(&mut pool, &mut burst, &sink, &drops);
+            }
+            let got: Vec<usize> = burst.frames().iter().map(Frame::len).collect();
+            assert_eq!(got, sizes);
+            assert!(
+                burst
+                    .frames()
+                    .iter()
+                    .enumerate()
+                    .all(|(i, f)| f.data()[0] == i as u8 | 1)
+            );
+            let meta = burst.frames()[7].meta();
+            assert_eq!(
+                (meta.path.local, meta.path.remote, meta.tos),
+                (local, path.local, 0x88)
+            );
+            assert_eq!(drops.snapshot().iter().sum::<u64>(), 0);
+            let events = ike.lock().unwrap();
+            assert!(
+                matches!(&events[..], [Event::IkeDatagram { payload, .. }] if payload == &[9, 9])
+            );
+        }
+    }
+}

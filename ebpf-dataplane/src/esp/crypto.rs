@@ -29,6 +29,15 @@ pub struct Job {
     pub(super) slot: u32,
     /// Place in the burst, which sorting by SA keeps.
     pub(super) order: u32,
+    /// Octets of outer header in the headroom right before the packet.
+    pub(super) head: usize,
+}
+
+/// Brings jobs of one SA together, in their order. Does nothing when they are already.
+pub(super) fn group(jobs: &mut [Job]) {
+    if !jobs.is_sorted_by_key(|job| job.slot) {
+        jobs.sort_unstable_by_key(|job| (job.slot, job.order));
+    }
 }
 
 /// Encryption and authentication with the key of one SA.
@@ -60,13 +69,22 @@ pub fn new(suite: &EspSuite, keys: &HalfSa) -> Result<Box<dyn EspCrypto>, ApplyE
         if expected == got {
             Ok(())
         } else {
-            Err(ApplyError::KeyLength { suite: *suite, what, expected, got })
+            Err(ApplyError::KeyLength {
+                suite: *suite,
+                what,
+                expected,
+                got,
+            })
         }
     };
     let encryption = keys.encryption_key.expose();
     let integrity = keys.integrity_key.expose();
     check("encryption", suite.cipher.keymat_len(), encryption.len())?;
-    check("integrity", suite.integrity.map_or(0, Integrity::key_len), integrity.len())?;
+    check(
+        "integrity",
+        suite.integrity.map_or(0, Integrity::key_len),
+        integrity.len(),
+    )?;
 
     let unfit = ApplyError::Suite(*suite);
     let algorithm = match (suite.cipher, suite.integrity) {
@@ -76,9 +94,15 @@ pub fn new(suite: &EspSuite, keys: &HalfSa) -> Result<Box<dyn EspCrypto>, ApplyE
         (Cipher::AesCbc(bits), Some(algorithm)) => {
             return Ok(Box::new(CbcHmac {
                 cipher: match bits {
-                    128 => Box::new(Cbc(aes::Aes128::new_from_slice(encryption).map_err(|_| unfit)?)),
-                    192 => Box::new(Cbc(aes::Aes192::new_from_slice(encryption).map_err(|_| unfit)?)),
-                    _ => Box::new(Cbc(aes::Aes256::new_from_slice(encryption).map_err(|_| unfit)?)),
+                    128 => Box::new(Cbc(
+                        aes::Aes128::new_from_slice(encryption).map_err(|_| unfit)?
+                    )),
+                    192 => Box::new(Cbc(
+                        aes::Aes192::new_from_slice(encryption).map_err(|_| unfit)?
+                    )),
+                    _ => Box::new(Cbc(
+                        aes::Aes256::new_from_slice(encryption).map_err(|_| unfit)?
+                    )),
                 },
                 mac: keyed_mac(algorithm, integrity).ok_or(ApplyError::Suite(*suite))?,
                 iv: IvGenerator::new()?,
@@ -88,9 +112,15 @@ pub fn new(suite: &EspSuite, keys: &HalfSa) -> Result<Box<dyn EspCrypto>, ApplyE
         }
         (Cipher::AesCbc(_), None) => return Err(unfit),
     };
-    let (key, salt) = encryption.split_last_chunk::<4>().ok_or(ApplyError::Suite(*suite))?;
+    let (key, salt) = encryption
+        .split_last_chunk::<4>()
+        .ok_or(ApplyError::Suite(*suite))?;
     let key = aead::UnboundKey::new(algorithm, key).map_err(|_| unfit)?;
-    Ok(Box::new(Aead { key: aead::LessSafeKey::new(key), salt: *salt, esn: suite.esn }))
+    Ok(Box::new(Aead {
+        key: aead::LessSafeKey::new(key),
+        salt: *salt,
+        esn: suite.esn,
+    }))
 }
 
 /// AES-GCM (RFC 4106) and ChaCha20-Poly1305 (RFC 7634): both take a nonce of salt and 8-octet IV.
@@ -118,9 +148,11 @@ impl Aead {
         *iv = seq.to_be_bytes();
         let nonce = self.nonce(*iv);
         let computed = if self.esn {
-            self.key.seal_in_place_separate_tag(nonce, aead::Aad::from(esn_aad(header, seq)), body)
+            self.key
+                .seal_in_place_separate_tag(nonce, aead::Aad::from(esn_aad(header, seq)), body)
         } else {
-            self.key.seal_in_place_separate_tag(nonce, aead::Aad::from(&*header), body)
+            self.key
+                .seal_in_place_separate_tag(nonce, aead::Aad::from(&*header), body)
         };
         tag.copy_from_slice(computed.ok()?.as_ref());
         Some(())
@@ -131,9 +163,11 @@ impl Aead {
         let (iv, body) = rest.split_first_chunk_mut::<8>()?;
         let nonce = self.nonce(*iv);
         let opened = if self.esn {
-            self.key.open_in_place(nonce, aead::Aad::from(esn_aad(header, seq)), body)
+            self.key
+                .open_in_place(nonce, aead::Aad::from(esn_aad(header, seq)), body)
         } else {
-            self.key.open_in_place(nonce, aead::Aad::from(&*header), body)
+            self.key
+                .open_in_place(nonce, aead::Aad::from(&*header), body)
         };
         opened.ok().map(|_| ())
     }
@@ -181,7 +215,9 @@ impl CbcHmac {
     fn seal_one(&self, packet: &mut [u8], seq: u64) -> Option<()> {
         let at = packet.len().checked_sub(self.icv_len)?;
         let (covered, icv) = packet.split_at_mut_checked(at)?;
-        let (iv, body) = covered.get_mut(ESP_HEADER..)?.split_first_chunk_mut::<16>()?;
+        let (iv, body) = covered
+            .get_mut(ESP_HEADER..)?
+            .split_first_chunk_mut::<16>()?;
         *iv = self.iv.next(seq);
         self.cipher.encrypt(iv, body)?;
         self.mac.compute(covered, self.high(seq), icv)
@@ -193,7 +229,9 @@ impl CbcHmac {
         if !self.mac.verify(covered, self.high(seq), icv) {
             return None;
         }
-        let (iv, body) = covered.get_mut(ESP_HEADER..)?.split_first_chunk_mut::<16>()?;
+        let (iv, body) = covered
+            .get_mut(ESP_HEADER..)?
+            .split_first_chunk_mut::<16>()?;
         self.cipher.decrypt(iv, body)
     }
 }
@@ -330,7 +368,13 @@ mod tests {
     fn job(packet: &[u8], seq: u64) -> Job {
         let mut frame = Arena::new(1, 2048).unwrap().take(1).get().unwrap();
         frame.append(packet.len()).unwrap().copy_from_slice(packet);
-        Job { frame, seq, ok: false, slot: 0, order: 0 }
+        Job {
+            frame,
+            seq,
+            ok: false,
+            slot: 0,
+            order: 0,
+        }
     }
 
     fn keys(encryption: &[u8], integrity: &[u8]) -> HalfSa {
@@ -356,15 +400,16 @@ mod tests {
              0007362708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f20212223
              2425262728292a2b2c2d2e2f303132333435363701020204",
         );
-        let packet = hex(
-            "01020304000000051011121314151617
+        let packet = hex("01020304000000051011121314151617
              24039428b97f417e3c13753a4f05087b67c352e6a7fab1b982d466ef407ae5c6
              14ee8099d52844eb61aa95dfab4c02f72aa71e7c4c4f64c9befe2facc638e8f3
              cbec163fac469b502773f6fb94e664da9165b82829f641e0
-             76aaa8266b7fb0f7b11b369907e1ad43",
-        );
-        let suite =
-            EspSuite { cipher: Cipher::ChaCha20Poly1305, integrity: None, esn: false };
+             76aaa8266b7fb0f7b11b369907e1ad43");
+        let suite = EspSuite {
+            cipher: Cipher::ChaCha20Poly1305,
+            integrity: None,
+            esn: false,
+        };
         let opened = open(suite, &keys(&keymat, &[]), &packet, 5).unwrap();
         assert_eq!(opened[16..16 + plain.len()], plain);
     }
@@ -378,18 +423,31 @@ mod tests {
              00000000045f736970045f756470037369700963796265726369747902646b00
              0021000101020201",
         );
-        let packet = hex(
-            "00004321000000004956ed7e3b244cfe
+        let packet = hex("00004321000000004956ed7e3b244cfe
              fecf537e729d5b07dc30df528dd22b768d1b98736696a6fd348509fa13ceac34
              cfa2436f14a3f3cf65925bf1f4a13c5d15b21e1884f5ff6247aeabb786b93bce
-             61bc17d768fd9732459018148f6cbe722fd04796562dfdb4",
-        );
-        let suite = EspSuite { cipher: Cipher::AesGcm16(128), integrity: None, esn: true };
+             61bc17d768fd9732459018148f6cbe722fd04796562dfdb4");
+        let suite = EspSuite {
+            cipher: Cipher::AesGcm16(128),
+            integrity: None,
+            esn: true,
+        };
         let keys = keys(&keymat, &[]);
         let opened = open(suite, &keys, &packet, 0x8765_4321_0000_0000).unwrap();
         assert_eq!(opened[16..16 + plain.len()], plain);
         assert!(open(suite, &keys, &packet, 0).is_none());
-        assert!(open(EspSuite { esn: false, ..suite }, &keys, &packet, 0).is_none());
+        assert!(
+            open(
+                EspSuite {
+                    esn: false,
+                    ..suite
+                },
+                &keys,
+                &packet,
+                0
+            )
+            .is_none()
+        );
     }
 
     /// RFC 3602 section 4, case 4 (four blocks), with RFC 4231 having tested the MACs' crates.
@@ -403,8 +461,10 @@ mod tests {
         cipher.encrypt(&iv, &mut data).unwrap();
         assert_eq!(
             data,
-            hex("c30e32ffedc0774e6aff6af0869f71aa0f3af07a9a31a9c684db207eb0ef8e4e
-                 35907aa632c3ffdf868bb7b29d3d46ad83ce9f9a102ee99d49a53e87f4c3da55")
+            hex(
+                "c30e32ffedc0774e6aff6af0869f71aa0f3af07a9a31a9c684db207eb0ef8e4e
+                 35907aa632c3ffdf868bb7b29d3d46ad83ce9f9a102ee99d49a53e87f4c3da55"
+            )
         );
         cipher.decrypt(&iv, &mut data).unwrap();
         assert_eq!(data, plain);
@@ -413,13 +473,28 @@ mod tests {
 
     #[test]
     fn wrong_keys_and_suites_are_refused() {
-        let gcm = EspSuite { cipher: Cipher::AesGcm16(256), integrity: None, esn: false };
+        let gcm = EspSuite {
+            cipher: Cipher::AesGcm16(256),
+            integrity: None,
+            esn: false,
+        };
         assert!(matches!(
             new(&gcm, &keys(&[0; 32], &[])).err(),
-            Some(ApplyError::KeyLength { expected: 36, got: 32, .. })
+            Some(ApplyError::KeyLength {
+                expected: 36,
+                got: 32,
+                ..
+            })
         ));
-        let naked = EspSuite { cipher: Cipher::AesCbc(128), integrity: None, esn: false };
-        assert_eq!(new(&naked, &keys(&[0; 16], &[])).err(), Some(ApplyError::Suite(naked)));
+        let naked = EspSuite {
+            cipher: Cipher::AesCbc(128),
+            integrity: None,
+            esn: false,
+        };
+        assert_eq!(
+            new(&naked, &keys(&[0; 16], &[])).err(),
+            Some(ApplyError::Suite(naked))
+        );
     }
 
     #[test]

@@ -4,43 +4,469 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use espada_common::drops::DropReason;
-use espada_common::sa::{ChildSaId, Command};
+use espada_common::sa::{ChildSa, ChildSaId, Command, Encapsulation, EspSuite, Event, Mode, Path};
 
-use super::{ApplyError, Config, Output, Stats};
-use crate::umem::{Burst, FramePool};
+use super::crypto::{self, EspCrypto, Job};
+use super::ip::{self, Fragment, Inner, Outer, protocol};
+use super::pmtu::{self, IPV6_MIN_MTU, RateLimit};
+use super::sad::{self, Geometry, Slab, TRAILER};
+use super::spd::{FastMap, Spd, Verdict};
+use super::stats::{Direction, SaCounters};
+use super::{ApplyError, Config, DfPolicy, Output, Stats};
+use crate::port::checksum;
+use crate::umem::{Burst, Frame, FramePool, NoRoom};
+
+/// [`Event::SeqLow`] comes when this part of the sequence number space is left.
+const SEQ_LOW_FRACTION: u64 = 16;
+
+struct OutboundSa {
+    id: ChildSaId,
+    connection: Arc<str>,
+    spi: u32,
+    /// Sequence number of the last packet, 0 before the first.
+    seq: u64,
+    /// The last sequence number there is.
+    seq_max: u64,
+    seq_low_told: bool,
+    suite: EspSuite,
+    crypto: Box<dyn EspCrypto>,
+    path: Path,
+    mode: Mode,
+    path_mtu: u16,
+    geometry: Geometry,
+    /// Identification of outer IPv4 headers.
+    ip_id: u16,
+    counters: Arc<SaCounters>,
+    /// Packets and inner octets of this burst.
+    packets: u64,
+    bytes: u64,
+}
+
+impl OutboundSa {
+    /// RFC 4303 section 3.3.3: the number of the next packet. "The sender MUST NOT send a packet
+    /// on an SA if doing so would cause the sequence number to cycle."
+    fn next_seq(&mut self) -> Option<u64> {
+        if self.seq >= self.seq_max {
+            return None;
+        }
+        self.seq += 1;
+        Some(self.seq)
+    }
+}
 
 /// The outbound half of the engine: SPD, outbound SAs and their sequence numbers.
 pub struct Outbound {
+    config: Config,
     stats: Arc<Stats>,
+    spd: Spd,
+    sas: Slab<OutboundSa>,
+    ids: FastMap<u64, u32>,
+    icmp_limit: RateLimit,
+    /// Packets of the burst between headers and cipher; kept for its capacity.
+    jobs: Vec<Job>,
 }
 
 impl Outbound {
     /// An engine half without policies and SAs.
-    pub fn new(_config: Config, stats: Arc<Stats>) -> Self {
-        Self { stats }
+    pub fn new(config: Config, stats: Arc<Stats>) -> Self {
+        Self {
+            config,
+            stats,
+            spd: Spd::new(),
+            sas: Slab::default(),
+            ids: FastMap::default(),
+            icmp_limit: RateLimit::new(),
+            jobs: Vec::with_capacity(crate::umem::BURST),
+        }
     }
 
-    /// Carries out a command as far as it concerns outbound traffic.
-    pub fn apply(&mut self, _command: &Command) -> Result<(), ApplyError> {
+    /// Carries out a command as far as it concerns outbound traffic. When it fails, nothing has
+    /// changed.
+    pub fn apply(&mut self, command: &Command) -> Result<(), ApplyError> {
+        match command {
+            Command::InstallPolicy(policy) => self.spd.install(policy),
+            Command::RemovePolicy { connection } => self.spd.remove(connection)?,
+            Command::InstallSa(sa) => self.install(sa)?,
+            Command::RekeySa { old, new } => {
+                let old = self.slot(*old)?;
+                self.install(new)?;
+                if let Some(sa) = self.sas.get(old) {
+                    self.spd.remove_sa(&sa.connection, old);
+                }
+            }
+            Command::RemoveSa { id } => {
+                let slot = self.slot(*id)?;
+                self.ids.remove(&id.0);
+                if let Some(sa) = self.sas.remove(slot) {
+                    self.spd.remove_sa(&sa.connection, slot);
+                }
+                self.stats.unregister(*id, Direction::Outbound);
+            }
+            Command::MovePath { id, path } => {
+                sad::check_path(path)?;
+                let path_mtu = self.config.path_mtu;
+                let sa = self.sa(*id)?;
+                sa.path = *path;
+                sa.path_mtu = path_mtu;
+                sa.geometry = Geometry::new(&sa.suite, path);
+            }
+        }
         Ok(())
     }
 
-    /// Sets the path MTU (octets of outer IP packet) towards an SA's peer.
-    pub fn set_path_mtu(&mut self, id: ChildSaId, _mtu: u16) -> Result<(), ApplyError> {
-        Err(ApplyError::UnknownSa(id))
+    /// Sets the path MTU (octets of outer IP packet) towards an SA's peer. It holds until the SA
+    /// moves to another path.
+    pub fn set_path_mtu(&mut self, id: ChildSaId, mtu: u16) -> Result<(), ApplyError> {
+        self.sa(id)?.path_mtu = mtu;
+        Ok(())
+    }
+
+    fn slot(&self, id: ChildSaId) -> Result<u32, ApplyError> {
+        self.ids
+            .get(&id.0)
+            .copied()
+            .ok_or(ApplyError::UnknownSa(id))
+    }
+
+    fn sa(&mut self, id: ChildSaId) -> Result<&mut OutboundSa, ApplyError> {
+        let slot = self.slot(id)?;
+        self.sas.get_mut(slot).ok_or(ApplyError::UnknownSa(id))
+    }
+
+    fn install(&mut self, sa: &ChildSa) -> Result<(), ApplyError> {
+        if self.ids.contains_key(&sa.id.0) {
+            return Err(ApplyError::DuplicateSa(sa.id));
+        }
+        sad::check_path(&sa.path)?;
+        let crypto = crypto::new(&sa.suite, &sa.outbound)?;
+        let slot = self.sas.insert(OutboundSa {
+            id: sa.id,
+            connection: Arc::clone(&sa.connection),
+            spi: sa.outbound.spi,
+            seq: 0,
+            seq_max: if sa.suite.esn {
+                u64::MAX
+            } else {
+                u32::MAX.into()
+            },
+            seq_low_told: false,
+            suite: sa.suite,
+            crypto,
+            path: sa.path,
+            mode: sa.mode,
+            path_mtu: self.config.path_mtu,
+            geometry: Geometry::new(&sa.suite, &sa.path),
+            ip_id: 0,
+            counters: self.stats.register(sa.id, Direction::Outbound),
+            packets: 0,
+            bytes: 0,
+        });
+        self.ids.insert(sa.id.0, slot);
+        self.spd
+            .add_sa(&sa.connection, slot, &sa.local_ts, &sa.remote_ts);
+        Ok(())
     }
 
     /// Takes all inner packets out of `input`; frames that are not passed on go back to `pool`.
+    /// Packets of one SA keep their order.
     pub fn process(
         &mut self,
-        _now: Instant,
+        now: Instant,
         input: &mut Burst,
         pool: &mut FramePool,
-        _out: &mut Output,
+        out: &mut Output,
     ) {
-        for _ in 0..input.len() {
-            self.stats.outbound_drops.add(DropReason::NoPolicy);
+        for frame in input.drain() {
+            self.admit(now, frame, pool, out);
         }
-        input.recycle(pool);
+        self.seal(now, pool, out);
+    }
+
+    /// From a packet of the tunnel interface to jobs for the cipher.
+    fn admit(&mut self, now: Instant, mut frame: Frame, pool: &mut FramePool, out: &mut Output) {
+        if let Some(partial) = frame.meta_mut().checksum.take() {
+            let (start, offset) = (partial.start.into(), partial.offset.into());
+            if !checksum::complete(frame.data_mut(), start, offset) {
+                return self.drop(frame, DropReason::Malformed, pool);
+            }
+        }
+        let Some(inner) = ip::parse(frame.data()) else {
+            return self.drop(frame, DropReason::Malformed, pool);
+        };
+        frame.truncate(inner.total_len);
+        let mut verdict = self.spd.lookup(&inner.flow);
+        if verdict == Verdict::NoPolicy
+            && let Some(flow) = ip::flow_of_icmp_error(frame.data(), &inner)
+        {
+            verdict = self.spd.lookup(&flow);
+        }
+        let slot = match verdict {
+            Verdict::Protect(slot) => slot,
+            Verdict::NoPolicy => return self.drop(frame, DropReason::NoPolicy, pool),
+            Verdict::NoSa { policy } => {
+                if let Some(connection) = self.spd.acquire(policy, now) {
+                    out.events.push(Event::Acquire {
+                        connection,
+                        source: inner.flow.source,
+                        destination: inner.flow.destination,
+                    });
+                }
+                return self.drop(frame, DropReason::NoSa, pool);
+            }
+        };
+        let Some(sa) = self.sas.get(slot) else {
+            return self.drop(frame, DropReason::Internal, pool);
+        };
+        let most = sa
+            .geometry
+            .max_inner(sa.mode, sa.path_mtu, inner.header_len);
+        if self.config.clamp_mss
+            && inner.flow.protocol == protocol::TCP
+            && inner.fragment != Fragment::Later
+            && let Some(segment) = frame.data_mut().get_mut(inner.upper_offset..)
+        {
+            ip::clamp_mss(segment, sad::max_mss(most, inner.is_v6()));
+        }
+        if inner.total_len > most {
+            return self.oversized(now, slot, frame, &inner, most, pool, out);
+        }
+        self.enqueue(slot, frame, &inner, inner.df, pool);
+    }
+
+    /// A packet above the inner MTU `most`: fragment it or tell its sender.
+    #[allow(clippy::too_many_arguments)]
+    fn oversized(
+        &mut self,
+        now: Instant,
+        slot: u32,
+        frame: Frame,
+        inner: &Inner,
+        most: usize,
+        pool: &mut FramePool,
+        out: &mut Output,
+    ) {
+        let tunnel = self.sas.get(slot).is_some_and(|sa| sa.mode == Mode::Tunnel);
+        if inner.is_v6() && inner.total_len <= IPV6_MIN_MTU {
+            // RFC 8200 section 5: no sender need go below 1280 octets, so what is this small must
+            // be carried; the outer packet is fragmented instead.
+            return self.enqueue(slot, frame, inner, false, pool);
+        }
+        if tunnel && !inner.df {
+            let result = pmtu::fragment_v4(frame.data(), inner, most, pool, |fragment, pool| {
+                self.enqueue(slot, fragment, inner, false, pool);
+            });
+            return match result {
+                Ok(()) => pool.put(frame),
+                Err(_) => self.drop_of(slot, frame, DropReason::TooBig, pool),
+            };
+        }
+        if pmtu::may_answer(inner)
+            && self.icmp_limit.allow(now)
+            && let Some(mut reply) = pool.get()
+        {
+            let mtu = if inner.is_v6() {
+                most.max(IPV6_MIN_MTU)
+            } else {
+                most
+            };
+            match pmtu::too_big(frame.data(), inner, mtu, &mut reply) {
+                Ok(()) => out.tun.push(reply),
+                Err(NoRoom) => pool.put(reply),
+            }
+        }
+        self.drop_of(slot, frame, DropReason::TooBig, pool);
+    }
+
+    /// Gives a packet its sequence number, trailer and headers, and queues it for the cipher.
+    fn enqueue(
+        &mut self,
+        slot: u32,
+        mut frame: Frame,
+        inner: &Inner,
+        df: bool,
+        pool: &mut FramePool,
+    ) {
+        let Some(sa) = self.sas.get_mut(slot) else {
+            return self.drop(frame, DropReason::Internal, pool);
+        };
+        let bytes = frame.len() as u64;
+        match wrap(sa, &self.config, &mut frame, inner, df) {
+            Ok((seq, head)) => {
+                sa.packets += 1;
+                sa.bytes += bytes;
+                let order = self.jobs.len() as u32;
+                self.jobs.push(Job {
+                    frame,
+                    seq,
+                    ok: false,
+                    slot,
+                    order,
+                    head,
+                });
+            }
+            Err(reason) => self.drop_of(slot, frame, reason, pool),
+        }
+    }
+
+    /// Encrypts what is queued, SA by SA, and hands it out.
+    fn seal(&mut self, now: Instant, pool: &mut FramePool, out: &mut Output) {
+        crypto::group(&mut self.jobs);
+        let at = self.stats.since_epoch(now);
+        for run in self.jobs.chunk_by_mut(|a, b| a.slot == b.slot) {
+            let Some(sa) = run.first().and_then(|job| self.sas.get_mut(job.slot)) else {
+                continue;
+            };
+            sa.crypto.seal(run);
+            sa.counters.carried(sa.packets, sa.bytes, at);
+            (sa.packets, sa.bytes) = (0, 0);
+            let remaining = sa.seq_max - sa.seq;
+            if remaining <= sa.seq_max / SEQ_LOW_FRACTION && !sa.seq_low_told {
+                sa.seq_low_told = true;
+                out.events.push(Event::SeqLow {
+                    id: sa.id,
+                    remaining,
+                });
+            }
+        }
+        for mut job in self.jobs.drain(..) {
+            // The outer header was built in the headroom, right before the ESP header.
+            if job.ok && job.frame.prepend(job.head).is_ok() {
+                out.wan.push(job.frame);
+            } else {
+                self.stats.outbound_drops.add(DropReason::Internal);
+                pool.put(job.frame);
+            }
+        }
+    }
+
+    fn drop(&self, frame: Frame, reason: DropReason, pool: &mut FramePool) {
+        self.stats.outbound_drops.add(reason);
+        pool.put(frame);
+    }
+
+    fn drop_of(&self, slot: u32, frame: Frame, reason: DropReason, pool: &mut FramePool) {
+        if let Some(sa) = self.sas.get(slot) {
+            sa.counters.drops.add(reason);
+        }
+        pool.put(frame);
+    }
+}
+
+/// Puts trailer, ESP header and outer header around a packet. On success the frame holds the ESP
+/// packet, with as many octets of outer header in the headroom before it as returned.
+fn wrap(
+    sa: &mut OutboundSa,
+    config: &Config,
+    frame: &mut Frame,
+    inner: &Inner,
+    df: bool,
+) -> Result<(u64, usize), DropReason> {
+    let room = |_: NoRoom| DropReason::Internal;
+    let geometry = sa.geometry;
+    let df = match config.df {
+        DfPolicy::Copy => df,
+        DfPolicy::Set => true,
+        DfPolicy::Clear => false,
+    };
+    let native = sa.path.encapsulation == Encapsulation::Esp;
+    // Octets of the packet's own header that stay outside (transport mode).
+    let (own_header, next_header) = match sa.mode {
+        Mode::Tunnel => (
+            0,
+            if inner.is_v6() {
+                protocol::IPV6
+            } else {
+                protocol::IPV4
+            },
+        ),
+        Mode::Transport => {
+            // RFC 4303 section 3.3.4: "transport mode ESP is applied only to whole IP datagrams".
+            // IPv6 extension headers would have to be sorted to either side; none are carried.
+            if inner.fragment != Fragment::Whole
+                || (inner.is_v6() && inner.upper_offset != inner.header_len)
+            {
+                return Err(DropReason::Unsupported);
+            }
+            (inner.header_len, inner.flow.protocol)
+        }
+    };
+    let payload = frame.len() - own_header;
+    let padding = geometry.padding(payload);
+    let trailer = frame
+        .append(padding + TRAILER + geometry.icv)
+        .map_err(room)?;
+    // RFC 4303 section 2.4: "the first padding byte appended to the plaintext is numbered 1, with
+    // subsequent padding bytes making up a monotonically increasing sequence".
+    for (octet, number) in trailer[..padding].iter_mut().zip(1..) {
+        *octet = number;
+    }
+    trailer[padding] = padding as u8;
+    trailer[padding + 1] = next_header;
+
+    let head = geometry.head();
+    frame.prepend(head).map_err(room)?;
+    if own_header > 0 {
+        frame.data_mut().copy_within(head..head + own_header, 0);
+        frame.trim_front(own_header);
+    }
+    let esp_len = frame.len();
+    let seq = sa.next_seq().ok_or(DropReason::SequenceExhausted)?;
+    let header = frame.data_mut();
+    header[..4].copy_from_slice(&sa.spi.to_be_bytes());
+    header[4..8].copy_from_slice(&(seq as u32).to_be_bytes());
+
+    // RFC 4301 section 5.1.2.1 also has the inner TTL decremented; the kernel did that when it
+    // forwarded the packet into the tunnel interface, and a second time would count one hop twice.
+    //
+    // RFC 6040 section 4.1, normal mode: the ECN field is copied to the outer header.
+    let tos = if config.copy_dscp {
+        inner.tos
+    } else {
+        inner.tos & 3
+    };
+    let meta = frame.meta_mut();
+    meta.path = sa.path;
+    meta.tos = tos;
+    meta.ttl = config.ttl;
+    meta.df = df;
+    meta.spi = sa.spi;
+    if !native {
+        return Ok((seq, 0));
+    }
+    if own_header > 0 {
+        let header = frame.prepend(own_header).map_err(room)?;
+        turn_into_outer(header, esp_len);
+        frame.trim_front(own_header);
+        return Ok((seq, own_header));
+    }
+    sa.ip_id = sa.ip_id.wrapping_add(1);
+    let outer = Outer {
+        source: sa.path.local.ip(),
+        destination: sa.path.remote.ip(),
+        tos,
+        ttl: config.ttl,
+        df,
+        id: sa.ip_id,
+        protocol: protocol::ESP,
+        // Constant per SA, so that load balancing keeps its packets in order (RFC 6438).
+        label: sa.spi,
+    };
+    let outer_len = ip::outer_len(outer.destination);
+    let header = frame.prepend(outer_len).map_err(room)?;
+    ip::build(&outer, esp_len, header).ok_or(DropReason::TooBig)?;
+    frame.trim_front(outer_len);
+    Ok((seq, outer_len))
+}
+
+/// Transport mode: the packet's own header now announces ESP and the new length.
+fn turn_into_outer(header: &mut [u8], esp_len: usize) {
+    if header[0] >> 4 == 4 {
+        let total = (header.len() + esp_len) as u16;
+        header[2..4].copy_from_slice(&total.to_be_bytes());
+        header[9] = protocol::ESP;
+        checksum::ipv4_header(header);
+    } else {
+        header[4..6].copy_from_slice(&(esp_len as u16).to_be_bytes());
+        header[6] = protocol::ESP;
     }
 }

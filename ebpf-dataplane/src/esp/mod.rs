@@ -5,6 +5,10 @@
 pub mod crypto;
 pub mod decap;
 pub mod encap;
+pub mod ip;
+mod pmtu;
+pub mod sad;
+pub mod spd;
 pub mod stats;
 
 use espada_common::sa::{ChildSaId, EspSuite, Event};

@@ -1,0 +1,147 @@
+//! What both directions keep per SA, and the table they keep it in.
+
+use espada_common::sa::{Cipher, Encapsulation, EspSuite, Mode, Path};
+
+use super::ApplyError;
+use super::crypto::ESP_HEADER;
+use super::ip;
+
+/// Octets of a UDP header.
+pub const UDP_HEADER: usize = 8;
+
+/// Pad length and next header behind the padding (RFC 4303 section 2).
+pub const TRAILER: usize = 2;
+
+/// Sizes that follow from a suite and a path.
+#[derive(Clone, Copy, Debug)]
+pub struct Geometry {
+    /// Octets of outer IP header without options.
+    pub ip: usize,
+    /// The same and the UDP header where there is one.
+    pub outer: usize,
+    /// Octets of IV.
+    pub iv: usize,
+    /// Octets of ICV.
+    pub icv: usize,
+    /// The encrypted part is a multiple of this.
+    pub block: usize,
+}
+
+impl Geometry {
+    /// Of packets of `suite` on `path`.
+    pub fn new(suite: &EspSuite, path: &Path) -> Self {
+        let udp = match path.encapsulation {
+            Encapsulation::Esp => 0,
+            Encapsulation::Udp => UDP_HEADER,
+        };
+        let ip = ip::outer_len(path.remote.ip());
+        Self {
+            ip,
+            outer: ip + udp,
+            iv: suite.cipher.iv_len(),
+            icv: suite.icv_len(),
+            block: suite.cipher.block_len(),
+        }
+    }
+
+    /// Octets before the payload of an ESP packet.
+    pub fn head(&self) -> usize {
+        ESP_HEADER + self.iv
+    }
+
+    /// Padding octets for a payload of `len`.
+    pub fn padding(&self, len: usize) -> usize {
+        // Blocks are 4 or 16 octets: powers of two.
+        (len + TRAILER).wrapping_neg() & (self.block - 1)
+    }
+
+    /// The longest payload (inner packet in tunnel mode) whose outer packet fits `mtu`.
+    pub fn max_payload(&self, mtu: u16) -> usize {
+        let room = usize::from(mtu).saturating_sub(self.outer + self.head() + self.icv);
+        (room / self.block * self.block).saturating_sub(TRAILER)
+    }
+
+    /// The longest inner IP packet, whose header has `header_len` octets.
+    pub fn max_inner(&self, mode: Mode, mtu: u16, header_len: usize) -> usize {
+        match mode {
+            Mode::Tunnel => self.max_payload(mtu),
+            // The packet's own header is the outer one; `outer` counts it without options.
+            Mode::Transport => {
+                let options = u16::try_from(header_len.saturating_sub(self.ip)).unwrap_or(u16::MAX);
+                self.max_payload(mtu.saturating_sub(options)) + header_len
+            }
+        }
+    }
+
+    /// Whether an ESP packet of `len` octets can be one: room for all parts, whole blocks for CBC.
+    pub fn plausible(&self, len: usize, cipher: Cipher) -> bool {
+        match len.checked_sub(self.head() + self.icv) {
+            Some(encrypted) if encrypted >= TRAILER => {
+                cipher.is_aead() || encrypted.is_multiple_of(self.block)
+            }
+            _ => false,
+        }
+    }
+}
+
+/// The MSS that fits inner packets of `max_inner` octets, assuming no IP or TCP options.
+pub fn max_mss(max_inner: usize, v6: bool) -> u16 {
+    let headers = if v6 { 60 } else { 40 };
+    u16::try_from(max_inner.saturating_sub(headers)).unwrap_or(u16::MAX)
+}
+
+/// Both addresses of a path must be of one family.
+pub fn check_path(path: &Path) -> Result<(), ApplyError> {
+    if path.local.is_ipv4() == path.remote.is_ipv4() {
+        Ok(())
+    } else {
+        Err(ApplyError::PathFamily {
+            local: path.local,
+            remote: path.remote,
+        })
+    }
+}
+
+/// A table whose places stay valid while others come and go.
+pub struct Slab<T> {
+    places: Vec<Option<T>>,
+    free: Vec<u32>,
+}
+
+impl<T> Default for Slab<T> {
+    fn default() -> Self {
+        Self {
+            places: Vec::new(),
+            free: Vec::new(),
+        }
+    }
+}
+
+impl<T> Slab<T> {
+    /// Puts a value somewhere.
+    pub fn insert(&mut self, value: T) -> u32 {
+        let slot = self.free.pop().unwrap_or(self.places.len() as u32);
+        match self.places.get_mut(slot as usize) {
+            Some(place) => *place = Some(value),
+            None => self.places.push(Some(value)),
+        }
+        slot
+    }
+
+    /// Takes a value out.
+    pub fn remove(&mut self, slot: u32) -> Option<T> {
+        let value = self.places.get_mut(slot as usize)?.take()?;
+        self.free.push(slot);
+        Some(value)
+    }
+
+    /// The value at a place.
+    pub fn get(&self, slot: u32) -> Option<&T> {
+        self.places.get(slot as usize)?.as_ref()
+    }
+
+    /// The value at a place, to change.
+    pub fn get_mut(&mut self, slot: u32) -> Option<&mut T> {
+        self.places.get_mut(slot as usize)?.as_mut()
+    }
+}

@@ -8,3 +8,4 @@ pub mod netlink;
 pub mod port;
 pub mod syscall;
 pub mod umem;
+pub mod userspace;

@@ -510,6 +510,18 @@ pub fn pin_thread(cpu: usize) -> io::Result<()> {
     }
 }
 
+/// Moves the calling thread (and threads it starts from now on) to another network namespace.
+#[cfg(test)]
+pub fn enter_network_namespace(namespace: std::fs::File) -> io::Result<()> {
+    // SAFETY: no pointers.
+    let result = unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

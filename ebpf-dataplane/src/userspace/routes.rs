@@ -1,0 +1,307 @@
+//! Routes that bring protected traffic to the tunnel interface, visible in `ip route` under a
+//! protocol number of our own.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use espada_common::sa::{Policy, TrafficSelector};
+
+use crate::backend::BackendError;
+use crate::netlink::{Netlink, NetlinkError, Prefix, Route};
+
+/// `RTPROT_*` number of our routes (unassigned in iproute2's rt_protos). `ip route show proto 99`
+/// lists them.
+pub const PROTOCOL: u8 = 99;
+
+/// The prefixes that cover exactly the addresses from `start` to `end` (inclusive, one family).
+pub fn prefixes(start: IpAddr, end: IpAddr) -> Vec<Prefix> {
+    let (mut low, high, bits) = match (start, end) {
+        (IpAddr::V4(a), IpAddr::V4(b)) => {
+            (u128::from(u32::from(a)), u128::from(u32::from(b)), 32u32)
+        }
+        (IpAddr::V6(a), IpAddr::V6(b)) => (u128::from(a), u128::from(b), 128),
+        _ => return Vec::new(),
+    };
+    let mut list = Vec::new();
+    while low <= high {
+        // The largest aligned block that starts at `low` and does not pass `high`.
+        let aligned = low.trailing_zeros().min(bits);
+        let fits = match (high - low).checked_add(1) {
+            Some(size) => size.ilog2(),
+            None => 128,
+        };
+        let free = aligned.min(fits);
+        let address = if bits == 32 {
+            IpAddr::V4(Ipv4Addr::from(low as u32))
+        } else {
+            IpAddr::V6(Ipv6Addr::from(low))
+        };
+        list.push(Prefix {
+            address,
+            length: (bits - free) as u8,
+        });
+        match 1u128
+            .checked_shl(free)
+            .and_then(|size| low.checked_add(size))
+        {
+            Some(next) => low = next,
+            None => break,
+        }
+    }
+    list
+}
+
+fn covers(selectors: &[TrafficSelector], address: IpAddr) -> bool {
+    selectors.iter().any(|ts| {
+        ts.start.is_ipv4() == address.is_ipv4() && ts.start <= address && address <= ts.end
+    })
+}
+
+/// One destination in the tunnel and who wants it there.
+struct Entry {
+    connections: BTreeSet<Arc<str>>,
+    route: Route,
+}
+
+/// The routes of one engine.
+pub struct Routes {
+    tun: u32,
+    entries: BTreeMap<Prefix, Entry>,
+    /// Host routes that keep peers out of the tunnel.
+    exempt: BTreeMap<IpAddr, Route>,
+    policies: BTreeMap<Arc<str>, Policy>,
+}
+
+impl Routes {
+    /// No routes yet, except those a predecessor left on the same interface, which are removed.
+    pub fn new(netlink: &mut Netlink, tun: u32) -> Result<Self, NetlinkError> {
+        for route in netlink.routes()? {
+            if route.protocol == PROTOCOL && route.link == tun {
+                netlink.route_delete(&route)?;
+            }
+        }
+        Ok(Self {
+            tun,
+            entries: BTreeMap::new(),
+            exempt: BTreeMap::new(),
+            policies: BTreeMap::new(),
+        })
+    }
+
+    /// Policies installed at the moment.
+    pub fn policies(&self) -> impl Iterator<Item = &Policy> {
+        self.policies.values()
+    }
+
+    /// Brings a policy's remote networks to the tunnel interface. On an error nothing of it stays.
+    pub fn install(&mut self, netlink: &mut Netlink, policy: &Policy) -> Result<(), BackendError> {
+        let addresses = netlink.addresses()?;
+        let existing = netlink.routes()?;
+        let wanted: BTreeSet<Prefix> = policy
+            .remote_ts
+            .iter()
+            .flat_map(|ts| prefixes(ts.start, ts.end))
+            .collect();
+        self.policies
+            .insert(Arc::clone(&policy.connection), policy.clone());
+        for destination in wanted {
+            if let Some(entry) = self.entries.get_mut(&destination) {
+                entry.connections.insert(Arc::clone(&policy.connection));
+                continue;
+            }
+            let source = addresses
+                .iter()
+                .filter(|address| address.link != self.tun && address.global)
+                .map(|address| address.prefix.address)
+                .find(|address| {
+                    address.is_ipv4() == destination.address.is_ipv4()
+                        && covers(&policy.local_ts, *address)
+                });
+            let route = Route {
+                destination,
+                link: self.tun,
+                gateway: None,
+                source,
+                mtu: None,
+                // The best metric there is; 0 means 1024 in IPv6.
+                priority: if destination.address.is_ipv4() { 0 } else { 1 },
+                protocol: PROTOCOL,
+            };
+            self.report_overlaps(&existing, &route, &policy.connection);
+            if let Err(error) = netlink.route_add(&route) {
+                let _ = self.remove(netlink, &policy.connection);
+                return Err(if error.errno() == libc::EEXIST {
+                    BackendError::System {
+                        what: format!(
+                            "connection {}: there is a route to {destination} already, so traffic \
+                             to it would bypass the tunnel; see `ip route show {destination}`, and \
+                             remove that route or take the network out of remote.subnets",
+                            policy.connection
+                        ),
+                        source: std::io::Error::from_raw_os_error(libc::EEXIST),
+                    }
+                } else {
+                    error.into()
+                });
+            }
+            tracing::info!(connection = %policy.connection, %destination, ?source, "route into the tunnel");
+            let connections = BTreeSet::from([Arc::clone(&policy.connection)]);
+            self.entries
+                .insert(destination, Entry { connections, route });
+        }
+        Ok(())
+    }
+
+    fn report_overlaps(&self, existing: &[Route], route: &Route, connection: &str) {
+        for other in existing.iter().filter(|other| other.link != self.tun) {
+            let narrower = other.destination.length > route.destination.length
+                && route.destination.contains(other.destination.address);
+            if narrower && other.protocol != PROTOCOL {
+                tracing::info!(
+                    connection,
+                    "{} is routed apart ({other}) although it lies in {}: it stays outside the tunnel",
+                    other.destination,
+                    route.destination
+                );
+            } else if other.destination == route.destination {
+                tracing::warn!(connection, "route `{other}` is overridden by the tunnel's");
+            }
+        }
+    }
+
+    /// Takes back what only this connection wanted in the tunnel.
+    pub fn remove(&mut self, netlink: &mut Netlink, connection: &str) -> Result<(), NetlinkError> {
+        self.policies.remove(connection);
+        let mut result = Ok(());
+        self.entries.retain(|_, entry| {
+            entry.connections.remove(connection);
+            if entry.connections.is_empty() {
+                let removed = netlink.route_delete(&entry.route);
+                if removed.is_err() {
+                    result = removed;
+                }
+                return false;
+            }
+            true
+        });
+        result
+    }
+
+    /// Sets the MTU of a connection's routes: inner packets above it are refused with ICMP by the
+    /// kernel already.
+    pub fn set_mtu(&mut self, netlink: &mut Netlink, connection: &str, mtu: u32) {
+        for entry in self.entries.values_mut() {
+            if entry.connections.contains(connection) && entry.route.mtu != Some(mtu) {
+                entry.route.mtu = Some(mtu);
+                if let Err(error) = netlink.route_replace(&entry.route) {
+                    tracing::warn!(%error, "cannot set the MTU of a route into the tunnel");
+                }
+            }
+        }
+    }
+
+    /// Keeps packets to a peer's own address out of the tunnel when a protected network contains
+    /// it: ESP and IKE would otherwise loop.
+    pub fn exempt(&mut self, netlink: &mut Netlink, peer: IpAddr) -> Result<(), BackendError> {
+        if peer.is_unspecified() || self.exempt.contains_key(&peer) {
+            return Ok(());
+        }
+        let inside = self
+            .policies
+            .values()
+            .any(|policy| covers(&policy.remote_ts, peer));
+        if !inside {
+            return Ok(());
+        }
+        // The kernel's answer would be the tunnel, so the best route beside it is looked up here.
+        let best = netlink
+            .routes()?
+            .into_iter()
+            .filter(|route| {
+                route.link != self.tun
+                    && route.destination.contains(peer)
+                    && route.destination.address.is_ipv4() == peer.is_ipv4()
+            })
+            .max_by_key(|route| (route.destination.length, std::cmp::Reverse(route.priority)));
+        let Some(best) = best else {
+            return Err(BackendError::System {
+                what: format!(
+                    "the peer {peer} lies inside its own remote.subnets and no other route leads to it"
+                ),
+                source: std::io::Error::from_raw_os_error(libc::ENETUNREACH),
+            });
+        };
+        let route = Route {
+            destination: Prefix::host(peer),
+            mtu: None,
+            priority: if peer.is_ipv4() { 0 } else { 1 },
+            protocol: PROTOCOL,
+            ..best
+        };
+        match netlink.route_add(&route) {
+            Ok(()) => {
+                tracing::info!(%peer, "the peer lies inside its own remote.subnets: its address gets a route of its own ({route})");
+                self.exempt.insert(peer, route);
+                Ok(())
+            }
+            // A host route that is there does what is needed.
+            Err(error) if error.errno() == libc::EEXIST => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Removes every route.
+    pub fn clear(&mut self, netlink: &mut Netlink) {
+        let entries = std::mem::take(&mut self.entries)
+            .into_values()
+            .map(|entry| entry.route);
+        for route in entries.chain(std::mem::take(&mut self.exempt).into_values()) {
+            if let Err(error) = netlink.route_delete(&route) {
+                tracing::warn!(%error, "a route stays behind");
+            }
+        }
+        self.policies.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn shown(start: &str, end: &str) -> Vec<String> {
+        prefixes(start.parse().unwrap(), end.parse().unwrap())
+            .iter()
+            .map(Prefix::to_string)
+            .collect()
+    }
+
+    #[test]
+    fn ranges_become_prefixes() {
+        assert_eq!(shown("10.0.0.0", "10.0.0.255"), ["10.0.0.0/24"]);
+        assert_eq!(shown("0.0.0.0", "255.255.255.255"), ["0.0.0.0/0"]);
+        assert_eq!(
+            shown("10.0.0.5", "10.0.0.8"),
+            ["10.0.0.5/32", "10.0.0.6/31", "10.0.0.8/32"]
+        );
+        assert_eq!(
+            shown("::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"),
+            ["::/0"]
+        );
+        assert_eq!(shown("2001:db8::", "2001:db8::ffff"), ["2001:db8::/112"]);
+        assert!(shown("10.0.0.2", "10.0.0.1").is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn prefixes_cover_the_range_exactly(a: u32, b: u32, probe: u32) {
+            let (low, high) = (a.min(b), a.max(b));
+            let list = prefixes(IpAddr::V4(low.into()), IpAddr::V4(high.into()));
+            let size: u64 = list.iter().map(|p| 1u64 << (32 - u32::from(p.length))).sum();
+            prop_assert_eq!(size, u64::from(high - low) + 1);
+            let inside = list.iter().any(|p| p.contains(IpAddr::V4(probe.into())));
+            prop_assert_eq!(inside, (low..=high).contains(&probe));
+        }
+    }
+}

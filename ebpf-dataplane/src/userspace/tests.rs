@@ -1,0 +1,469 @@
+//! Two engines in two network namespaces with hand-made SAs: packets through every WAN port.
+//! These need root; without it they say so and pass.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::process::Command as Process;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use espada_common::drops::DropReason;
+use espada_common::sa::{
+    ChildSa, ChildSaId, Cipher, Encapsulation, Event, HalfSa, Path, Policy, SecretBytes,
+    TrafficSelector,
+};
+
+use super::*;
+use crate::port::syscall;
+
+fn run(command: &str) -> String {
+    let mut words = command.split_whitespace();
+    let output = Process::new(words.next().unwrap())
+        .args(words)
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "`{command}` failed: {}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// A pair of namespaces joined by a veth, removed on drop.
+struct Pair {
+    names: [String; 2],
+}
+
+/// Addresses of gateway 0 or 1 on the wire and behind it.
+fn wan(side: usize, v6: bool) -> IpAddr {
+    if v6 {
+        format!("2001:db8:1::{}", side + 1).parse().unwrap()
+    } else {
+        format!("192.0.2.{}", side + 1).parse().unwrap()
+    }
+}
+
+fn inner(side: usize, v6: bool) -> IpAddr {
+    if v6 {
+        format!("fd0{}::1", side + 1).parse().unwrap()
+    } else {
+        format!("10.{}.0.1", side + 1).parse().unwrap()
+    }
+}
+
+impl Pair {
+    /// `None`, with the reason printed, when this is not root.
+    fn new() -> Option<Self> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let root = std::fs::read_to_string("/proc/self/status")
+            .is_ok_and(|status| status.lines().any(|l| l.starts_with("Uid:\t0\t")));
+        if !root {
+            println!("skipped: network namespaces need root");
+            return None;
+        }
+        let base = format!(
+            "esp-ports-{}-{}",
+            std::process::id(),
+            NUMBER.fetch_add(1, Ordering::Relaxed)
+        );
+        let names = [format!("{base}-a"), format!("{base}-b")];
+        for name in &names {
+            run(&format!("ip netns add {name}"));
+        }
+        let pair = Self { names };
+        let [a, b] = &pair.names;
+        run(&format!(
+            "ip -n {a} link add wan0 type veth peer name wan0 netns {b}"
+        ));
+        for (side, name) in pair.names.iter().enumerate() {
+            run(&format!("ip -n {name} link set lo up"));
+            run(&format!(
+                "ip -n {name} addr add {}/24 dev wan0",
+                wan(side, false)
+            ));
+            run(&format!(
+                "ip -n {name} addr add {}/64 dev wan0 nodad",
+                wan(side, true)
+            ));
+            run(&format!("ip -n {name} link set wan0 up"));
+            run(&format!(
+                "ip -n {name} addr add {}/32 dev lo",
+                inner(side, false)
+            ));
+            run(&format!(
+                "ip -n {name} addr add {}/128 dev lo nodad",
+                inner(side, true)
+            ));
+        }
+        Some(pair)
+    }
+
+    /// Runs `f` on a thread inside namespace `side`; threads it starts stay there.
+    fn inside<T: Send>(&self, side: usize, f: impl FnOnce() -> T + Send) -> T {
+        std::thread::scope(|scope| {
+            scope
+                .spawn(|| {
+                    let file = std::fs::File::open(format!("/run/netns/{}", self.names[side]));
+                    syscall::enter_network_namespace(file.unwrap()).unwrap();
+                    f()
+                })
+                .join()
+                .unwrap()
+        })
+    }
+}
+
+impl Drop for Pair {
+    fn drop(&mut self) {
+        for name in &self.names {
+            let _ = Process::new("ip").args(["netns", "del", name]).status();
+        }
+    }
+}
+
+fn start(pair: &Pair, side: usize, sink: EventSink) -> UserspaceEngine {
+    pair.inside(side, || {
+        let udp = vec![UdpSocket::bind("0.0.0.0:4500").unwrap(), {
+            use socket2::{Domain, Socket, Type};
+            let socket = Socket::new(Domain::IPV6, Type::DGRAM, None).unwrap();
+            socket.set_only_v6(true).unwrap();
+            socket
+                .bind(&"[::]:4500".parse::<SocketAddr>().unwrap().into())
+                .unwrap();
+            socket.into()
+        }];
+        UserspaceEngine::start(Config {
+            tun: "espada0".into(),
+            mtu: None,
+            wan: vec!["wan0".into()],
+            udp,
+            esp: esp::Config::default(),
+            pin: None,
+            sink,
+        })
+        .unwrap()
+    })
+}
+
+fn subnet(side: usize) -> Vec<TrafficSelector> {
+    let range = |start: String, end: String| TrafficSelector {
+        protocol: 0,
+        start_port: 0,
+        end_port: 65535,
+        start: start.parse().unwrap(),
+        end: end.parse().unwrap(),
+    };
+    let n = side + 1;
+    vec![
+        range(format!("10.{n}.0.0"), format!("10.{n}.0.255")),
+        range(format!("fd0{n}::"), format!("fd0{n}::ffff:ffff:ffff:ffff")),
+    ]
+}
+
+fn policy(side: usize) -> Policy {
+    Policy {
+        connection: "test".into(),
+        local_ts: subnet(side),
+        remote_ts: subnet(1 - side),
+        trap: true,
+    }
+}
+
+fn sa(side: usize, v6: bool, encapsulation: Encapsulation, id: u64) -> ChildSa {
+    // The direction towards side 0 uses one SPI and key, the other another.
+    let half = |towards: usize| HalfSa {
+        spi: 0x1000_0000 + (id as u32) * 2 + towards as u32,
+        encryption_key: SecretBytes::new(vec![towards as u8 + 7; 36]),
+        integrity_key: SecretBytes::new(Vec::new()),
+    };
+    let port = if encapsulation == Encapsulation::Udp {
+        4500
+    } else {
+        0
+    };
+    ChildSa {
+        id: ChildSaId(id),
+        connection: "test".into(),
+        suite: EspSuite {
+            cipher: Cipher::AesGcm16(256),
+            integrity: None,
+            esn: true,
+        },
+        inbound: half(side),
+        outbound: half(1 - side),
+        path: Path {
+            local: SocketAddr::new(wan(side, v6), port),
+            remote: SocketAddr::new(wan(1 - side, v6), port),
+            encapsulation,
+        },
+        mode: Mode::Tunnel,
+        local_ts: subnet(side),
+        remote_ts: subnet(1 - side),
+        replay_window: 4096,
+    }
+}
+
+fn quiet() -> EventSink {
+    Arc::new(|_| {})
+}
+
+fn up(pair: &Pair, v6: bool, encapsulation: Encapsulation) -> [UserspaceEngine; 2] {
+    let mut engines = [start(pair, 0, quiet()), start(pair, 1, quiet())];
+    for (side, engine) in engines.iter_mut().enumerate() {
+        engine.apply(Command::InstallPolicy(policy(side))).unwrap();
+        let sa = Box::new(sa(side, v6, encapsulation, 1));
+        engine.apply(Command::InstallSa(sa)).unwrap();
+    }
+    engines
+}
+
+/// Ping with a pattern (checked by ping) in several sizes, up to needing fragments.
+fn ping(pair: &Pair, v6: bool) {
+    for size in [0, 56, 1300, 4000] {
+        let output = run(&format!(
+            "ip netns exec {} ping -n -q -i 0.01 -c 5 -W 2 -p 5a -s {size} -I {} {}",
+            pair.names[0],
+            inner(0, v6),
+            inner(1, v6)
+        ));
+        assert!(
+            output.contains("5 packets transmitted, 5 received"),
+            "size {size}: {output}"
+        );
+        assert!(!output.contains("wrong data"), "{output}");
+    }
+}
+
+/// `octets` each way over one TCP connection, each octet checked.
+fn tcp(pair: &Pair, v6: bool, octets: usize) {
+    let pattern = |n: usize| (n.wrapping_mul(2_654_435_761) >> 13) as u8;
+    let listener = pair.inside(1, || TcpListener::bind((inner(1, v6), 7777)).unwrap());
+    let transfer = move |mut stream: TcpStream| {
+        stream
+            .set_read_timeout(Some(Duration::from_secs(10)))
+            .unwrap();
+        let mut writer = stream.try_clone().unwrap();
+        let sender = std::thread::spawn(move || {
+            let data: Vec<u8> = (0..octets).map(pattern).collect();
+            writer.write_all(&data).unwrap();
+        });
+        let mut data = vec![0; octets];
+        stream.read_exact(&mut data).unwrap();
+        sender.join().unwrap();
+        assert!(
+            data.iter()
+                .enumerate()
+                .all(|(n, octet)| *octet == pattern(n))
+        );
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| transfer(listener.accept().unwrap().0));
+        pair.inside(0, || {
+            transfer(TcpStream::connect((inner(1, v6), 7777)).unwrap())
+        });
+    });
+}
+
+fn carried(engines: &mut [UserspaceEngine; 2]) {
+    for engine in engines {
+        let stats = engine.sa_stats().unwrap();
+        assert_eq!(stats.len(), 1);
+        assert!(
+            stats[0].inbound.packets > 10 && stats[0].outbound.packets > 10,
+            "{stats:?}"
+        );
+        assert_eq!(stats[0].inbound.drops.iter().sum::<u64>(), 0, "{stats:?}");
+    }
+}
+
+fn end_to_end(outer_v6: bool, encapsulation: Encapsulation) {
+    let Some(pair) = Pair::new() else { return };
+    let mut engines = up(&pair, outer_v6, encapsulation);
+    for inner_v6 in [false, true] {
+        ping(&pair, inner_v6);
+        tcp(&pair, inner_v6, 3_000_000);
+    }
+    carried(&mut engines);
+}
+
+#[test]
+fn netns_esp_in_udp_over_ipv4() {
+    end_to_end(false, Encapsulation::Udp);
+}
+
+#[test]
+fn netns_esp_in_udp_over_ipv6() {
+    end_to_end(true, Encapsulation::Udp);
+}
+
+#[test]
+fn netns_native_esp_over_ipv4() {
+    end_to_end(false, Encapsulation::Esp);
+}
+
+#[test]
+fn netns_native_esp_over_ipv6() {
+    end_to_end(true, Encapsulation::Esp);
+}
+
+#[test]
+fn netns_traffic_without_sa_is_dropped_and_asked_for() {
+    let Some(pair) = Pair::new() else { return };
+    let events = Arc::new(Mutex::new(Vec::new()));
+    let sink: EventSink = {
+        let events = Arc::clone(&events);
+        Arc::new(move |event| events.lock().unwrap().push(event))
+    };
+    let mut engine = start(&pair, 0, sink);
+    engine.apply(Command::InstallPolicy(policy(0))).unwrap();
+    let output = Process::new("ip")
+        .args([
+            "netns",
+            "exec",
+            &pair.names[0],
+            "ping",
+            "-c",
+            "1",
+            "-W",
+            "1",
+            "10.2.0.1",
+        ])
+        .output()
+        .unwrap();
+    assert!(!output.status.success());
+    assert!(engine.drop_totals().unwrap().outbound[DropReason::NoSa as usize] > 0);
+    let acquired = events.lock().unwrap().iter().any(|event| {
+        matches!(event, Event::Acquire { connection, destination, .. }
+            if **connection == *"test" && *destination == inner(1, false))
+    });
+    assert!(acquired, "{:?}", events.lock().unwrap());
+}
+
+#[test]
+fn netns_rekey_under_traffic_loses_nothing() {
+    let Some(pair) = Pair::new() else { return };
+    let mut engines = up(&pair, false, Encapsulation::Udp);
+    let mut ping = Process::new("ip")
+        .args([
+            "netns",
+            "exec",
+            &pair.names[0],
+            "ping",
+            "-n",
+            "-q",
+            "-i",
+            "0.002",
+            "-c",
+            "500",
+        ])
+        .args(["-W", "2", "-I", "10.1.0.1", "10.2.0.1"])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    for id in 2..12u64 {
+        std::thread::sleep(Duration::from_millis(60));
+        // The responder has the new inbound SA before the initiator sends on it.
+        for (side, engine) in engines.iter_mut().enumerate().rev() {
+            let new = Box::new(sa(side, false, Encapsulation::Udp, id));
+            engine
+                .apply(Command::RekeySa {
+                    old: ChildSaId(id - 1),
+                    new,
+                })
+                .unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(20));
+        for engine in &mut engines {
+            engine
+                .apply(Command::RemoveSa {
+                    id: ChildSaId(id - 1),
+                })
+                .unwrap();
+        }
+    }
+    let mut output = String::new();
+    ping.stdout
+        .take()
+        .unwrap()
+        .read_to_string(&mut output)
+        .unwrap();
+    ping.wait().unwrap();
+    assert!(
+        output.contains("500 packets transmitted, 500 received"),
+        "{output}"
+    );
+}
+
+#[test]
+fn netns_routes_come_with_the_policy_and_go() {
+    let Some(pair) = Pair::new() else { return };
+    let mut engines = up(&pair, false, Encapsulation::Udp);
+    let name = &pair.names[0];
+    let route = run(&format!("ip -n {name} route show 10.2.0.0/24"));
+    // 1500 less IPv4, UDP, ESP header, IV, ICV; whole blocks of 4 less the trailer.
+    assert!(
+        route.contains("dev espada0 proto 99 scope link src 10.1.0.1 mtu 1438"),
+        "{route}"
+    );
+    run(&format!("ip -n {name} link set wan0 mtu 1400"));
+    std::thread::sleep(Duration::from_millis(300));
+    let route = run(&format!("ip -n {name} route show 10.2.0.0/24"));
+    assert!(route.contains("mtu 1338"), "{route}");
+
+    // A clash is refused with its reason and leaves nothing behind.
+    run(&format!("ip -n {name} route add 10.3.0.0/24 via 192.0.2.2"));
+    let clash = Policy {
+        connection: "clash".into(),
+        remote_ts: vec![TrafficSelector {
+            start: "10.3.0.0".parse().unwrap(),
+            end: "10.3.0.255".parse().unwrap(),
+            ..subnet(1)[0]
+        }],
+        ..policy(0)
+    };
+    let error = engines[0]
+        .apply(Command::InstallPolicy(clash))
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("10.3.0.0/24"), "{error}");
+
+    engines[0]
+        .apply(Command::RemovePolicy {
+            connection: "test".into(),
+        })
+        .unwrap();
+    assert_eq!(run(&format!("ip -n {name} route show proto 99")), "");
+    drop(engines);
+    assert!(!run(&format!("ip -n {name} link")).contains("espada0"));
+}
+
+#[test]
+fn netns_a_peer_inside_its_own_subnet_stays_reachable() {
+    let Some(pair) = Pair::new() else { return };
+    let mut engines = [start(&pair, 0, quiet()), start(&pair, 1, quiet())];
+    let everything = vec![TrafficSelector {
+        protocol: 0,
+        start_port: 0,
+        end_port: 65535,
+        start: "192.0.2.0".parse().unwrap(),
+        end: "192.0.2.127".parse().unwrap(),
+    }];
+    for (side, engine) in engines.iter_mut().enumerate() {
+        let (mut policy, mut sa) = (policy(side), sa(side, false, Encapsulation::Esp, 1));
+        if side == 0 {
+            policy.remote_ts.extend(&everything);
+            sa.remote_ts.extend(&everything);
+        } else {
+            policy.local_ts.extend(&everything);
+            sa.local_ts.extend(&everything);
+        }
+        engine.apply(Command::InstallPolicy(policy)).unwrap();
+        engine.apply(Command::InstallSa(Box::new(sa))).unwrap();
+    }
+    let name = &pair.names[0];
+    let route = run(&format!("ip -n {name} route get 192.0.2.2"));
+    assert!(route.contains("dev wan0"), "{route}");
+    ping(&pair, false);
+}

@@ -1,0 +1,323 @@
+//! The two threads of the userspace engine. Each owns its half of the engine and runs every burst
+//! to completion; commands arrive through a channel between bursts.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use espada_common::sa::{ChildSaId, Command, Encapsulation};
+
+use crate::backend::{BackendError, EventSink};
+use crate::esp::{ApplyError, Inbound, Outbound, Output, Stats};
+use crate::port::raw::{RawReceiver, RawSender};
+use crate::port::syscall::{self, Poller};
+use crate::port::tun::{TunReader, TunWriter};
+use crate::port::udp::{UdpReceiver, UdpSender};
+use crate::umem::{Burst, Frame, FramePool};
+
+/// Rounds a worker gives one port before it looks at the others and at commands again.
+const ROUNDS: usize = 8;
+
+/// Number of the command wake-up in a poller; ports count from 0.
+const WAKE: u64 = u64::MAX;
+
+/// What the control side asks of a worker.
+enum Order {
+    Apply(Box<Command>, SyncSender<Result<(), ApplyError>>),
+    PathMtu(ChildSaId, u16),
+    Stop,
+}
+
+/// A wake-up that can be shared.
+#[derive(Clone)]
+pub struct Wake(Arc<File>);
+
+impl Wake {
+    /// A new one, not signalled.
+    pub fn new() -> Result<Self, BackendError> {
+        let file = syscall::eventfd().map_err(|source| BackendError::System {
+            what: "cannot make an eventfd".into(),
+            source,
+        })?;
+        Ok(Self(Arc::new(file)))
+    }
+
+    /// Wakes whoever waits.
+    pub fn signal(&self) {
+        // Fails only when the counter is about to overflow: then it is signalled already.
+        let _ = (&*self.0).write(&1u64.to_ne_bytes());
+    }
+
+    /// Takes the signal away.
+    pub fn clear(&self) {
+        let _ = (&*self.0).read(&mut [0; 8]);
+    }
+}
+
+impl AsFd for Wake {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// The control side's end of a worker.
+pub struct Handle {
+    orders: Sender<Order>,
+    wake: Wake,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Handle {
+    /// Has the worker carry a command out and waits until it has.
+    pub fn apply(&self, command: Command) -> Result<Result<(), ApplyError>, BackendError> {
+        let (answer, answered) = sync_channel(1);
+        self.order(Order::Apply(Box::new(command), answer))?;
+        answered
+            .recv()
+            .map_err(|_| BackendError::Stopped(super::NAME))
+    }
+
+    /// Tells an outbound worker what fits the path of a pair (octets of outer IP packet).
+    pub fn set_path_mtu(&self, id: ChildSaId, mtu: u16) -> Result<(), BackendError> {
+        self.order(Order::PathMtu(id, mtu))
+    }
+
+    fn order(&self, order: Order) -> Result<(), BackendError> {
+        self.orders
+            .send(order)
+            .map_err(|_| BackendError::Stopped(super::NAME))?;
+        self.wake.signal();
+        Ok(())
+    }
+
+    /// Stops the thread and waits for it.
+    pub fn stop(&mut self) {
+        let _ = self.order(Order::Stop);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("a worker thread had panicked: please report this with the log");
+        }
+    }
+}
+
+/// Starts a worker thread called `name`, on processor `cpu` if given.
+fn spawn(
+    name: &str,
+    cpu: Option<usize>,
+    body: impl FnOnce(Receiver<Order>, Wake) -> io::Result<()> + Send + 'static,
+) -> Result<Handle, BackendError> {
+    let (orders, receiver) = channel();
+    let wake = Wake::new()?;
+    let own = wake.clone();
+    let run = move || {
+        if let Some(cpu) = cpu
+            && let Err(error) = syscall::pin_thread(cpu)
+        {
+            tracing::warn!(cpu, %error, "cannot pin a worker to its processor");
+        }
+        if let Err(error) = body(receiver, own) {
+            tracing::error!(%error, "a worker thread stopped: no traffic passes in its direction");
+        }
+    };
+    let thread = std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(run)
+        .map_err(|source| BackendError::System {
+            what: format!("cannot start thread {name}"),
+            source,
+        })?;
+    Ok(Handle {
+        orders,
+        wake,
+        thread: Some(thread),
+    })
+}
+
+/// Everything the outbound worker owns.
+pub struct OutboundParts {
+    /// Engine half.
+    pub engine: Outbound,
+    /// Its free frames.
+    pub pool: FramePool,
+    /// Inner packets from the host.
+    pub tun: TunReader,
+    /// Answers to the host (ICMP).
+    pub answers: TunWriter,
+    /// ESP in UDP.
+    pub udp: UdpSender,
+    /// Native ESP.
+    pub raw: RawSender,
+    /// Drops are counted here.
+    pub stats: Arc<Stats>,
+    /// Events go here.
+    pub sink: EventSink,
+    /// Raised (and the watcher woken) when a packet did not fit the path.
+    pub mtu_suspect: Arc<AtomicBool>,
+    /// The watcher of the network's state.
+    pub watcher: Wake,
+}
+
+/// Starts the outbound worker.
+pub fn outbound(mut parts: OutboundParts, cpu: Option<usize>) -> Result<Handle, BackendError> {
+    spawn("espada-out", cpu, move |orders, wake| {
+        let mut poller = Poller::new()?;
+        poller.add(wake.as_fd(), WAKE)?;
+        poller.add(parts.tun.as_fd(), 0)?;
+        let mut input = Burst::new();
+        let mut output = Output::new();
+        loop {
+            let (mut woken, mut packets) = (false, false);
+            for number in poller.wait(None)? {
+                woken |= number == WAKE;
+                packets |= number != WAKE;
+            }
+            if woken {
+                wake.clear();
+                for order in orders.try_iter() {
+                    match order {
+                        Order::Apply(command, answer) => {
+                            let _ = answer.send(parts.engine.apply(&command));
+                        }
+                        Order::PathMtu(id, mtu) => {
+                            if let Err(error) = parts.engine.set_path_mtu(id, mtu) {
+                                tracing::debug!(%error, "path MTU of a pair that is gone");
+                            }
+                        }
+                        Order::Stop => return Ok(()),
+                    }
+                }
+            }
+            if packets {
+                for _ in 0..ROUNDS {
+                    if !parts.round(&mut input, &mut output) {
+                        break;
+                    }
+                }
+            }
+        }
+    })
+}
+
+impl OutboundParts {
+    /// One burst from the host to the WAN. True when more may be waiting.
+    fn round(&mut self, input: &mut Burst, output: &mut Output) -> bool {
+        let drops = &self.stats.outbound_drops;
+        let more = self.tun.read(&mut self.pool, input, drops);
+        if input.is_empty() {
+            return false;
+        }
+        self.engine
+            .process(Instant::now(), input, &mut self.pool, output);
+        // One call per stretch of equal kind: the sockets differ.
+        let kind = |frame: &Frame| {
+            let meta = frame.meta();
+            (meta.path.encapsulation, meta.path.remote.is_ipv4(), meta.df)
+        };
+        for stretch in output.wan.frames().chunk_by(|a, b| kind(a) == kind(b)) {
+            match stretch.first().map(|frame| frame.meta().path.encapsulation) {
+                Some(Encapsulation::Udp) => self.udp.send(stretch, drops),
+                Some(Encapsulation::Esp) => {
+                    if self.raw.send(stretch, drops) {
+                        self.mtu_suspect.store(true, Ordering::Release);
+                        self.watcher.signal();
+                    }
+                }
+                None => {}
+            }
+        }
+        output.wan.recycle(&mut self.pool);
+        self.answers.write(&mut output.tun, &mut self.pool, drops);
+        output.events.drain(..).for_each(|event| (self.sink)(event));
+        more
+    }
+}
+
+/// Everything the inbound worker owns.
+pub struct InboundParts {
+    /// Engine half.
+    pub engine: Inbound,
+    /// Its free frames.
+    pub pool: FramePool,
+    /// ESP in UDP.
+    pub udp: Vec<UdpReceiver>,
+    /// Native ESP.
+    pub raw: Vec<RawReceiver>,
+    /// Inner packets to the host.
+    pub tun: TunWriter,
+    /// Drops are counted here.
+    pub stats: Arc<Stats>,
+    /// Events go here.
+    pub sink: EventSink,
+}
+
+/// Starts the inbound worker.
+pub fn inbound(mut parts: InboundParts, cpu: Option<usize>) -> Result<Handle, BackendError> {
+    spawn("espada-in", cpu, move |orders, wake| {
+        let mut poller = Poller::new()?;
+        poller.add(wake.as_fd(), WAKE)?;
+        let sources = parts
+            .udp
+            .iter()
+            .map(AsFd::as_fd)
+            .chain(parts.raw.iter().map(AsFd::as_fd));
+        for (number, source) in sources.enumerate() {
+            poller.add(source, number as u64)?;
+        }
+        let mut input = Burst::new();
+        let mut output = Output::new();
+        let mut ready = Vec::new();
+        loop {
+            ready.clear();
+            ready.extend(poller.wait(None)?);
+            for number in &ready {
+                if *number == WAKE {
+                    wake.clear();
+                    for order in orders.try_iter() {
+                        match order {
+                            Order::Apply(command, answer) => {
+                                let _ = answer.send(parts.engine.apply(&command));
+                            }
+                            // Only what is sent has to fit a path.
+                            Order::PathMtu(..) => {}
+                            Order::Stop => return Ok(()),
+                        }
+                    }
+                    continue;
+                }
+                for _ in 0..ROUNDS {
+                    if !parts.round(*number as usize, &mut input, &mut output) {
+                        break;
+                    }
+                }
+            }
+        }
+    })
+}
+
+impl InboundParts {
+    /// One burst from a WAN port to the host. True when more may be waiting.
+    fn round(&mut self, number: usize, input: &mut Burst, output: &mut Output) -> bool {
+        let drops = &self.stats.inbound_drops;
+        let more = if let Some(port) = self.udp.get_mut(number) {
+            port.receive(&mut self.pool, input, &self.sink, drops)
+        } else if let Some(port) = self.raw.get_mut(number - self.udp.len()) {
+            port.receive(&mut self.pool, input, drops)
+        } else {
+            false
+        };
+        if !input.is_empty() {
+            self.engine
+                .process(Instant::now(), input, &mut self.pool, output);
+            self.tun.write(&mut output.tun, &mut self.pool, drops);
+            output.wan.recycle(&mut self.pool);
+            output.events.drain(..).for_each(|event| (self.sink)(event));
+        }
+        more
+    }
+}

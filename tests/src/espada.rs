@@ -39,8 +39,8 @@ pub struct Config<'a> {
     pub start: &'a str,
     /// More lines of the connection's section.
     pub extra: &'a str,
-    /// More lines of the `[dataplane]` section.
-    pub dataplane: &'a str,
+    /// More lines of the `[dataplane]` section, and other sections.
+    pub global: &'a str,
     /// The pre-shared key.
     pub psk: &'a str,
 }
@@ -58,7 +58,7 @@ impl Config<'_> {
              remote = {{ address = \"{}\", id = \"{}\", subnets = {} }}\n\
              auth = \"psk\"\nike = \"{}\"\nesp = \"{}\"\nstart = \"{}\"\n{}\n",
             crate::topology::WAN_DEVICE,
-            self.dataplane,
+            self.global,
             self.local,
             self.local_id,
             list(self.local_subnets),

@@ -7,6 +7,7 @@ pub mod cmd;
 pub mod espada;
 pub mod netns;
 pub mod process;
+pub mod scenario;
 pub mod strongswan;
 pub mod syscall;
 pub mod topology;

@@ -190,6 +190,11 @@ impl Line {
         }
     }
 
+    /// True when gateway A is behind a NAT router.
+    pub fn middle_is_nat(&self) -> bool {
+        self.wan == Wan::Nat
+    }
+
     /// Routes between the networks without a tunnel, for measurements of plain forwarding.
     pub fn add_plain_routes(&self) -> Result<()> {
         if self.wan == Wan::Nat {

@@ -215,7 +215,7 @@ fn config_a() -> Config<'static> {
         esp: ESP,
         start: "none",
         extra: "",
-        dataplane: "",
+        global: "",
         psk: PSK,
     }
 }

@@ -1,0 +1,193 @@
+//! Negotiations that succeed, begun from either side.
+
+use anyhow::{Context, Result, ensure};
+use espada_tests::capture;
+use espada_tests::scenario::{child, count, ensure_nothing_clear, verify_v4};
+use espada_tests::topology::{self, Wan};
+use espada_tests::{skip_unless_possible, strongswan, traffic};
+
+use super::{Pair, start};
+
+/// Who begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Begins {
+    Espada,
+    StrongSwan,
+}
+
+/// What a pair is told to agree on.
+#[derive(Clone, Copy)]
+struct Suites {
+    ike: &'static str,
+    esp: &'static str,
+    /// More lines of Espada's connection.
+    extra: &'static str,
+}
+
+fn bring_up(pair: &Pair, begins: Begins) -> Result<()> {
+    match begins {
+        Begins::Espada => pair.espada.up().map(drop),
+        Begins::StrongSwan => pair.strongswan.initiate(),
+    }
+    .with_context(|| {
+        format!(
+            "espada:\n{}\nstrongSwan:\n{}",
+            pair.espada.log(),
+            pair.strongswan.log()
+        )
+    })?;
+    pair.espada.wait_established()?;
+    pair.strongswan.wait_established()
+}
+
+fn agree(wan: Wan, suites: Suites, begins: Begins) -> Result<()> {
+    let pair = start(wan, |ours, theirs| {
+        (ours.ike, ours.esp, ours.extra) = (suites.ike, suites.esp, suites.extra);
+        (theirs.ike, theirs.esp) = (suites.ike, suites.esp);
+    })?;
+    let recording = pair.line.capture(&pair.work, "")?;
+    bring_up(&pair, begins)?;
+    verify_v4(&pair.line).with_context(|| format!("{begins:?} began"))?;
+    let packets = topology::finish(recording)?;
+    ensure_nothing_clear(&packets)?;
+    ensure!(packets.iter().any(capture::Packet::is_esp_in_udp));
+
+    let connection = pair.espada.connection()?;
+    let role = match begins {
+        Begins::Espada => "initiator",
+        Begins::StrongSwan => "responder",
+    };
+    ensure!(connection["ike"]["role"] == role, "{connection:#}");
+    ensure!(
+        connection["ike"]["remote_id"] == "b.example",
+        "{connection:#}"
+    );
+    let child = child(&connection);
+    // The first child SA has no key exchange of its own: the group of `esp` is for rekeying.
+    let esp = suites.esp.replace("-modp2048", "");
+    ensure!(child["suite"] == esp.as_str(), "not {esp}: {child:#}");
+    ensure!(child["encapsulation"] == "udp", "{child:#}");
+    for direction in ["inbound", "outbound"] {
+        ensure!(count(&child[direction]["packets"]) > 40, "{child:#}");
+        ensure!(
+            count(&child[direction]["wire"]["packets"]) > 40,
+            "{child:#}"
+        );
+    }
+    let sas = pair.strongswan.sas()?;
+    let spi = child["inbound"]["spi"].as_str().context("no SPI")?;
+    let spi = spi.trim_start_matches("0x");
+    ensure!(
+        sas.contains(spi),
+        "strongSwan does not send to SPI {spi}:\n{sas}"
+    );
+    end(&pair, begins)
+}
+
+/// The side that did not begin ends it; the other must hear of it.
+fn end(pair: &Pair, begins: Begins) -> Result<()> {
+    match begins {
+        Begins::StrongSwan => {
+            pair.espada.down()?;
+            pair.strongswan.wait_log("received DELETE for IKE_SA")
+        }
+        Begins::Espada => {
+            pair.strongswan.terminate()?;
+            pair.espada
+                .wait_connection("the end of the tunnel", |connection| {
+                    connection["children"].as_array().is_some_and(Vec::is_empty)
+                })
+                .map(drop)
+        }
+    }
+}
+
+macro_rules! agreeing {
+    ($($name:ident: $wan:expr, $ike:literal, $esp:literal, $extra:literal, [$($begins:ident),*];)*) => {$(
+        #[test]
+        fn $name() -> Result<()> {
+            skip_unless_possible!(stringify!($name), strongswan::missing);
+            for begins in [$(Begins::$begins),*] {
+                agree($wan, Suites { ike: $ike, esp: $esp, extra: $extra }, begins)?;
+            }
+            Ok(())
+        }
+    )*};
+}
+
+agreeing! {
+    aes_gcm_x25519: Wan::Switch,
+        "aes256gcm16-prfsha256-x25519", "aes256gcm16", "", [Espada, StrongSwan];
+    azure_custom_policy_without_pfs: Wan::Switch,
+        "aes256-sha256-modp2048", "aes256-sha256", "", [Espada, StrongSwan];
+    azure_custom_policy_with_pfs_group: Wan::Switch,
+        "aes256-sha256-modp2048", "aes256-sha256-modp2048", "", [Espada, StrongSwan];
+    azure_default_policy: Wan::Switch,
+        "aes256-sha1-modp1024", "aes256-sha1", "insecure = true", [Espada, StrongSwan];
+    aes128_gcm_ecp384: Wan::Switch,
+        "aes128gcm16-prfsha384-ecp384", "aes128gcm16", "", [Espada, StrongSwan];
+    chacha20_ecp256: Wan::Switch,
+        "chacha20poly1305-prfsha256-ecp256", "aes256-sha512", "", [Espada];
+    modp3072_sha384: Wan::Switch,
+        "aes192-sha384-modp3072", "aes192-sha384", "", [Espada];
+    espada_behind_nat: Wan::Nat,
+        "aes256gcm16-prfsha256-x25519", "aes256gcm16", "", [Espada];
+}
+
+/// strongSwan answers INVALID_KE_PAYLOAD; the second group is the one it takes.
+#[test]
+fn invalid_ke_is_retried() -> Result<()> {
+    skip_unless_possible!("invalid_ke_is_retried", strongswan::missing);
+    let pair = start(Wan::Switch, |ours, theirs| {
+        ours.ike = "aes256gcm16-prfsha256-x25519-ecp256";
+        theirs.ike = "aes256gcm16-prfsha256-ecp256";
+    })?;
+    bring_up(&pair, Begins::Espada)?;
+    verify_v4(&pair.line)?;
+    let connection = pair.espada.connection()?;
+    let suite = connection["ike"]["suite"].as_str().unwrap_or_default();
+    ensure!(suite.ends_with("ecp256"), "{suite}");
+    Ok(())
+}
+
+/// What strongSwan offers is more than we take: narrowed, and its traffic follows.
+#[test]
+fn selectors_are_narrowed() -> Result<()> {
+    skip_unless_possible!("selectors_are_narrowed", strongswan::missing);
+    let pair = start(Wan::Switch, |_, theirs| {
+        theirs.remote_ts = "10.61.0.0/16";
+        theirs.local_ts = "10.61.2.0/24,10.77.0.0/24";
+    })?;
+    bring_up(&pair, Begins::StrongSwan)?;
+    let connection = pair.espada.connection()?;
+    let child = child(&connection);
+    ensure!(
+        child["local_ts"] == serde_json::json!(["10.61.1.0/24"]),
+        "{child:#}"
+    );
+    ensure!(
+        child["remote_ts"] == serde_json::json!(["10.61.2.0/24"]),
+        "{child:#}"
+    );
+    verify_v4(&pair.line)
+}
+
+/// Liveness: strongSwan's DPD every 5 s is answered, ours is answered by it.
+#[test]
+fn liveness_checks_are_answered() -> Result<()> {
+    skip_unless_possible!("liveness_checks_are_answered", strongswan::missing);
+    let pair = start(Wan::Switch, |ours, _| {
+        ours.extra = "dpd = { delay = \"2s\", action = \"restart\" }";
+    })?;
+    bring_up(&pair, Begins::Espada)?;
+    pair.strongswan.wait_log("sending DPD request")?;
+    std::thread::sleep(std::time::Duration::from_secs(4));
+    ensure!(
+        !pair.strongswan.log().contains("giving up"),
+        "{}",
+        pair.strongswan.log()
+    );
+    let ping = traffic::ping(&pair.line.client, topology::addr::SERVER, 5, &[])?;
+    ensure!(ping.is_complete(), "{ping:?}");
+    Ok(())
+}

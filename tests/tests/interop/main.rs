@@ -1,0 +1,51 @@
+//! Espada at gateway A, strongSwan at gateway B: both roles, the suites that matter, and refusals.
+
+mod agree;
+mod refuse;
+
+use anyhow::Result;
+use espada_tests::espada::{Config, Espada, PSK};
+use espada_tests::process::WorkDir;
+use espada_tests::scenario::{self, ID_A, ID_B};
+use espada_tests::strongswan::{Connection, StrongSwan};
+use espada_tests::topology::{Line, Wan, addr};
+
+/// Espada and strongSwan, running. Fields are dropped in this order.
+struct Pair {
+    espada: Espada,
+    strongswan: StrongSwan,
+    line: Line,
+    work: WorkDir,
+}
+
+/// Starts both; `change` adapts what they are told. kernel-libipsec carries IPv4.
+fn start(
+    wan: Wan,
+    change: impl FnOnce(&mut Config<'static>, &mut Connection<'static>),
+) -> Result<Pair> {
+    let line = Line::new(wan)?;
+    let work = WorkDir::new()?;
+    let mut ours = scenario::config_a(&line);
+    ours.local_subnets = &[addr::LAN_A];
+    ours.remote_subnets = &[addr::LAN_B];
+    let mut theirs = Connection {
+        local: addr::WAN_B,
+        remote: if wan == Wan::Nat { "%any" } else { addr::WAN_A },
+        local_id: ID_B,
+        remote_id: ID_A,
+        ike: ours.ike,
+        esp: ours.esp,
+        local_ts: addr::LAN_B,
+        remote_ts: addr::LAN_A,
+        psk: PSK,
+    };
+    change(&mut ours, &mut theirs);
+    let strongswan = StrongSwan::start(&line.gw_b, &work, &theirs, false)?;
+    let espada = Espada::start(&line.gw_a, &work, &ours, false)?;
+    Ok(Pair {
+        espada,
+        strongswan,
+        line,
+        work,
+    })
+}

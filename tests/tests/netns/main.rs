@@ -1,0 +1,8 @@
+//! Two gateways of Espada in network namespaces: what they carry, refuse, survive and explain.
+
+mod config;
+mod hostile;
+mod lifecycle;
+mod path;
+mod refusal;
+mod tunnel;

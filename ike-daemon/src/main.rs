@@ -1,1 +1,5 @@
-fn main() {}
+//! The `espada` program; see [`espada::cli`].
+
+fn main() -> std::process::ExitCode {
+    espada::cli::main()
+}

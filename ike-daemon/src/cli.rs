@@ -1,0 +1,263 @@
+//! The command line.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::{self, SecretsPolicy};
+use crate::control::{self, Answer, Request};
+use crate::daemon;
+use crate::log::{self, Format};
+
+/// How an `espada` command ends. Usage errors are 2, as clap has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// Done.
+    Success = 0,
+    /// The configuration was refused, or something failed; standard error says what.
+    Failure = 1,
+    /// No daemon answers in the runtime directory, or one is already there.
+    Daemon = 3,
+    /// The negotiation was refused or nobody answered.
+    Refused = 4,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  the configuration is refused, or something failed: standard error says what
+  2  wrong usage
+  3  no daemon answers in the runtime directory, or one already runs there
+  4  the negotiation was refused, or the peer did not answer";
+
+/// IKEv2/IPsec gateway whose ESP data plane stands behind XDP.
+#[derive(Parser)]
+#[command(name = "espada", version, after_help = EXIT_CODES, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(clap::Args)]
+struct Runtime {
+    /// Where the daemon keeps its lock and control socket; one for each daemon of a machine.
+    #[arg(long, value_name = "DIR", default_value = "/run/espada")]
+    runtime_dir: PathBuf,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the gateway in the foreground until SIGTERM or SIGINT; SIGHUP reads the configuration again.
+    Daemon {
+        /// The configuration file.
+        #[arg(long, value_name = "FILE", default_value = "/etc/espada/espada.toml")]
+        config: PathBuf,
+        #[command(flatten)]
+        runtime: Runtime,
+        /// How the log on standard error is written.
+        #[arg(long, value_name = "FORMAT", value_enum, default_value_t = Format::Human)]
+        log_format: Format,
+        /// error, warn, info, debug, trace, or a filter such as `info,espada_dataplane=debug`.
+        #[arg(long, value_name = "LEVEL", default_value = "info")]
+        log_level: String,
+    },
+    /// Set a connection up and say how it went.
+    Up {
+        /// The connection.
+        name: String,
+        #[command(flatten)]
+        runtime: Runtime,
+        /// Return at once instead of when it is up or refused.
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Take a connection down.
+    Down {
+        /// The connection.
+        name: String,
+        #[command(flatten)]
+        runtime: Runtime,
+        /// Return at once instead of when the peer has been told.
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Show connections, SAs, counters, drops with their reasons, and what went wrong last.
+    Status {
+        /// Only this connection.
+        name: Option<String>,
+        #[command(flatten)]
+        runtime: Runtime,
+        /// JSON instead of text.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make the daemon read its configuration again; errors leave the running one in place.
+    Reload {
+        #[command(flatten)]
+        runtime: Runtime,
+    },
+    /// Check a configuration file and show how it is understood. Needs no root.
+    Check {
+        /// The configuration file.
+        file: PathBuf,
+    },
+    /// Show the version.
+    Version,
+}
+
+/// Runs the program with the arguments it was started with.
+pub fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(exit) => exit.into(),
+        Err(error) => {
+            // `espada status | head` is no error.
+            if let Some(error) = error.downcast_ref::<io::Error>()
+                && error.kind() == io::ErrorKind::BrokenPipe
+            {
+                return Exit::Success.into();
+            }
+            eprintln!("espada: {error:#}");
+            Exit::Failure.into()
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<Exit> {
+    match command {
+        Command::Daemon {
+            config,
+            runtime,
+            log_format,
+            log_level,
+        } => {
+            log::start(log_format, &log_level).map_err(anyhow::Error::msg)?;
+            daemon::run(&config, &runtime.runtime_dir)
+        }
+        Command::Up {
+            name,
+            runtime,
+            no_wait,
+        } => ask(
+            &runtime.runtime_dir,
+            &Request::Up {
+                connection: name,
+                wait: !no_wait,
+            },
+        ),
+        Command::Down {
+            name,
+            runtime,
+            no_wait,
+        } => ask(
+            &runtime.runtime_dir,
+            &Request::Down {
+                connection: name,
+                wait: !no_wait,
+            },
+        ),
+        Command::Status {
+            name,
+            runtime,
+            json,
+        } => status(&runtime.runtime_dir, name, json),
+        Command::Reload { runtime } => ask(&runtime.runtime_dir, &Request::Reload),
+        Command::Check { file } => check(&file),
+        Command::Version => {
+            writeln!(io::stdout(), "espada {}", env!("CARGO_PKG_VERSION"))?;
+            Ok(Exit::Success)
+        }
+    }
+}
+
+fn check(file: &Path) -> anyhow::Result<Exit> {
+    match config::load(file, SecretsPolicy::IfReadable) {
+        Ok(config) => {
+            for warning in &config.warnings {
+                eprintln!("{warning}");
+            }
+            write!(io::stdout(), "{}", config.summary())?;
+            Ok(Exit::Success)
+        }
+        Err(error) => {
+            eprintln!("{error}");
+            Ok(Exit::Failure)
+        }
+    }
+}
+
+/// Asks the daemon; a failure to reach it is told, with what to do.
+fn converse(runtime_dir: &Path, request: &Request) -> anyhow::Result<Result<Answer, Exit>> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let answer = runtime.block_on(control::ask(runtime_dir, request, |message| {
+        eprintln!("{message}")
+    }));
+    Ok(answer.map_err(|error| {
+        let directory = runtime_dir.display();
+        let help = match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                "no daemon runs there; start one with `espada daemon`, or name its --runtime-dir"
+            }
+            io::ErrorKind::PermissionDenied => {
+                "only root and the user who runs the daemon may control it"
+            }
+            _ => "look at the daemon's log",
+        };
+        eprintln!("espada: cannot ask the daemon of {directory}: {error}\n  {help}");
+        Exit::Daemon
+    }))
+}
+
+fn ask(runtime_dir: &Path, request: &Request) -> anyhow::Result<Exit> {
+    Ok(match converse(runtime_dir, request)? {
+        Err(exit) => exit,
+        Ok(Answer::Done { message } | Answer::Progress { message }) => {
+            writeln!(io::stdout(), "{message}")?;
+            Exit::Success
+        }
+        Ok(Answer::Refused { error }) => {
+            eprintln!("{error}");
+            Exit::Refused
+        }
+        Ok(Answer::Failed { message }) => {
+            eprintln!("espada: {message}");
+            Exit::Failure
+        }
+        Ok(Answer::Status { report }) => {
+            write!(io::stdout(), "{}", report.to_text())?;
+            Exit::Success
+        }
+    })
+}
+
+fn status(runtime_dir: &Path, name: Option<String>, json: bool) -> anyhow::Result<Exit> {
+    Ok(
+        match converse(runtime_dir, &Request::Status { connection: name })? {
+            Err(exit) => exit,
+            Ok(Answer::Status { report }) => {
+                if json {
+                    writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&report)?)?;
+                } else {
+                    write!(io::stdout(), "{}", report.to_text())?;
+                }
+                Exit::Success
+            }
+            Ok(Answer::Failed { message }) => {
+                eprintln!("espada: {message}");
+                Exit::Failure
+            }
+            Ok(other) => anyhow::bail!(
+                "the daemon answered {other:?} to a question for its status: is it of another version?"
+            ),
+        },
+    )
+}

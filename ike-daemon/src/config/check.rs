@@ -1,0 +1,213 @@
+//! What single settings cannot show: connections that contradict each other, keys that are missing.
+
+use std::path::Path;
+
+use espada_common::sa::TrafficSelector;
+use espada_ike::Identity;
+use espada_ike::config::{ConnectionConfig, PskSecret, RemoteAddress, RemoteIdentity};
+use espada_ike::proposal::Proposal;
+
+use super::connection::Found;
+use super::document::{Document, Located};
+use super::{DataplaneConfig, FrontEndMode, Remote};
+
+/// Checks connections against each other and against the data plane's settings.
+pub(super) fn connections(
+    document: &Document<'_>,
+    connections: &[Found],
+    dataplane: &DataplaneConfig,
+) {
+    for (index, later) in connections.iter().enumerate() {
+        for earlier in connections.get(..index).unwrap_or_default() {
+            overlap(document, earlier, later);
+        }
+        swallowed_peer(document, later);
+        needless_insecure(document, later);
+    }
+    if dataplane.wan.is_empty()
+        && dataplane.front_end != FrontEndMode::Off
+        && !connections.is_empty()
+    {
+        document.warning(
+            &(0..0),
+            "`dataplane.wan` is not set: the interfaces are taken from the routes to the peers when the daemon starts",
+            Some("name the interfaces that protected packets leave on, such as wan = [\"eth0\"]".to_owned()),
+        );
+    }
+}
+
+fn intersects(a: &TrafficSelector, b: &TrafficSelector) -> bool {
+    a.start.is_ipv4() == b.start.is_ipv4() && a.start <= b.end && b.start <= a.end
+}
+
+fn common<'f>(
+    a: &'f [Located<TrafficSelector>],
+    b: &'f [Located<TrafficSelector>],
+) -> Option<(&'f Located<TrafficSelector>, &'f Located<TrafficSelector>)> {
+    a.iter().find_map(|x| {
+        b.iter()
+            .find(|y| intersects(&x.value, &y.value))
+            .map(|y| (x, y))
+    })
+}
+
+fn overlap(document: &Document<'_>, earlier: &Found, later: &Found) {
+    let (Some(_), Some((first, second))) = (
+        common(&earlier.local, &later.local),
+        common(&earlier.remote, &later.remote),
+    ) else {
+        return;
+    };
+    let sorted = |list: &[Located<TrafficSelector>]| {
+        let mut list: Vec<_> = list.iter().map(|selector| selector.value).collect();
+        list.sort();
+        list
+    };
+    let same = sorted(&earlier.local) == sorted(&later.local)
+        && sorted(&earlier.remote) == sorted(&later.remote);
+    let (ours, theirs) = (earlier.connection.name(), later.connection.name());
+    if same {
+        document.error(
+            &later.name_span,
+            format!(
+                "connections `{ours}` and `{theirs}` protect the same subnets: a packet could not tell which tunnel to take (the other is at {})",
+                document.origin(&earlier.name_span)
+            ),
+            Some("remove one of them or give it other subnets".to_owned()),
+        );
+    } else {
+        document.warning(
+            &second.span,
+            format!(
+                "the subnets of `{theirs}` overlap those of `{ours}` ({}): the most specific subnet decides which tunnel a packet takes",
+                document.origin(&first.span)
+            ),
+            None,
+        );
+    }
+}
+
+/// The setting that allows groups 2 and 5 where no proposal has them.
+fn needless_insecure(document: &Document<'_>, found: &Found) {
+    let settings = found.connection.settings();
+    let weak = |proposal: &Proposal| proposal.groups.iter().any(|group| group.is_insecure());
+    if found.connection.insecure && !settings.ike.iter().chain(&settings.esp).any(weak) {
+        document.warning(
+            &found.name_span,
+            format!(
+                "`{}` has insecure = true, but no proposal uses an insecure group",
+                found.connection.name()
+            ),
+            Some("remove insecure = true".to_owned()),
+        );
+    }
+}
+
+/// A peer inside its own protected subnet: the tunnel's packets would be routed into the tunnel.
+fn swallowed_peer(document: &Document<'_>, found: &Found) {
+    let Remote::Known(RemoteAddress::Address(peer)) = found.connection.remote else {
+        return;
+    };
+    let inside = found.remote.iter().find(|selector| {
+        selector.value.start.is_ipv4() == peer.is_ipv4()
+            && selector.value.start <= peer
+            && peer <= selector.value.end
+    });
+    if let Some(selector) = inside {
+        document.warning(
+            &selector.span,
+            format!("this subnet contains the peer's own address {peer} ({})", document.origin(&found.remote_address)),
+            Some("the daemon keeps the path to the peer outside the tunnel; other traffic to that address goes outside it too".to_owned()),
+        );
+    }
+}
+
+/// Complains about connections for which there is no pre-shared key.
+pub(super) fn secrets(
+    document: &Document<'_>,
+    connections: &[Found],
+    secrets: &[PskSecret],
+    path: &Path,
+) {
+    for found in connections {
+        let config = found.connection.settings();
+        if secrets.iter().any(|secret| covers(config, secret)) {
+            continue;
+        }
+        let local = match (&config.local_id, config.local_address) {
+            (Some(id), _) => id.to_string(),
+            (None, Some(address)) => address.to_string(),
+            (None, None) => "OUR-ADDRESS".to_owned(),
+        };
+        let remote = match (&config.remote_id, config.remote_address) {
+            (RemoteIdentity::Is(id), _) => id.to_string(),
+            (_, RemoteAddress::Address(address)) => address.to_string(),
+            _ => "%any".to_owned(),
+        };
+        document.error(
+            &found.name_span,
+            format!(
+                "no pre-shared key for `{}`: looked in {} for one with ids [\"{local}\", \"{remote}\"]",
+                config.name,
+                path.display()
+            ),
+            Some(match secrets.len() {
+                0 => "that file has no [[psk]] yet".to_owned(),
+                _ => format!("the keys there are for: {}", secrets.iter().map(shown_ids).collect::<Vec<_>>().join("; ")),
+            }),
+        );
+    }
+}
+
+fn shown_ids(secret: &PskSecret) -> String {
+    if secret.ids.is_empty() {
+        return "anybody".to_owned();
+    }
+    secret
+        .ids
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(" and ")
+}
+
+/// Whether a key can serve a connection, as far as the identities are known before it is up.
+fn covers(config: &ConnectionConfig, secret: &PskSecret) -> bool {
+    let local = config
+        .local_id
+        .clone()
+        .or_else(|| config.local_address.map(Identity::from));
+    let remote = match (&config.remote_id, config.remote_address) {
+        (RemoteIdentity::Is(id), _) => Some(id.clone()),
+        (RemoteIdentity::Address, RemoteAddress::Address(address)) => Some(Identity::from(address)),
+        _ => None,
+    };
+    let names = |wanted: &Identity| secret.ids.iter().any(|id| id.matches(wanted));
+    let may_be = |wanted: &Option<Identity>| wanted.as_ref().is_none_or(names);
+    match secret.ids.len() {
+        0 => true,
+        1 => may_be(&remote),
+        _ => may_be(&remote) && may_be(&local),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use espada_common::sa::SecretBytes;
+
+    use super::*;
+
+    #[test]
+    fn ids_of_keys() {
+        let key = |ids: &[&str]| PskSecret {
+            ids: ids.iter().map(|id| id.parse().unwrap()).collect(),
+            secret: SecretBytes::new(vec![1]),
+            origin: String::new(),
+        };
+        assert_eq!(shown_ids(&key(&[])), "anybody");
+        assert_eq!(
+            shown_ids(&key(&["10.0.0.1", "gw.example"])),
+            "10.0.0.1 and gw.example"
+        );
+    }
+}

@@ -1,0 +1,651 @@
+//! `[connection.NAME]`.
+
+use std::collections::HashSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::time::Duration;
+
+use espada_common::sa::TrafficSelector;
+use espada_ike::Identity;
+use espada_ike::config::{
+    ConnectionConfig, Dpd, DpdAction, EncapsulationPolicy, Lifetime, RemoteAddress, RemoteIdentity,
+    SettingLine, SettingOrigin, StartAction,
+};
+use espada_ike::proposal::{Proposal, Protocol};
+use toml::de::DeValue;
+
+use super::document::{Located, Span, Table, nearest};
+use super::{Connection, Remote};
+
+const CONNECTION_KEYS: &[&str] = &[
+    "local",
+    "remote",
+    "auth",
+    "ike",
+    "esp",
+    "dpd",
+    "start",
+    "encapsulation",
+    "replay_window",
+    "insecure",
+    "ike_lifetime",
+    "child_lifetime",
+];
+const END_KEYS: &[&str] = &["address", "id", "subnets"];
+const DPD_KEYS: &[&str] = &["delay", "action"];
+
+const SECOND: Duration = Duration::from_secs(1);
+const LIFETIMES: RangeInclusive<Duration> =
+    Duration::from_secs(60)..=Duration::from_secs(30 * 86_400);
+
+/// A connection and where the parts of it stand that later checks complain about.
+pub(super) struct Found {
+    /// The connection.
+    pub connection: Connection,
+    /// Its name in the file.
+    pub name_span: Span,
+    /// Selectors on our side with their places.
+    pub local: Vec<Located<TrafficSelector>>,
+    /// Selectors on the peer's side with their places.
+    pub remote: Vec<Located<TrafficSelector>>,
+    /// `remote.address`.
+    pub remote_address: Span,
+}
+
+/// Every readable connection; complaints about the others are in the document.
+pub(super) fn read_all(top: &Table<'_, '_>) -> Vec<Found> {
+    let mut found = Vec::new();
+    let Some(tables) = top.table(
+        "connection",
+        "connection",
+        "tables such as [connection.NAME]",
+    ) else {
+        return found;
+    };
+    let document = top.document();
+    for (name, span, value) in tables.entries() {
+        let path = format!("connection.{name}");
+        let DeValue::Table(table) = value.get_ref() else {
+            let meant = nearest(name, CONNECTION_KEYS);
+            document.error(
+                &span,
+                format!("`{path}` must be a table with a connection's settings"),
+                Some(match meant {
+                    Some(_) => {
+                        format!("`{name}` belongs below a header such as [connection.office]")
+                    }
+                    None => format!("write [connection.{name}] above its settings"),
+                }),
+            );
+            continue;
+        };
+        if name.is_empty()
+            || name.len() > 64
+            || !name
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+        {
+            document.error(
+                &span,
+                format!("\"{name}\" cannot be a connection's name: 1 to 64 letters, digits, `-`, `_` or `.`"),
+                None,
+            );
+        }
+        let table = Table::new(document, table, &value.span(), &path);
+        found.extend(read(&table, name, span));
+    }
+    found
+}
+
+struct End {
+    address: Option<Located<String>>,
+    id: Option<Located<String>>,
+    selectors: Vec<Located<TrafficSelector>>,
+}
+
+fn read(table: &Table<'_, '_>, name: &str, name_span: Span) -> Option<Found> {
+    let document = table.document();
+    let errors_before = document.error_count();
+    table.only(CONNECTION_KEYS);
+    let mut settings = Settings::new(table);
+
+    let local = read_end(table, "local", &mut settings);
+    let remote = read_end(table, "remote", &mut settings);
+
+    if let Some(auth) = table.choice("auth", &[("psk", true), ("pubkey", false), ("eap", false)])
+        && !auth.value
+    {
+        document.error(
+            &auth.span,
+            "certificates and EAP are not in this version of Espada",
+            Some("use auth = \"psk\"".to_owned()),
+        );
+    }
+    settings.note(table, "auth", "auth");
+
+    let insecure = table
+        .boolean("insecure")
+        .is_some_and(|insecure| insecure.value);
+    let ike =
+        read_proposals(table, "ike", Protocol::Ike, insecure).unwrap_or_else(Proposal::default_ike);
+    let esp =
+        read_proposals(table, "esp", Protocol::Esp, insecure).unwrap_or_else(Proposal::default_esp);
+    for key in [
+        "ike",
+        "esp",
+        "start",
+        "encapsulation",
+        "replay_window",
+        "ike_lifetime",
+        "child_lifetime",
+        "dpd",
+    ] {
+        settings.note(table, key, key);
+    }
+
+    let dpd = read_dpd(table);
+    let start = table.choice(
+        "start",
+        &[
+            ("start", StartAction::Start),
+            ("trap", StartAction::Trap),
+            ("none", StartAction::None),
+        ],
+    );
+    let encapsulation = table
+        .choice(
+            "encapsulation",
+            &[
+                ("auto", EncapsulationPolicy::Auto),
+                ("udp", EncapsulationPolicy::Udp),
+            ],
+        )
+        .map_or(EncapsulationPolicy::Auto, |found| found.value);
+    let replay_window = table
+        .integer("replay_window", 0..=65_536)
+        .map_or(4096, |found| found.value);
+    let ike_lifetime = table
+        .duration("ike_lifetime", LIFETIMES)
+        .map_or(4 * 3600 * SECOND, |found| found.value);
+    let child_lifetime = table
+        .duration("child_lifetime", LIFETIMES)
+        .map_or(3600 * SECOND, |found| found.value);
+
+    let (Some(local), Some(remote)) = (local, remote) else {
+        return None;
+    };
+    let local_address = read_local_address(table, &local);
+    let (peer, peer_span) = read_remote_address(table, &remote)?;
+    if let (Some(start), Remote::Known(RemoteAddress::Any)) = (&start, &peer)
+        && start.value != StartAction::None
+    {
+        document.error(
+            &start.span,
+            format!(
+                "`{}` cannot set up a connection to anybody (remote.address = \"%any\")",
+                table.name("start")
+            ),
+            Some(
+                "give the peer's address, or use start = \"none\" and wait for the peer".to_owned(),
+            ),
+        );
+    }
+    if let (Some(local_ip), Remote::Known(RemoteAddress::Address(remote_ip))) =
+        (local_address, &peer)
+        && local_ip.is_ipv4() != remote_ip.is_ipv4()
+    {
+        document.error(
+            &peer_span,
+            format!(
+                "local.address {local_ip} and remote.address {remote_ip} are of different families"
+            ),
+            Some("give both as IPv4 or both as IPv6".to_owned()),
+        );
+    }
+    check_families(table, &local.selectors, &remote.selectors);
+    let local_id = local.id.as_ref().and_then(|id| read_id(table, id));
+    let remote_id = read_remote_id(table, &remote, &peer);
+
+    if document.error_count() > errors_before {
+        return None;
+    }
+    let config = ConnectionConfig {
+        name: Arc::from(name),
+        local_address,
+        remote_address: match &peer {
+            Remote::Known(address) => *address,
+            Remote::Host(_) => RemoteAddress::Any,
+        },
+        remote_port: 500,
+        local_id,
+        remote_id,
+        ike,
+        esp,
+        local_ts: local
+            .selectors
+            .iter()
+            .map(|selector| selector.value)
+            .collect(),
+        remote_ts: remote
+            .selectors
+            .iter()
+            .map(|selector| selector.value)
+            .collect(),
+        dpd,
+        start: start.map_or(StartAction::None, |start| start.value),
+        encapsulation,
+        replay_window,
+        ike_lifetime: lifetime(ike_lifetime),
+        child_lifetime: lifetime(child_lifetime),
+        origin: settings.origin,
+    };
+    Some(Found {
+        connection: Connection {
+            config,
+            remote: peer,
+            insecure,
+        },
+        name_span,
+        local: local.selectors,
+        remote: remote.selectors,
+        remote_address: peer_span,
+    })
+}
+
+/// A lifetime is when an SA is replaced; what is not replaced in another tenth of it is deleted.
+fn lifetime(soft: Duration) -> Lifetime {
+    Lifetime {
+        soft,
+        hard: soft + soft / 10,
+        jitter: soft / 10,
+    }
+}
+
+/// Collects the lines and texts of settings for messages that cite them later.
+struct Settings {
+    origin: SettingOrigin,
+}
+
+impl Settings {
+    fn new(table: &Table<'_, '_>) -> Self {
+        Self {
+            origin: SettingOrigin {
+                file: table.document().name().to_owned(),
+                ..SettingOrigin::default()
+            },
+        }
+    }
+
+    fn note(&mut self, table: &Table<'_, '_>, key: &str, name: &str) {
+        let Some(value) = table.value(key) else {
+            return;
+        };
+        let span = value.span();
+        let document = table.document();
+        let line = u32::try_from(document.position(span.start).0).unwrap_or(u32::MAX);
+        let text = document
+            .text(&span)
+            .split_whitespace()
+            .collect::<Vec<_>>()
+            .join(" ");
+        self.origin
+            .settings
+            .insert(name.to_owned(), SettingLine { line, value: text });
+    }
+}
+
+fn read_end(table: &Table<'_, '_>, key: &'static str, settings: &mut Settings) -> Option<End> {
+    let document = table.document();
+    let Some(value) = table.value(key) else {
+        document.error(
+            &table.span(),
+            format!("`{}` is missing", table.name(key)),
+            Some(format!(
+                "add {key} = {{ address = \"…\", id = \"…\", subnets = [\"…\"] }}"
+            )),
+        );
+        return None;
+    };
+    let path = table.name(key);
+    let end = table.table(key, &path, "a table with address, id and subnets")?;
+    end.only(END_KEYS);
+    for setting in END_KEYS {
+        settings.note(&end, setting, &format!("{key}.{setting}"));
+    }
+    let owned = |found: Located<&str>| Located {
+        value: found.value.to_owned(),
+        span: found.span,
+    };
+    let address = end
+        .string(
+            "address",
+            "an IP address, a host name, \"%any\" or \"%default\"",
+        )
+        .map(owned);
+    let id = end
+        .string("id", "an identity: an address, a name or an e-mail address")
+        .map(owned);
+    let subnets = end.strings(
+        "subnets",
+        "a subnet such as \"10.0.0.0/24\" or a list of them",
+    );
+    let selectors = match subnets {
+        Some(subnets) if subnets.is_empty() => {
+            let span = end
+                .value("subnets")
+                .map_or(value.span(), |list| list.span());
+            document.error(
+                &span,
+                format!("`{}` is empty", end.name("subnets")),
+                Some("list at least one subnet, such as \"10.0.0.0/24\"".to_owned()),
+            );
+            Vec::new()
+        }
+        Some(subnets) => {
+            let mut seen = HashSet::new();
+            let selectors: Vec<_> = subnets
+                .iter()
+                .filter_map(|subnet| read_subnet(&end, subnet))
+                .collect();
+            for selector in &selectors {
+                if !seen.insert(selector.value) {
+                    document.warning(&selector.span, "this subnet is listed twice", None);
+                }
+            }
+            selectors
+        }
+        None => {
+            if end.value("subnets").is_none() {
+                document.error(
+                    &value.span(),
+                    format!("`{}` is missing", end.name("subnets")),
+                    Some(
+                        "list the subnets behind this end, such as subnets = [\"10.0.0.0/24\"]"
+                            .to_owned(),
+                    ),
+                );
+            }
+            Vec::new()
+        }
+    };
+    Some(End {
+        address,
+        id,
+        selectors,
+    })
+}
+
+/// `10.0.0.0/24`, `2001:db8::/64` or a single address.
+fn read_subnet(table: &Table<'_, '_>, subnet: &Located<&str>) -> Option<Located<TrafficSelector>> {
+    let document = table.document();
+    let wrong = |why: String| {
+        document.error(
+            &subnet.span,
+            format!("\"{}\" is no subnet: {why}", subnet.value),
+            Some("write it as \"10.0.0.0/24\", \"2001:db8::/64\" or a single address".to_owned()),
+        );
+    };
+    let (address, length) = match subnet.value.split_once('/') {
+        Some((address, length)) => (address, Some(length)),
+        None => (subnet.value, None),
+    };
+    let Ok(address) = address.parse::<IpAddr>() else {
+        wrong(format!("\"{address}\" is no IP address"));
+        return None;
+    };
+    let width: u8 = if address.is_ipv4() { 32 } else { 128 };
+    let length = match length.map(str::parse::<u8>) {
+        None => width,
+        Some(Ok(length)) if length <= width => length,
+        Some(_) => {
+            wrong(format!("the prefix length must be from 0 to {width}"));
+            return None;
+        }
+    };
+    let (start, end) = prefix_range(address, length);
+    if start != address {
+        document.warning(
+            &subnet.span,
+            format!(
+                "\"{}\" has bits set beyond its prefix length; {start}/{length} is used",
+                subnet.value
+            ),
+            Some(format!("write \"{start}/{length}\"")),
+        );
+    }
+    Some(Located {
+        value: TrafficSelector {
+            protocol: 0,
+            start_port: 0,
+            end_port: 65_535,
+            start,
+            end,
+        },
+        span: subnet.span.clone(),
+    })
+}
+
+/// First and last address of a prefix.
+fn prefix_range(address: IpAddr, length: u8) -> (IpAddr, IpAddr) {
+    match address {
+        IpAddr::V4(address) => {
+            let hosts = u32::MAX.checked_shr(u32::from(length)).unwrap_or(0);
+            let first = u32::from(address) & !hosts;
+            (
+                Ipv4Addr::from(first).into(),
+                Ipv4Addr::from(first | hosts).into(),
+            )
+        }
+        IpAddr::V6(address) => {
+            let hosts = u128::MAX.checked_shr(u32::from(length)).unwrap_or(0);
+            let first = u128::from(address) & !hosts;
+            (
+                Ipv6Addr::from(first).into(),
+                Ipv6Addr::from(first | hosts).into(),
+            )
+        }
+    }
+}
+
+fn check_families(
+    table: &Table<'_, '_>,
+    local: &[Located<TrafficSelector>],
+    remote: &[Located<TrafficSelector>],
+) {
+    for (ours, theirs, side, other) in [
+        (local, remote, "local", "remote"),
+        (remote, local, "remote", "local"),
+    ] {
+        if theirs.is_empty() {
+            continue;
+        }
+        for selector in ours {
+            let v4 = selector.value.start.is_ipv4();
+            if theirs.iter().all(|other| other.value.start.is_ipv4() != v4) {
+                let family = if v4 { "IPv4" } else { "IPv6" };
+                table.document().error(
+                    &selector.span,
+                    format!("this {family} subnet in {side}.subnets can talk to nobody: {other}.subnets has no {family} subnet"),
+                    Some(format!("add an {family} subnet to {other}.subnets or remove this one")),
+                );
+            }
+        }
+    }
+}
+
+fn read_local_address(table: &Table<'_, '_>, end: &End) -> Option<IpAddr> {
+    let address = end.address.as_ref()?;
+    if matches!(address.value.as_str(), "%default" | "%any") {
+        return None;
+    }
+    let parsed = address.value.parse().ok();
+    if parsed.is_none() {
+        table.document().error(
+            &address.span,
+            format!(
+                "`{}.local.address` must be an IP address, \"%default\" or \"%any\", found \"{}\"",
+                table.path(),
+                address.value
+            ),
+            Some("\"%default\" takes the source address of the route to the peer".to_owned()),
+        );
+    }
+    parsed
+}
+
+fn read_remote_address(table: &Table<'_, '_>, end: &End) -> Option<(Remote, Span)> {
+    let document = table.document();
+    let Some(address) = &end.address else {
+        document.error(
+            &table
+                .value("remote")
+                .map_or(table.span(), |value| value.span()),
+            format!("`{}.remote.address` is missing", table.path()),
+            Some(
+                "give the peer's address or host name, or \"%any\" to accept a peer from anywhere"
+                    .to_owned(),
+            ),
+        );
+        return None;
+    };
+    let span = address.span.clone();
+    let text = address.value.as_str();
+    if text == "%any" {
+        return Some((Remote::Known(RemoteAddress::Any), span));
+    }
+    if let Ok(address) = text.parse::<IpAddr>() {
+        if address.is_unspecified() || address.is_multicast() {
+            document.error(
+                &span,
+                format!("{address} cannot be a peer's address"),
+                Some("\"%any\" accepts a peer from anywhere".to_owned()),
+            );
+            return None;
+        }
+        return Some((Remote::Known(RemoteAddress::Address(address)), span));
+    }
+    if host_name_ok(text) {
+        return Some((Remote::Host(text.to_owned()), span));
+    }
+    document.error(
+        &span,
+        format!(
+            "`{}.remote.address` must be an IP address, a host name or \"%any\", found \"{text}\"",
+            table.path()
+        ),
+        None,
+    );
+    None
+}
+
+/// Host names as RFC 1123 section 2.1 has them, underscores tolerated. All-numeric names are
+/// mistyped addresses.
+fn host_name_ok(name: &str) -> bool {
+    name.len() <= 253
+        && name.split('.').all(|label| {
+            (1..=63).contains(&label.len())
+                && label
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+        })
+        && name.bytes().any(|b| b.is_ascii_alphabetic())
+}
+
+fn read_id(table: &Table<'_, '_>, id: &Located<String>) -> Option<Identity> {
+    match id.value.parse() {
+        Ok(identity) => Some(identity),
+        Err(error) => {
+            table.document().error(&id.span, format!("{error}"), None);
+            None
+        }
+    }
+}
+
+fn read_remote_id(table: &Table<'_, '_>, end: &End, peer: &Remote) -> RemoteIdentity {
+    match (&end.id, peer) {
+        (Some(id), _) if id.value == "%any" => RemoteIdentity::Any,
+        (Some(id), _) => read_id(table, id).map_or(RemoteIdentity::Any, RemoteIdentity::Is),
+        (None, Remote::Known(RemoteAddress::Any)) => RemoteIdentity::Any,
+        (None, Remote::Known(RemoteAddress::Address(_))) => RemoteIdentity::Address,
+        (None, Remote::Host(name)) => RemoteIdentity::Is(Identity::Fqdn(name.clone())),
+    }
+}
+
+/// Proposals in strongSwan's keywords, `None` where none are written.
+fn read_proposals(
+    table: &Table<'_, '_>,
+    key: &str,
+    protocol: Protocol,
+    insecure: bool,
+) -> Option<Vec<Proposal>> {
+    let document = table.document();
+    let texts = table.strings(
+        key,
+        "a proposal such as \"aes256-sha256-modp2048\" or a list of them",
+    )?;
+    if texts.is_empty()
+        && let Some(value) = table.value(key)
+    {
+        let help = Some("leave it out for the defaults".to_owned());
+        document.error(
+            &value.span(),
+            format!("`{}` is empty", table.name(key)),
+            help,
+        );
+    }
+    let mut proposals = Vec::new();
+    for text in texts {
+        for part in text.value.split(',').map(str::trim) {
+            match Proposal::parse(protocol, part, insecure) {
+                Ok(parsed) => {
+                    for note in parsed.notes {
+                        document.warning(
+                            &text.span,
+                            format!("`{}`: {note}", table.name(key)),
+                            None,
+                        );
+                    }
+                    proposals.push(parsed.proposal);
+                }
+                Err(error) => {
+                    document.error(&text.span, format!("`{}`: {error}", table.name(key)), None)
+                }
+            }
+        }
+    }
+    Some(proposals)
+}
+
+fn read_dpd(table: &Table<'_, '_>) -> Option<Dpd> {
+    let default = Dpd {
+        delay: 30 * SECOND,
+        action: DpdAction::Restart,
+    };
+    if table.value("dpd").is_none() {
+        return Some(default);
+    }
+    let path = table.name("dpd");
+    let Some(dpd) = table.table(
+        "dpd",
+        &path,
+        "a table such as { delay = \"30s\", action = \"restart\" }",
+    ) else {
+        return Some(default);
+    };
+    dpd.only(DPD_KEYS);
+    let actions = [
+        ("restart", DpdAction::Restart),
+        ("clear", DpdAction::Clear),
+        ("trap", DpdAction::Trap),
+    ];
+    let action = dpd
+        .choice("action", &actions)
+        .map_or(default.action, |action| action.value);
+    let delay = dpd
+        .duration("delay", Duration::ZERO..=86_400 * SECOND)
+        .map_or(default.delay, |delay| delay.value);
+    (!delay.is_zero()).then_some(Dpd { delay, action })
+}

@@ -1,0 +1,377 @@
+//! The configuration file: what it may contain, what it defaults to, and how it becomes what
+//! the IKE endpoint and the data plane are told.
+
+mod check;
+mod connection;
+mod document;
+mod secrets;
+mod summary;
+#[cfg(test)]
+mod tests;
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use espada_ike::config::{ConnectionConfig, EndpointConfig, PskSecret, RemoteAddress};
+use zeroize::Zeroizing;
+
+pub use document::{Diagnostic, Severity, show_duration};
+
+use document::{Document, Table};
+
+/// Which engine carries ESP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EngineChoice {
+    /// The best one available.
+    Auto,
+    /// Worker threads between a TUN interface and the WAN.
+    Userspace,
+}
+
+/// Where the front end's programs are attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FrontEndMode {
+    /// Whichever of XDP and tc leaves the link's offloads useful.
+    Auto,
+    /// XDP.
+    Xdp,
+    /// tc.
+    Tc,
+    /// Nowhere.
+    Off,
+}
+
+/// Whether native ESP uses AF_XDP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum XskMode {
+    /// Where the interface supports it.
+    Auto,
+    /// Never: a raw socket carries it.
+    Off,
+}
+
+/// `[dataplane]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DataplaneConfig {
+    /// `engine`.
+    pub engine: EngineChoice,
+    /// `wan`: interfaces that protected packets leave on.
+    pub wan: Vec<String>,
+    /// `tun`: name of the plaintext interface.
+    pub tun: String,
+    /// `mtu` of the plaintext interface; without it the smallest of the WAN interfaces'.
+    pub mtu: Option<u32>,
+    /// `mss_clamp`.
+    pub mss_clamp: bool,
+    /// `front_end`.
+    pub front_end: FrontEndMode,
+    /// `xsk`.
+    pub xsk: XskMode,
+}
+
+impl Default for DataplaneConfig {
+    fn default() -> Self {
+        Self {
+            engine: EngineChoice::Auto,
+            wan: Vec::new(),
+            tun: "espada0".to_owned(),
+            mtu: None,
+            mss_clamp: true,
+            front_end: FrontEndMode::Auto,
+            xsk: XskMode::Auto,
+        }
+    }
+}
+
+/// How the peer is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Remote {
+    /// By address, or not at all (`%any`).
+    Known(RemoteAddress),
+    /// By a host name that is looked up when the connection is loaded.
+    Host(String),
+}
+
+/// A connection as configured; [`Connection::resolved`] makes it the endpoint's.
+#[derive(Clone, Debug)]
+pub struct Connection {
+    config: ConnectionConfig,
+    /// How the peer is reached.
+    pub remote: Remote,
+    /// `insecure = true` was set.
+    pub insecure: bool,
+}
+
+impl Connection {
+    /// Its name.
+    pub fn name(&self) -> &std::sync::Arc<str> {
+        &self.config.name
+    }
+
+    /// Everything but the peer's address, which `remote` says.
+    pub fn settings(&self) -> &ConnectionConfig {
+        &self.config
+    }
+
+    /// The endpoint's view, with the address a host name was found to have. `None` while a
+    /// host name is not resolved: such a connection must not be taken for one that accepts anybody.
+    pub fn resolved(&self, address: Option<IpAddr>) -> Option<ConnectionConfig> {
+        let mut config = self.config.clone();
+        config.remote_address = match (&self.remote, address) {
+            (Remote::Known(known), _) => *known,
+            (Remote::Host(_), Some(address)) => RemoteAddress::Address(address),
+            (Remote::Host(_), None) => return None,
+        };
+        Some(config)
+    }
+}
+
+/// A whole, valid configuration.
+#[derive(Clone, Debug)]
+pub struct GatewayConfig {
+    /// The file it was read from.
+    pub file: PathBuf,
+    /// `[dataplane]`.
+    pub dataplane: DataplaneConfig,
+    /// `[ike]`.
+    pub endpoint: EndpointConfig,
+    /// `[connection.…]`, in the order of the file.
+    pub connections: Vec<Connection>,
+    /// Pre-shared keys.
+    pub secrets: Vec<PskSecret>,
+    /// What is probably not as meant.
+    pub warnings: Vec<Diagnostic>,
+}
+
+/// Why a configuration is refused: every error, and the warnings with them.
+#[derive(Clone, Debug, thiserror::Error)]
+pub struct ConfigError {
+    /// What is wrong, in the order of the files.
+    pub diagnostics: Vec<Diagnostic>,
+}
+
+impl std::fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for diagnostic in &self.diagnostics {
+            writeln!(f, "{diagnostic}")?;
+        }
+        let errors = self
+            .diagnostics
+            .iter()
+            .filter(|diagnostic| diagnostic.severity == Severity::Error)
+            .count();
+        match errors {
+            1 => write!(f, "1 error"),
+            _ => write!(f, "{errors} errors"),
+        }
+    }
+}
+
+/// What to do where the secrets cannot be opened for lack of permission.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SecretsPolicy {
+    /// Refuse the configuration: the daemon needs them.
+    Required,
+    /// Say that keys were not checked: `espada check` may run as anybody.
+    IfReadable,
+}
+
+/// Longest configuration or secrets file that is read.
+const MAX_FILE: u64 = 4 << 20;
+
+const TOP_KEYS: &[&str] = &["dataplane", "ike", "connection", "secrets"];
+const DATAPLANE_KEYS: &[&str] = &[
+    "engine",
+    "wan",
+    "tun",
+    "mtu",
+    "mss_clamp",
+    "front_end",
+    "xsk",
+];
+const IKE_KEYS: &[&str] = &[
+    "retransmit_first",
+    "retransmit_max",
+    "retransmit_tries",
+    "nat_keepalive",
+    "retry_first",
+    "retry_max",
+];
+
+/// Reads and checks a configuration file and the secrets beside it.
+pub fn load(file: &Path, policy: SecretsPolicy) -> Result<GatewayConfig, ConfigError> {
+    let text = match secrets::read_bounded(file, MAX_FILE) {
+        Ok(text) => text,
+        Err(error) => {
+            return Err(ConfigError {
+                diagnostics: vec![Diagnostic {
+                    severity: Severity::Error,
+                    place: file.display().to_string(),
+                    message: format!("cannot read the configuration: {error}"),
+                    excerpt: None,
+                    help: None,
+                }],
+            });
+        }
+    };
+    parse(file, &text, policy)
+}
+
+/// Like [`load`], from text already read.
+fn parse(
+    file: &Path,
+    text: &Zeroizing<String>,
+    policy: SecretsPolicy,
+) -> Result<GatewayConfig, ConfigError> {
+    let document = Document::new(file.display().to_string(), text, true);
+    let root = document.parse();
+    let top = Table::new(&document, root.get_ref(), &(0..0), "");
+    top.only(TOP_KEYS);
+
+    let dataplane = top
+        .table("dataplane", "dataplane", "a table such as [dataplane]")
+        .map(|table| read_dataplane(&table))
+        .unwrap_or_default();
+    let endpoint = top
+        .table("ike", "ike", "a table such as [ike]")
+        .map(|table| read_ike(&table))
+        .unwrap_or_default();
+    let connections = connection::read_all(&top);
+    check::connections(&document, &connections, &dataplane);
+
+    let secrets_path = top.string("secrets", "the path of a file with pre-shared keys");
+    let secrets_path = match &secrets_path {
+        Some(path) => file.with_file_name(path.value),
+        None => file.with_file_name("secrets.toml"),
+    };
+    let (secrets, secret_diagnostics) = if connections.is_empty() {
+        (Some(Vec::new()), Vec::new())
+    } else {
+        secrets::load(&secrets_path, policy)
+    };
+    if let Some(secrets) = &secrets {
+        check::secrets(&document, &connections, secrets, &secrets_path);
+    }
+
+    let mut failed = document.has_errors();
+    let mut diagnostics = document.into_diagnostics();
+    failed |= secret_diagnostics
+        .iter()
+        .any(|d| d.severity == Severity::Error);
+    diagnostics.extend(secret_diagnostics);
+    if failed {
+        return Err(ConfigError { diagnostics });
+    }
+    Ok(GatewayConfig {
+        file: file.to_owned(),
+        dataplane,
+        endpoint,
+        connections: connections
+            .into_iter()
+            .map(|found| found.connection)
+            .collect(),
+        secrets: secrets.unwrap_or_default(),
+        warnings: diagnostics,
+    })
+}
+
+fn read_dataplane(table: &Table<'_, '_>) -> DataplaneConfig {
+    table.only(DATAPLANE_KEYS);
+    let document = table.document();
+    let mut config = DataplaneConfig::default();
+    let engines = [
+        ("auto", Some(EngineChoice::Auto)),
+        ("userspace", Some(EngineChoice::Userspace)),
+        ("ebpf", None),
+        ("xfrm", None),
+    ];
+    if let Some(engine) = table.choice("engine", &engines) {
+        match engine.value {
+            Some(choice) => config.engine = choice,
+            None => document.error(
+                &engine.span,
+                "this engine is not in this version of Espada",
+                Some("use engine = \"auto\" or engine = \"userspace\"".to_owned()),
+            ),
+        }
+    }
+    if let Some(names) = table.strings("wan", "an interface name or a list of them") {
+        for name in names {
+            if interface_name_ok(name.value) {
+                config.wan.push(name.value.to_owned());
+            } else {
+                document.error(&name.span, bad_interface(name.value), None);
+            }
+        }
+    }
+    if let Some(tun) = table.string("tun", "an interface name such as \"espada0\"") {
+        if interface_name_ok(tun.value) {
+            config.tun = tun.value.to_owned();
+        } else {
+            document.error(&tun.span, bad_interface(tun.value), None);
+        }
+    }
+    // 1280 is the least IPv6 works with (RFC 8200 section 5).
+    if let Some(mtu) = table.integer("mtu", 1280..=9000) {
+        config.mtu = Some(mtu.value);
+    }
+    if let Some(clamp) = table.boolean("mss_clamp") {
+        config.mss_clamp = clamp.value;
+    }
+    let modes = [
+        ("auto", FrontEndMode::Auto),
+        ("xdp", FrontEndMode::Xdp),
+        ("tc", FrontEndMode::Tc),
+        ("off", FrontEndMode::Off),
+    ];
+    if let Some(mode) = table.choice("front_end", &modes) {
+        config.front_end = mode.value;
+    }
+    if let Some(mode) = table.choice("xsk", &[("auto", XskMode::Auto), ("off", XskMode::Off)]) {
+        config.xsk = mode.value;
+    }
+    config
+}
+
+fn interface_name_ok(name: &str) -> bool {
+    // IFNAMSIZ, less the terminating zero; the kernel refuses "/", blanks and the dots.
+    (1..16).contains(&name.len())
+        && name != "."
+        && name != ".."
+        && name
+            .chars()
+            .all(|c| c.is_ascii_graphic() && c != '/' && c != ':' && c != '%')
+}
+
+fn bad_interface(name: &str) -> String {
+    format!(
+        "\"{name}\" cannot be an interface name: 1 to 15 characters, no blanks, `/`, `:` or `%`"
+    )
+}
+
+fn read_ike(table: &Table<'_, '_>) -> EndpointConfig {
+    table.only(IKE_KEYS);
+    let mut config = EndpointConfig::default();
+    let second = Duration::from_secs(1);
+    let waits = Duration::from_millis(50)..=600 * second;
+    if let Some(first) = table.duration("retransmit_first", waits.clone()) {
+        config.retransmission.first = first.value;
+    }
+    if let Some(max) = table.duration("retransmit_max", waits.clone()) {
+        config.retransmission.max = max.value;
+    }
+    if let Some(tries) = table.integer("retransmit_tries", 1..=50) {
+        config.retransmission.tries = tries.value;
+    }
+    if let Some(interval) = table.duration("nat_keepalive", second..=3600 * second) {
+        config.nat_keepalive = interval.value;
+    }
+    if let Some(first) = table.duration("retry_first", waits.clone()) {
+        config.retry_first = first.value;
+    }
+    if let Some(max) = table.duration("retry_max", waits.start().to_owned()..=86_400 * second) {
+        config.retry_max = max.value;
+    }
+    config
+}

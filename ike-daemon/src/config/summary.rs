@@ -1,0 +1,137 @@
+//! What `espada check` shows: every connection as it was understood.
+
+use std::fmt::Write as _;
+
+use espada_common::sa::TrafficSelector;
+use espada_ike::config::{
+    DpdAction, EncapsulationPolicy, RemoteAddress, RemoteIdentity, StartAction,
+};
+use espada_ike::selector::format_list;
+
+use super::{Connection, EngineChoice, GatewayConfig, Remote, show_duration};
+
+fn selectors(list: &[TrafficSelector]) -> String {
+    format_list(list)
+}
+
+fn joined<T: ToString>(list: &[T]) -> String {
+    list.iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+impl GatewayConfig {
+    /// Every connection as it was understood, for `espada check`.
+    pub fn summary(&self) -> String {
+        let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+        let engine = match self.dataplane.engine {
+            EngineChoice::Auto => "auto",
+            EngineChoice::Userspace => "userspace",
+        };
+        let wan = if self.dataplane.wan.is_empty() {
+            "from the routes".to_owned()
+        } else {
+            self.dataplane.wan.join(", ")
+        };
+        let mut text = String::new();
+        let _ = writeln!(
+            text,
+            "{}: valid, {}, {}\nengine {engine}, WAN {wan}, plaintext interface {}{}",
+            self.file.display(),
+            count(self.connections.len(), "connection"),
+            count(self.secrets.len(), "pre-shared key"),
+            self.dataplane.tun,
+            self.dataplane
+                .mtu
+                .map(|mtu| format!(" (MTU {mtu})"))
+                .unwrap_or_default(),
+        );
+        for connection in &self.connections {
+            text.push('\n');
+            connection.write_summary(&mut text);
+        }
+        text
+    }
+}
+
+impl Connection {
+    fn write_summary(&self, text: &mut String) {
+        let config = self.settings();
+        let local = config
+            .local_address
+            .map_or("%default".to_owned(), |address| address.to_string());
+        let local_id = config
+            .local_id
+            .as_ref()
+            .map_or("its address".to_owned(), ToString::to_string);
+        let remote = match &self.remote {
+            Remote::Known(RemoteAddress::Address(address)) => address.to_string(),
+            Remote::Known(RemoteAddress::Any) => "%any".to_owned(),
+            Remote::Host(name) => name.clone(),
+        };
+        let remote_id = match &config.remote_id {
+            RemoteIdentity::Is(identity) => identity.to_string(),
+            RemoteIdentity::Address => "its address".to_owned(),
+            RemoteIdentity::Any => "anybody with the key".to_owned(),
+        };
+        let start = match config.start {
+            StartAction::Start => "set up at once and again when it fails",
+            StartAction::Trap => "set up by the first packet",
+            StartAction::None => "set up by `espada up` or the peer",
+        };
+        let encapsulation = match config.encapsulation {
+            EncapsulationPolicy::Auto => "ESP, in UDP where there is a NAT",
+            EncapsulationPolicy::Udp => "ESP in UDP",
+        };
+        let dpd = config.dpd.map_or("off".to_owned(), |dpd| {
+            let action = match dpd.action {
+                DpdAction::Restart => "set it up again",
+                DpdAction::Clear => "forget it",
+                DpdAction::Trap => "wait for a packet",
+            };
+            format!(
+                "after {} of silence; if dead, {action}",
+                show_duration(dpd.delay)
+            )
+        });
+        let _ = writeln!(
+            text,
+            "{}: {start}{}",
+            config.name,
+            if self.insecure {
+                " (INSECURE groups allowed)"
+            } else {
+                ""
+            }
+        );
+        let _ = writeln!(
+            text,
+            "  local    {local} as {local_id}: {}",
+            selectors(&config.local_ts)
+        );
+        let _ = writeln!(
+            text,
+            "  remote   {remote} as {remote_id}: {}",
+            selectors(&config.remote_ts)
+        );
+        let _ = writeln!(
+            text,
+            "  ike      {}; rekey every {}",
+            joined(&config.ike),
+            show_duration(config.ike_lifetime.soft)
+        );
+        let _ = writeln!(
+            text,
+            "  esp      {}; rekey every {}",
+            joined(&config.esp),
+            show_duration(config.child_lifetime.soft)
+        );
+        let _ = writeln!(
+            text,
+            "  carried  {encapsulation}; replay window {}",
+            config.replay_window
+        );
+        let _ = writeln!(text, "  dpd      {dpd}");
+    }
+}

@@ -1,0 +1,448 @@
+//! Every complaint's text: they are the part of the configuration that people read most.
+
+use std::os::unix::fs::PermissionsExt;
+
+use espada_ike::config::{DpdAction, EncapsulationPolicy, StartAction};
+
+use super::*;
+
+const AZURE: &str = r#"
+[dataplane]
+engine = "auto"
+wan = ["eth0"]
+
+[connection.azure]
+local  = { address = "%default", id = "40.113.59.156", subnets = ["10.0.0.0/24"] }
+remote = { address = "20.240.192.55", id = "20.240.192.55", subnets = ["10.240.10.0/24"] }
+auth = "psk"
+ike = "aes256-sha256-modp2048"
+esp = "aes256-sha256"
+dpd = { delay = "30s", action = "restart" }
+start = "start"
+"#;
+
+const AZURE_SECRETS: &str = r#"
+[[psk]]
+ids = ["40.113.59.156", "20.240.192.55"]
+secret = "correct horse battery staple"
+"#;
+
+/// Loads a configuration with secrets; messages come without the folder's name.
+fn load_text(config: &str, secrets: Option<&str>) -> Result<GatewayConfig, String> {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("gw.toml");
+    std::fs::write(&file, config).unwrap();
+    if let Some(secrets) = secrets {
+        let path = folder.path().join("secrets.toml");
+        std::fs::write(&path, secrets).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    let prefix = format!("{}/", folder.path().display());
+    load(&file, SecretsPolicy::Required).map_err(|error| error.to_string().replace(&prefix, ""))
+}
+
+fn errors(config: &str) -> String {
+    load_text(config, Some(AZURE_SECRETS)).unwrap_err()
+}
+
+/// The Azure configuration with one line replaced.
+fn azure_with(line_start: &str, replacement: &str) -> String {
+    let mut found = false;
+    let lines: Vec<&str> = AZURE
+        .lines()
+        .map(|line| {
+            if line.starts_with(line_start) {
+                found = true;
+                replacement
+            } else {
+                line
+            }
+        })
+        .collect();
+    assert!(found, "no line starts with {line_start}");
+    lines.join("\n")
+}
+
+fn warnings(config: &GatewayConfig) -> Vec<String> {
+    config
+        .warnings
+        .iter()
+        .map(|warning| warning.message.clone())
+        .collect()
+}
+
+#[test]
+fn the_configuration_of_the_readme() {
+    let config = load_text(AZURE, Some(AZURE_SECRETS)).unwrap();
+    assert_eq!(warnings(&config), Vec::<String>::new());
+    assert_eq!(config.dataplane.wan, ["eth0"]);
+    assert_eq!(config.dataplane.tun, "espada0");
+    let [azure] = config.connections.as_slice() else {
+        panic!()
+    };
+    let settings = azure.resolved(None).unwrap();
+    assert_eq!(&*settings.name, "azure");
+    assert_eq!(settings.local_address, None);
+    assert_eq!(
+        settings.remote_address,
+        RemoteAddress::Address("20.240.192.55".parse().unwrap())
+    );
+    assert_eq!(settings.local_id.unwrap().to_string(), "40.113.59.156");
+    assert_eq!(settings.ike.len(), 1);
+    assert_eq!(
+        settings.local_ts[0].end,
+        "10.0.0.255".parse::<IpAddr>().unwrap()
+    );
+    let dpd = settings.dpd.unwrap();
+    assert_eq!(
+        (dpd.delay, dpd.action),
+        (Duration::from_secs(30), DpdAction::Restart)
+    );
+    assert_eq!(settings.start, StartAction::Start);
+    assert_eq!(settings.encapsulation, EncapsulationPolicy::Auto);
+    assert_eq!(settings.replay_window, 4096);
+    let ike = &settings.origin.settings["ike"];
+    assert_eq!(
+        (ike.line, ike.value.as_str()),
+        (10, "\"aes256-sha256-modp2048\"")
+    );
+    let subnets = &settings.origin.settings["local.subnets"];
+    assert_eq!(
+        (subnets.line, subnets.value.as_str()),
+        (7, "[\"10.0.0.0/24\"]")
+    );
+    assert!(settings.origin.file.ends_with("gw.toml"));
+    assert!(config.secrets[0].origin.ends_with("secrets.toml:2"));
+}
+
+#[test]
+fn unknown_keys_name_the_nearest() {
+    assert_eq!(
+        errors(&azure_with("esp", "windwo = 1\nespp = \"aes256\"")),
+        r#"gw.toml:11:1: error: unknown key `windwo` in connection.azure
+    11 | windwo = 1
+       | ^^^^^^
+    help: known keys here: local, remote, auth, ike, esp, dpd, start, encapsulation, replay_window, insecure, ike_lifetime, child_lifetime
+gw.toml:12:1: error: unknown key `espp` in connection.azure; did you mean `esp`?
+    12 | espp = "aes256"
+       | ^^^^
+    help: known keys here: local, remote, auth, ike, esp, dpd, start, encapsulation, replay_window, insecure, ike_lifetime, child_lifetime
+2 errors"#
+    );
+    let local = r#"local = { adress = "%default", subnets = ["10.0.0.0/24"] }"#;
+    assert_eq!(
+        errors(&azure_with("local", local)),
+        r#"gw.toml:7:11: error: unknown key `adress` in connection.azure.local; did you mean `address`?
+    7 | local = { adress = "%default", subnets = ["10.0.0.0/24"] }
+      |           ^^^^^^
+    help: known keys here: address, id, subnets
+1 error"#
+    );
+    assert_eq!(
+        errors("colour = 1\n[dataplan]\nwan = \"eth0\"\n"),
+        r#"gw.toml:1:1: error: unknown key `colour` at the top of the file
+    1 | colour = 1
+      | ^^^^^^
+    help: known keys here: dataplane, ike, connection, secrets
+gw.toml:2:2: error: unknown key `dataplan` at the top of the file; did you mean `dataplane`?
+    2 | [dataplan]
+      |  ^^^^^^^^
+    help: known keys here: dataplane, ike, connection, secrets
+2 errors"#
+    );
+}
+
+#[test]
+fn every_error_is_found_in_one_run() {
+    let text = r#"
+[dataplane]
+engine = "userspac"
+wan = 3
+mtu = 100
+mss_clamp = "yes"
+front_end = "xfrm"
+tun = "a name that is too long"
+
+[ike]
+retransmit_tries = 0
+retry_first = "1"
+
+[connection.x]
+local = { address = "gw.example", subnets = ["10.0.0.0/33", "2001:db8::/32", 7] }
+remote = { address = "300.1.2.3", subnets = [] }
+auth = "pubkey"
+dpd = { delay = 30, action = "reset" }
+start = "yes"
+replay_window = 99999999
+child_lifetime = "1s"
+
+[connection."bad name"]
+local = { subnets = ["10.0.0.0/24"] }
+
+[connection]
+flat = 1
+"#;
+    let shown = errors(text);
+    let first_lines: Vec<&str> = shown
+        .lines()
+        .filter(|line| line.starts_with("gw.toml"))
+        .collect();
+    assert_eq!(
+        first_lines,
+        [
+            "gw.toml:3:10: error: `dataplane.engine` must be \"auto\", \"userspace\", \"ebpf\" or \"xfrm\", found \"userspac\"",
+            "gw.toml:4:7: error: `dataplane.wan` must be an interface name or a list of them, found the integer 3",
+            "gw.toml:5:7: error: `dataplane.mtu` must be a whole number from 1280 to 9000, found the integer 100",
+            "gw.toml:6:13: error: `dataplane.mss_clamp` must be true or false, found the string \"yes\"",
+            "gw.toml:7:13: error: `dataplane.front_end` must be \"auto\", \"xdp\", \"tc\" or \"off\", found \"xfrm\"",
+            "gw.toml:8:7: error: \"a name that is too long\" cannot be an interface name: 1 to 15 characters, no blanks, `/`, `:` or `%`",
+            "gw.toml:11:20: error: `ike.retransmit_tries` must be a whole number from 1 to 50, found the integer 0",
+            "gw.toml:12:15: error: `ike.retry_first` must be a length of time such as \"30s\", \"5m\" or \"1h\", found the string \"1\"",
+            "gw.toml:15:21: error: `connection.x.local.address` must be an IP address, \"%default\" or \"%any\", found \"gw.example\"",
+            "gw.toml:15:46: error: \"10.0.0.0/33\" is no subnet: the prefix length must be from 0 to 32",
+            "gw.toml:15:78: error: `connection.x.local.subnets` must be a subnet such as \"10.0.0.0/24\" or a list of them, found the integer 7",
+            "gw.toml:16:22: error: `connection.x.remote.address` must be an IP address, a host name or \"%any\", found \"300.1.2.3\"",
+            "gw.toml:16:45: error: `connection.x.remote.subnets` is empty",
+            "gw.toml:17:8: error: certificates and EAP are not in this version of Espada",
+            "gw.toml:18:17: error: `connection.x.dpd.delay` must be a length of time such as \"30s\", \"5m\" or \"1h\", found the integer 30",
+            "gw.toml:18:30: error: `connection.x.dpd.action` must be \"restart\", \"clear\" or \"trap\", found \"reset\"",
+            "gw.toml:19:9: error: `connection.x.start` must be \"start\", \"trap\" or \"none\", found \"yes\"",
+            "gw.toml:20:17: error: `connection.x.replay_window` must be a whole number from 0 to 65536, found the integer 99999999",
+            "gw.toml:21:18: error: `connection.x.child_lifetime` must be from 1m to 30d, found \"1s\"",
+            "gw.toml:23:1: error: `connection.bad name.remote` is missing",
+            "gw.toml:23:13: error: \"bad name\" cannot be a connection's name: 1 to 64 letters, digits, `-`, `_` or `.`",
+            "gw.toml:27:1: error: `connection.flat` must be a table with a connection's settings",
+        ],
+        "{shown}"
+    );
+    assert!(shown.contains("did you mean \"userspace\"?"), "{shown}");
+    assert!(shown.contains("help: use auth = \"psk\""), "{shown}");
+}
+
+#[test]
+fn syntax_errors_have_a_place() {
+    let shown = errors("[dataplane\nwan = \"eth0\"\n");
+    assert!(shown.starts_with("gw.toml:1:11: error: "), "{shown}");
+}
+
+#[test]
+fn engines_that_are_not_there() {
+    assert_eq!(
+        errors(&azure_with("engine", "engine = \"xfrm\"")),
+        "gw.toml:3:10: error: this engine is not in this version of Espada
+    3 | engine = \"xfrm\"
+      |          ^^^^^^
+    help: use engine = \"auto\" or engine = \"userspace\"
+1 error"
+    );
+}
+
+#[test]
+fn subnets_with_host_bits_are_corrected() {
+    let local = r#"local = { id = "40.113.59.156", subnets = ["10.0.0.7/24", "10.0.1.1"] }"#;
+    let config = load_text(&azure_with("local", local), Some(AZURE_SECRETS)).unwrap();
+    assert_eq!(
+        warnings(&config),
+        ["\"10.0.0.7/24\" has bits set beyond its prefix length; 10.0.0.0/24 is used"]
+    );
+    assert_eq!(
+        config.warnings[0].help.as_deref(),
+        Some("write \"10.0.0.0/24\"")
+    );
+    let settings = config.connections[0].settings();
+    assert_eq!(
+        settings.local_ts[0].start,
+        "10.0.0.0".parse::<IpAddr>().unwrap()
+    );
+    assert_eq!(settings.local_ts[1].start, settings.local_ts[1].end);
+}
+
+#[test]
+fn families_must_meet() {
+    let remote = r#"remote = { address = "2001:db8::1", id = "20.240.192.55", subnets = ["2001:db8:1::/48"] }"#;
+    let text = azure_with("remote", remote).replace("%default", "192.0.2.1");
+    let shown = errors(&text);
+    assert!(
+        shown.contains("gw.toml:7:78: error: this IPv4 subnet in local.subnets can talk to nobody: remote.subnets has no IPv4 subnet")
+            || shown.contains(": error: this IPv4 subnet in local.subnets can talk to nobody: remote.subnets has no IPv4 subnet"),
+        "{shown}"
+    );
+    assert!(shown.contains("error: local.address 192.0.2.1 and remote.address 2001:db8::1 are of different families"), "{shown}");
+}
+
+#[test]
+fn anybody_cannot_be_called() {
+    let shown = errors(&AZURE.replace("address = \"20.240.192.55\"", "address = \"%any\""));
+    assert!(
+        shown.contains("gw.toml:13:9: error: `connection.azure.start` cannot set up a connection to anybody (remote.address = \"%any\")"),
+        "{shown}"
+    );
+}
+
+#[test]
+fn the_same_subnets_twice() {
+    let second = AZURE.split_once("[connection.azure]").unwrap().1;
+    let shown = errors(&format!("{AZURE}\n[connection.copy]{second}"));
+    assert_eq!(
+        shown.lines().next().unwrap(),
+        "gw.toml:15:13: error: connections `azure` and `copy` protect the same subnets: a packet could not tell which tunnel to take (the other is at gw.toml:6)"
+    );
+    let wider = second.replace("10.240.10.0/24", "10.240.0.0/16");
+    let config = load_text(
+        &format!("{AZURE}\n[connection.wide]{wider}"),
+        Some(AZURE_SECRETS),
+    )
+    .unwrap();
+    let [warning] = warnings(&config).try_into().unwrap();
+    let warning: String = warning;
+    assert!(
+        warning.starts_with("the subnets of `wide` overlap those of `azure`"),
+        "{warning}"
+    );
+}
+
+#[test]
+fn keys_must_be_there() {
+    let shown = load_text(AZURE, None).unwrap_err();
+    assert!(
+        shown.starts_with("secrets.toml: error: there is no file of pre-shared keys here"),
+        "{shown}"
+    );
+    let other = AZURE_SECRETS.replace("20.240.192.55", "20.240.192.56");
+    let shown = load_text(AZURE, Some(&other)).unwrap_err();
+    assert_eq!(
+        shown,
+        r#"gw.toml:6:13: error: no pre-shared key for `azure`: looked in secrets.toml for one with ids ["40.113.59.156", "20.240.192.55"]
+    6 | [connection.azure]
+      |             ^^^^^
+    help: the keys there are for: 40.113.59.156 and 20.240.192.56
+1 error"#
+    );
+    for enough in ["ids = [\"20.240.192.55\"]\n", "ids = [\"%any\"]\n", ""] {
+        let secrets = format!("[[psk]]\n{enough}secret = \"0x00112233445566778899aabbccddeeff\"\n");
+        load_text(AZURE, Some(&secrets)).unwrap();
+    }
+}
+
+#[test]
+fn exposed_secrets_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("gw.toml");
+    let secrets = folder.path().join("keys.toml");
+    std::fs::write(&file, format!("secrets = \"keys.toml\"\n{AZURE}")).unwrap();
+    std::fs::write(&secrets, AZURE_SECRETS).unwrap();
+    std::fs::set_permissions(&secrets, std::fs::Permissions::from_mode(0o640)).unwrap();
+    let shown = load(&file, SecretsPolicy::Required)
+        .unwrap_err()
+        .to_string();
+    let path = secrets.display();
+    assert_eq!(
+        shown,
+        format!(
+            "{path}: error: other users have access to the pre-shared keys (mode 0640)\n    help: chmod 600 {path}\n1 error"
+        )
+    );
+}
+
+#[test]
+fn insecure_groups_need_a_word() {
+    let weak = azure_with("ike", "ike = \"aes256-sha1-modp1024\"");
+    let shown = errors(&weak);
+    assert!(
+        shown.contains("gw.toml:10:7: error: `connection.azure.ike`: "),
+        "{shown}"
+    );
+    let config = load_text(&format!("{weak}\ninsecure = true\n"), Some(AZURE_SECRETS)).unwrap();
+    let warning = config.warnings[0].to_string();
+    assert!(
+        warning.contains("modp1024 (DH group 2) is insecure"),
+        "{warning}"
+    );
+    let config = load_text(&format!("{AZURE}\ninsecure = true\n"), Some(AZURE_SECRETS)).unwrap();
+    assert_eq!(
+        warnings(&config),
+        ["`azure` has insecure = true, but no proposal uses an insecure group"]
+    );
+}
+
+#[test]
+fn host_names_are_not_anybody() {
+    let text = AZURE.replace(
+        "address = \"20.240.192.55\"",
+        "address = \"vpn.example.net\"",
+    );
+    let config = load_text(&text, Some(AZURE_SECRETS)).unwrap();
+    let connection = &config.connections[0];
+    assert_eq!(
+        connection.remote,
+        Remote::Host("vpn.example.net".to_owned())
+    );
+    assert!(connection.resolved(None).is_none());
+    let address = "203.0.113.9".parse().unwrap();
+    assert_eq!(
+        connection.resolved(Some(address)).unwrap().remote_address,
+        RemoteAddress::Address(address)
+    );
+}
+
+#[test]
+fn defaults_are_usable() {
+    let text = r#"
+[connection.minimal]
+local = { subnets = "10.0.0.0/24" }
+remote = { address = "20.240.192.55", subnets = "10.1.0.0/24" }
+"#;
+    let config = load_text(
+        text,
+        Some("[[psk]]\nids = [\"20.240.192.55\"]\nsecret = \"correct horse battery staple\"\n"),
+    )
+    .unwrap();
+    let settings = config.connections[0].settings();
+    assert_eq!((settings.ike.len(), settings.esp.len()), (2, 2));
+    assert_eq!(settings.start, StartAction::None);
+    assert!(warnings(&config)[0].contains("`dataplane.wan` is not set"));
+}
+
+#[test]
+fn what_check_shows() {
+    let config = load_text(AZURE, Some(AZURE_SECRETS)).unwrap();
+    let summary = config.summary();
+    let (_, rest) = summary.split_once("gw.toml: ").unwrap();
+    assert_eq!(
+        rest,
+        "\
+valid, 1 connection, 1 pre-shared key
+engine auto, WAN eth0, plaintext interface espada0
+
+azure: set up at once and again when it fails
+  local    %default as 40.113.59.156: 10.0.0.0/24
+  remote   20.240.192.55 as 20.240.192.55: 10.240.10.0/24
+  ike      aes256-sha256-modp2048; rekey every 4h
+  esp      aes256-sha256; rekey every 1h
+  carried  ESP, in UDP where there is a NAT; replay window 4096
+  dpd      after 30s of silence; if dead, set it up again
+"
+    );
+}
+
+mod any_text {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(256))]
+
+        /// Whatever stands in the file, there is an answer and no panic.
+        #[test]
+        fn never_panics(text in "(\\[connection\\.[a-z]{1,3}\\]\n|(local|remote|dpd|ike|esp|wan|mtu) = [\\[\\]{}\"a-z0-9,.:/%= ]{0,30}\n|\\PC{0,20}\n){0,8}") {
+            let _ = parse(Path::new("/nonexistent/gw.toml"), &Zeroizing::new(text), SecretsPolicy::IfReadable);
+        }
+
+        #[test]
+        fn durations_round_trip(seconds in 0u64..10_000_000) {
+            let duration = Duration::from_secs(seconds);
+            prop_assert_eq!(document::parse_duration(&show_duration(duration)), Some(duration));
+        }
+    }
+}

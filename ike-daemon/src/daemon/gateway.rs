@@ -1,0 +1,756 @@
+//! The gateway's state and what it does with what comes in: it carries the endpoint's commands
+//! out, answers the control socket and makes the status report. Sockets and time are passed in.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use espada_common::sa::{ChildSaId, Command, Encapsulation, Event, Mode, TrafficSelector};
+use espada_ike::config::RemoteAddress;
+use espada_ike::selector::format_list;
+use espada_ike::{
+    ConnectionStatus, DownReason, Endpoint, IkeSaStatus, InitiateError, Notice, Random, Transmit,
+};
+use tokio::sync::mpsc;
+
+use super::plane::{Plane, WireCounters};
+use crate::config::{Connection, GatewayConfig, Remote};
+use crate::control::{Answer, Request};
+use crate::log;
+use crate::status::{self, LastError, Report};
+
+/// Somebody waits for a connection to come up or go down.
+struct Waiter {
+    connection: Arc<str>,
+    up: bool,
+    answers: mpsc::Sender<Answer>,
+}
+
+impl Waiter {
+    /// A client that does not read its answers is not waited for.
+    fn tell(&self, answer: Answer) {
+        let _ = self.answers.try_send(answer);
+    }
+}
+
+/// What the data plane was told about a pair of SAs.
+struct Installed {
+    connection: Arc<str>,
+    mode: Mode,
+}
+
+/// Everything a daemon has, apart from its sockets.
+pub struct Gateway<R> {
+    endpoint: Endpoint<R>,
+    plane: Plane,
+    config: GatewayConfig,
+    resolved: HashMap<String, IpAddr>,
+    waiters: Vec<Waiter>,
+    installed: HashMap<ChildSaId, Installed>,
+    /// Why the data plane could not do its part for a connection.
+    plane_errors: HashMap<Arc<str>, LastError>,
+    /// How long each IKE SA took to establish, by the initiator's SPI.
+    establish: HashMap<u64, Duration>,
+    started: Instant,
+    stopping: bool,
+}
+
+impl<R: Random> Gateway<R> {
+    /// A gateway that has loaded its configuration and begins what is to be started at once.
+    pub fn new(now: Instant, config: GatewayConfig, rng: R, plane: Plane) -> Self {
+        let mut this = Self {
+            endpoint: Endpoint::new(config.endpoint.clone(), rng),
+            plane,
+            config,
+            resolved: HashMap::new(),
+            waiters: Vec::new(),
+            installed: HashMap::new(),
+            plane_errors: HashMap::new(),
+            establish: HashMap::new(),
+            started: now,
+            stopping: false,
+        };
+        this.load(now);
+        this
+    }
+
+    /// Hands the configuration to the endpoint, as far as host names are resolved.
+    fn load(&mut self, now: Instant) {
+        self.refresh_sources();
+        self.exempt_peers();
+        self.endpoint.set_secrets(self.config.secrets.clone());
+        let connections = self
+            .config
+            .connections
+            .iter()
+            .filter_map(|connection| {
+                let address = match &connection.remote {
+                    Remote::Host(name) => self.resolved.get(name).copied(),
+                    Remote::Known(_) => None,
+                };
+                connection.resolved(address)
+            })
+            .collect();
+        self.endpoint.set_connections(now, connections);
+    }
+
+    /// Replaces the configuration. What only a restart can change is said in the answer.
+    pub fn reload(&mut self, now: Instant, config: GatewayConfig) -> String {
+        let mut message = format!(
+            "configuration read again: {} connections",
+            config.connections.len()
+        );
+        if config.dataplane != self.config.dataplane || config.endpoint != self.config.endpoint {
+            message.push_str("; changes of [dataplane] and [ike] wait for a restart of the daemon");
+        }
+        self.config = config;
+        self.load(now);
+        message
+    }
+
+    /// The configuration in use.
+    pub fn config(&self) -> &GatewayConfig {
+        &self.config
+    }
+
+    /// Host names of peers, each with the family its address must have (true for IPv4) if only one will do.
+    pub fn hosts(&self) -> Vec<(String, Option<bool>)> {
+        self.config
+            .connections
+            .iter()
+            .filter_map(|connection| match &connection.remote {
+                Remote::Host(name) => Some((
+                    name.clone(),
+                    connection
+                        .settings()
+                        .local_address
+                        .map(|address| address.is_ipv4()),
+                )),
+                Remote::Known(_) => None,
+            })
+            .collect()
+    }
+
+    /// A host name was looked up.
+    pub fn resolve(&mut self, now: Instant, name: String, address: IpAddr) {
+        if self.resolved.get(&name) != Some(&address) {
+            tracing::info!(host = %name, %address, "peer's host name resolved");
+            self.resolved.insert(name, address);
+            self.load(now);
+        }
+    }
+
+    fn peer_of(&self, connection: &Connection) -> Option<IpAddr> {
+        match &connection.remote {
+            Remote::Known(RemoteAddress::Address(address)) => Some(*address),
+            Remote::Known(RemoteAddress::Any) => None,
+            Remote::Host(name) => self.resolved.get(name).copied(),
+        }
+    }
+
+    /// Tells the endpoint which of the host's addresses it sends from towards each peer.
+    pub fn refresh_sources(&mut self) {
+        let unbound = self
+            .config
+            .connections
+            .iter()
+            .filter(|connection| connection.settings().local_address.is_none());
+        let peers: Vec<IpAddr> = unbound
+            .filter_map(|connection| self.peer_of(connection))
+            .collect();
+        for peer in peers {
+            self.endpoint.set_source(peer, source_towards(peer));
+        }
+    }
+
+    /// Keeps the way to peers inside their own protected subnets out of the tunnel.
+    fn exempt_peers(&mut self) {
+        let peers: Vec<IpAddr> = self
+            .config
+            .connections
+            .iter()
+            .filter_map(|connection| {
+                let peer = self.peer_of(connection)?;
+                let remote = &connection.settings().remote_ts;
+                let inside = |ts: &TrafficSelector| {
+                    ts.start.is_ipv4() == peer.is_ipv4() && ts.start <= peer && peer <= ts.end
+                };
+                remote.iter().any(inside).then_some(peer)
+            })
+            .collect();
+        for peer in peers {
+            if let Err(error) = self.plane.backend.exempt_peer(peer) {
+                tracing::warn!(%peer, %error, "cannot keep the way to the peer out of the tunnel");
+            }
+        }
+    }
+
+    /// A datagram on the IKE port.
+    pub fn datagram(
+        &mut self,
+        now: Instant,
+        local: SocketAddr,
+        remote: SocketAddr,
+        payload: &[u8],
+    ) {
+        self.endpoint.handle_datagram(now, local, remote, payload);
+    }
+
+    /// Something the data plane reports.
+    pub fn event(&mut self, now: Instant, event: &Event) {
+        match event {
+            Event::Acquire {
+                connection,
+                source,
+                destination,
+            } => {
+                tracing::debug!(%connection, %source, %destination, "a packet needs an SA");
+                self.refresh_sources();
+            }
+            Event::IkeDatagram { .. } => {}
+            event => tracing::debug!(?event, "data plane"),
+        }
+        self.endpoint.handle_event(now, event);
+    }
+
+    /// When [`Self::timeout`] is next needed.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.endpoint.poll_timeout()
+    }
+
+    /// Does what is due.
+    pub fn timeout(&mut self, now: Instant) {
+        self.endpoint.handle_timeout(now);
+    }
+
+    /// Tells the endpoint which peers were heard of lately, so that it need not ask them.
+    pub fn report_traffic(&mut self, now: Instant) {
+        if self.installed.is_empty() {
+            return;
+        }
+        match self.plane.backend.sa_stats() {
+            Ok(pairs) => {
+                for pair in pairs {
+                    if let Some(last) = pair.inbound.last_used {
+                        self.endpoint.handle_traffic(now, pair.id, last);
+                    }
+                }
+            }
+            Err(error) => tracing::warn!(%error, "data plane: no statistics"),
+        }
+    }
+
+    /// Carries out everything the endpoint wants, sending datagrams through `send`.
+    pub fn drive(&mut self, mut send: impl FnMut(&Transmit)) {
+        loop {
+            let mut idle = true;
+            // Commands first: an SA is ready to receive before the peer learns of it.
+            while let Some(command) = self.endpoint.poll_command() {
+                idle = false;
+                self.carry_out(command);
+            }
+            while let Some(notice) = self.endpoint.poll_notice() {
+                idle = false;
+                self.tell(&notice);
+            }
+            while let Some(transmit) = self.endpoint.poll_transmit() {
+                idle = false;
+                send(&transmit);
+            }
+            if idle {
+                return;
+            }
+        }
+    }
+
+    fn carry_out(&mut self, command: Command) {
+        let connection = match &command {
+            Command::InstallPolicy(policy) => Some(policy.connection.clone()),
+            Command::RemovePolicy { connection } => Some(connection.clone()),
+            Command::InstallSa(sa) | Command::RekeySa { new: sa, .. } => {
+                Some(sa.connection.clone())
+            }
+            Command::RemoveSa { id } | Command::MovePath { id, .. } => {
+                self.installed.get(id).map(|known| known.connection.clone())
+            }
+        };
+        let what = describe(&command);
+        let new = match &command {
+            Command::InstallSa(sa) | Command::RekeySa { new: sa, .. } => Some((
+                sa.id,
+                Installed {
+                    connection: sa.connection.clone(),
+                    mode: sa.mode,
+                },
+            )),
+            Command::RemoveSa { id } => {
+                // A pair the data plane refused is not there to be removed.
+                if self.installed.remove(id).is_none() {
+                    return;
+                }
+                None
+            }
+            _ => None,
+        };
+        let name = connection.as_deref().unwrap_or("-");
+        match self.plane.backend.apply(command) {
+            Ok(()) => {
+                tracing::debug!(connection = name, "data plane: {what}");
+                if let Some((id, known)) = new {
+                    self.plane_errors.remove(&known.connection);
+                    self.installed.insert(id, known);
+                }
+            }
+            Err(error) => {
+                tracing::error!(connection = name, "data plane: cannot {what}: {error}");
+                if let Some(connection) = connection {
+                    let error = LastError {
+                        kind: "DATAPLANE".to_owned(),
+                        summary: format!("the data plane cannot {what}: {error}"),
+                        details: Vec::new(),
+                        fix: None,
+                    };
+                    self.finish(
+                        &connection,
+                        true,
+                        &Answer::Refused {
+                            error: error.clone(),
+                        },
+                    );
+                    self.plane_errors.insert(connection, error);
+                }
+            }
+        }
+    }
+
+    /// Logs a notice and tells whoever waits for it.
+    fn tell(&mut self, notice: &Notice) {
+        log::notice(notice);
+        if let Notice::Established {
+            initiator_spi,
+            elapsed,
+            ..
+        } = notice
+        {
+            self.establish.insert(*initiator_spi, *elapsed);
+        }
+        let Some(connection) = notice.connection().cloned() else {
+            return;
+        };
+        match notice {
+            Notice::ChildUp { .. } => {
+                let message = format!("{connection}: established; {notice}");
+                self.finish(&connection, true, &Answer::Done { message });
+            }
+            Notice::Refused(refusal) => {
+                self.finish(
+                    &connection,
+                    true,
+                    &Answer::Refused {
+                        error: refusal.as_ref().into(),
+                    },
+                );
+            }
+            Notice::Down { reason, .. } => {
+                // A refusal is told by its own notice, with its reasons.
+                if *reason != DownReason::Refused && *reason != DownReason::Replaced {
+                    let message = format!("{connection}: {notice}");
+                    self.finish(&connection, true, &Answer::Failed { message });
+                }
+                self.finish(
+                    &connection,
+                    false,
+                    &Answer::Done {
+                        message: format!("{connection}: down"),
+                    },
+                );
+            }
+            _ => {
+                let message = format!("{connection}: {notice}");
+                for waiter in self
+                    .waiters
+                    .iter()
+                    .filter(|waiter| waiter.connection == connection)
+                {
+                    waiter.tell(Answer::Progress {
+                        message: message.clone(),
+                    });
+                }
+            }
+        }
+    }
+
+    fn finish(&mut self, connection: &Arc<str>, up: bool, answer: &Answer) {
+        self.waiters.retain(|waiter| {
+            let concerned = waiter.connection == *connection && waiter.up == up;
+            if concerned {
+                waiter.tell(answer.clone());
+            }
+            !concerned && !waiter.answers.is_closed()
+        });
+    }
+
+    /// Carries a client's request out. `Reload` is not handled here: it needs the file.
+    pub fn call(&mut self, now: Instant, request: Request, answers: mpsc::Sender<Answer>) {
+        let answer = match request {
+            Request::Up { connection, wait } => self.up(now, &connection, wait, &answers),
+            Request::Down { connection, wait } => self.down(now, &connection, wait, &answers),
+            Request::Status { connection } => Some(self.status(now, connection.as_deref())),
+            Request::Reload => None,
+        };
+        if let Some(answer) = answer {
+            let _ = answers.try_send(answer);
+        }
+    }
+
+    fn up(
+        &mut self,
+        now: Instant,
+        name: &str,
+        wait: bool,
+        answers: &mpsc::Sender<Answer>,
+    ) -> Option<Answer> {
+        self.refresh_sources();
+        if let Some(host) = self.unresolved_host(name) {
+            return Some(Answer::Failed {
+                message: format!("{name}: the peer's host name {host} has no address yet"),
+            });
+        }
+        match self.endpoint.initiate(now, name) {
+            Ok(()) if wait => {
+                self.waiters.push(Waiter {
+                    connection: name.into(),
+                    up: true,
+                    answers: answers.clone(),
+                });
+                None
+            }
+            Ok(()) => Some(Answer::Done {
+                message: format!("{name}: initiated"),
+            }),
+            Err(InitiateError::AlreadyUp(_)) => Some(Answer::Done {
+                message: format!("{name}: established already"),
+            }),
+            Err(error) => Some(self.failure(&error)),
+        }
+    }
+
+    fn down(
+        &mut self,
+        now: Instant,
+        name: &str,
+        wait: bool,
+        answers: &mpsc::Sender<Answer>,
+    ) -> Option<Answer> {
+        let running = self
+            .endpoint
+            .status(now)
+            .iter()
+            .any(|status| &*status.name == name && !status.ike_sas.is_empty());
+        match self.endpoint.terminate(now, name) {
+            Ok(()) if !running => Some(Answer::Done {
+                message: format!("{name}: was down"),
+            }),
+            Ok(()) if wait => {
+                self.waiters.push(Waiter {
+                    connection: name.into(),
+                    up: false,
+                    answers: answers.clone(),
+                });
+                None
+            }
+            Ok(()) => Some(Answer::Done {
+                message: format!("{name}: going down"),
+            }),
+            Err(error) => Some(self.failure(&error)),
+        }
+    }
+
+    fn failure(&self, error: &InitiateError) -> Answer {
+        let mut message = error.to_string();
+        if matches!(error, InitiateError::Unknown(_)) {
+            let names: Vec<&str> = self
+                .config
+                .connections
+                .iter()
+                .map(|connection| &**connection.name())
+                .collect();
+            message.push_str(&format!("; there are: {}", names.join(", ")));
+        }
+        Answer::Failed { message }
+    }
+
+    fn unresolved_host(&self, name: &str) -> Option<&str> {
+        let connection = self
+            .config
+            .connections
+            .iter()
+            .find(|connection| &**connection.name() == name)?;
+        match &connection.remote {
+            Remote::Host(host) if !self.resolved.contains_key(host) => Some(host),
+            _ => None,
+        }
+    }
+
+    /// Tells every peer that its SAs are deleted.
+    pub fn stop(&mut self, now: Instant) {
+        self.stopping = true;
+        let names: Vec<Arc<str>> = self
+            .config
+            .connections
+            .iter()
+            .map(|connection| connection.name().clone())
+            .collect();
+        for name in names {
+            // The one error there can be is a connection whose peer has no address: nothing to delete.
+            let _ = self.endpoint.terminate(now, &name);
+        }
+    }
+
+    /// After [`Self::stop`]: whether every peer has answered or been given up.
+    pub fn is_stopped(&self, now: Instant) -> bool {
+        self.stopping
+            && self
+                .endpoint
+                .status(now)
+                .iter()
+                .all(|connection| connection.ike_sas.is_empty())
+    }
+
+    fn status(&mut self, now: Instant, name: Option<&str>) -> Answer {
+        let mut report = self.report(now);
+        if let Some(name) = name {
+            report
+                .connections
+                .retain(|connection| connection.name == name);
+            if report.connections.is_empty() {
+                return self.failure(&InitiateError::Unknown(name.to_owned()));
+            }
+        }
+        Answer::Status {
+            report: Box::new(report),
+        }
+    }
+
+    /// Everything `espada status` shows.
+    pub fn report(&mut self, now: Instant) -> Report {
+        let pairs = self.plane.backend.sa_stats().unwrap_or_default();
+        let pairs: HashMap<ChildSaId, _> = pairs.into_iter().map(|pair| (pair.id, pair)).collect();
+        let drops = self.plane.backend.drop_totals().unwrap_or_default();
+        let wire = self.plane.observer.wire();
+        let known = self.endpoint.status(now);
+        let living: Vec<u64> = known
+            .iter()
+            .flat_map(|c| &c.ike_sas)
+            .map(|sa| sa.initiator_spi)
+            .collect();
+        self.establish.retain(|spi, _| living.contains(spi));
+        let connections = self
+            .config
+            .connections
+            .iter()
+            .map(|configured| {
+                let name = configured.name();
+                match known.iter().find(|status| status.name == *name) {
+                    Some(status) => self.connection_report(status, &pairs, wire.as_ref()),
+                    None => unresolved_report(name, &configured.remote),
+                }
+            })
+            .collect();
+        Report {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            engine: self.plane.backend.name().to_owned(),
+            engine_reason: self.plane.reason.clone(),
+            uptime_s: now.saturating_duration_since(self.started).as_secs(),
+            interfaces: status::Interfaces {
+                tun: self.plane.tun.clone(),
+                front_end: self.plane.observer.attachments(),
+            },
+            connections,
+            drops: status::DropReport {
+                inbound: status::nonzero_drops(&drops.inbound),
+                outbound: status::nonzero_drops(&drops.outbound),
+                front_end: status::nonzero_drops(&drops.front_end),
+            },
+            ike_drops: self
+                .endpoint
+                .counters()
+                .dropped
+                .iter()
+                .filter(|(_, count)| **count > 0)
+                .map(|(reason, count)| (reason.name().to_owned(), *count))
+                .collect(),
+        }
+    }
+
+    fn connection_report(
+        &self,
+        status: &ConnectionStatus,
+        pairs: &HashMap<ChildSaId, espada_common::sa::ChildSaStats>,
+        wire: Option<&WireCounters>,
+    ) -> status::Connection {
+        let last_error = self.plane_errors.get(&status.name).cloned().or_else(|| {
+            status
+                .last_error
+                .as_ref()
+                .map(|refusal| refusal.as_ref().into())
+        });
+        let state = match status.state {
+            "established" if self.plane_errors.contains_key(&status.name) => "refused",
+            "established" => "established",
+            "connecting" => "connecting",
+            // Nothing is under way: a refusal says more than that it is down or waits.
+            _ if last_error.is_some() => "refused",
+            "waiting" => "connecting",
+            "trap" => "trap",
+            _ => "down",
+        };
+        let main = status
+            .ike_sas
+            .iter()
+            .rev()
+            .find(|sa| sa.state == "established")
+            .or(status.ike_sas.last());
+        let children = status
+            .ike_sas
+            .iter()
+            .flat_map(|sa| &sa.children)
+            .map(|child| {
+                let counted = pairs.get(&child.id);
+                let mode = self
+                    .installed
+                    .get(&child.id)
+                    .map_or(Mode::Tunnel, |known| known.mode);
+                let half =
+                    |spi: u32,
+                     stats: Option<&espada_common::sa::HalfSaStats>,
+                     seen: Option<&HashMap<u32, status::Counters>>| {
+                        status::HalfSa {
+                            spi: format!("{spi:#010x}"),
+                            packets: stats.map_or(0, |stats| stats.packets),
+                            bytes: stats.map_or(0, |stats| stats.bytes),
+                            drops: stats
+                                .map(|stats| status::nonzero_drops(&stats.drops))
+                                .unwrap_or_default(),
+                            wire: seen.map(|seen| seen.get(&spi).copied().unwrap_or_default()),
+                        }
+                    };
+                status::ChildSa {
+                    id: child.id.0,
+                    suite: child.suite.clone(),
+                    encapsulation: match child.encapsulation {
+                        Encapsulation::Esp => "esp",
+                        Encapsulation::Udp => "udp",
+                    }
+                    .to_owned(),
+                    mode: match mode {
+                        Mode::Tunnel => "tunnel",
+                        Mode::Transport => "transport",
+                    }
+                    .to_owned(),
+                    local_ts: selectors(&child.local_ts),
+                    remote_ts: selectors(&child.remote_ts),
+                    age_s: child.age.as_secs(),
+                    next_rekey_s: child.rekey_in.map(|left| left.as_secs()),
+                    inbound: half(
+                        child.spi_in,
+                        counted.map(|pair| &pair.inbound),
+                        wire.map(|wire| &wire.inbound),
+                    ),
+                    outbound: half(
+                        child.spi_out,
+                        counted.map(|pair| &pair.outbound),
+                        wire.map(|wire| &wire.outbound),
+                    ),
+                }
+            });
+        status::Connection {
+            name: status.name.to_string(),
+            state: state.to_owned(),
+            retry_s: status.retry_in.map(|left| left.as_secs()),
+            ike: main.map(|sa| self.ike_report(sa)),
+            children: children.collect(),
+            last_error,
+        }
+    }
+
+    fn ike_report(&self, sa: &IkeSaStatus) -> status::IkeSa {
+        status::IkeSa {
+            spi_initiator: format!("{:016x}", sa.initiator_spi),
+            spi_responder: format!("{:016x}", sa.responder_spi),
+            suite: sa.suite.clone(),
+            role: sa.role.to_string(),
+            local: sa.local.to_string(),
+            remote: sa.remote.to_string(),
+            local_id: sa.local_id.clone(),
+            remote_id: sa.remote_id.clone(),
+            nat: status::Nat {
+                local: sa.nat_local,
+                remote: sa.nat_remote,
+            },
+            age_s: sa.age.as_secs(),
+            next_rekey_s: sa.rekey_in.map(|left| left.as_secs()),
+            establish_ms: self
+                .establish
+                .get(&sa.initiator_spi)
+                .map(|elapsed| elapsed.as_millis() as u64),
+        }
+    }
+}
+
+fn unresolved_report(name: &Arc<str>, remote: &Remote) -> status::Connection {
+    let host = match remote {
+        Remote::Host(host) => host.as_str(),
+        Remote::Known(_) => "the peer",
+    };
+    status::Connection {
+        name: name.to_string(),
+        state: "down".to_owned(),
+        retry_s: None,
+        ike: None,
+        children: Vec::new(),
+        last_error: Some(LastError {
+            kind: "NAME_LOOKUP".to_owned(),
+            summary: format!("{host} has no address yet; the lookup is repeated"),
+            details: Vec::new(),
+            fix: None,
+        }),
+    }
+}
+
+fn selectors(list: &[TrafficSelector]) -> Vec<String> {
+    list.iter()
+        .map(|selector| format_list(std::slice::from_ref(selector)))
+        .collect()
+}
+
+fn describe(command: &Command) -> String {
+    match command {
+        Command::InstallPolicy(policy) => {
+            format!(
+                "protect {} to {}",
+                format_list(&policy.local_ts),
+                format_list(&policy.remote_ts)
+            )
+        }
+        Command::RemovePolicy { .. } => "stop protecting the connection's subnets".to_owned(),
+        Command::InstallSa(sa) => format!("install child SA {} ({})", sa.id.0, sa.suite),
+        Command::RekeySa { old, new } => {
+            format!("replace child SA {} by {} ({})", old.0, new.id.0, new.suite)
+        }
+        Command::RemoveSa { id } => format!("remove child SA {}", id.0),
+        Command::MovePath { id, path } => format!("move child SA {} to {}", id.0, path.remote),
+    }
+}
+
+/// The address the host sends from towards a peer: what a connected socket is given.
+fn source_towards(peer: IpAddr) -> Option<IpAddr> {
+    let any: SocketAddr = match peer {
+        IpAddr::V4(_) => (std::net::Ipv4Addr::UNSPECIFIED, 0).into(),
+        IpAddr::V6(_) => (std::net::Ipv6Addr::UNSPECIFIED, 0).into(),
+    };
+    let socket = UdpSocket::bind(any).ok()?;
+    socket.connect((peer, 500)).ok()?;
+    Some(socket.local_addr().ok()?.ip())
+}

@@ -1,0 +1,285 @@
+//! The daemon: one loop between sockets, data plane, control socket, signals and time, with
+//! [`gateway::Gateway`] in the middle.
+
+mod engine;
+pub mod gateway;
+mod instance;
+pub mod plane;
+pub mod sockets;
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use espada_common::sa::Event;
+use espada_dataplane::backend::EventSink;
+use espada_ike::{Random, Transmit};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+
+use crate::cli::Exit;
+use crate::config::{self, GatewayConfig, SecretsPolicy};
+use crate::control::{Answer, Call, Request, Server};
+use crate::syscall;
+use gateway::Gateway;
+use instance::Instance;
+use sockets::{Listen, Sockets};
+
+/// Events of the data plane that wait for the loop; IKE datagrams beyond are lost as in a full socket.
+const EVENTS: usize = 4096;
+/// Control requests that wait for the loop.
+const CALLS: usize = 32;
+/// How often proof of life is fetched from the data plane, and the routes to the peers are looked at.
+const HOUSEKEEPING: Duration = Duration::from_secs(2);
+/// How often peers' host names are looked up.
+const LOOKUPS: Duration = Duration::from_secs(60);
+/// How long peers have to answer the deletion of their SAs when the daemon stops.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// The kernel's randomness.
+pub struct SystemRandom;
+
+impl Random for SystemRandom {
+    fn fill(&mut self, buffer: &mut [u8]) {
+        if let Err(error) = getrandom::fill(buffer) {
+            // No key may ever be made of anything else.
+            tracing::error!(%error, "the kernel gives no random numbers");
+            std::process::abort();
+        }
+    }
+}
+
+/// Runs a daemon until it is told to stop.
+pub fn run(config_file: &Path, runtime_dir: &Path) -> anyhow::Result<Exit> {
+    let config = match config::load(config_file, SecretsPolicy::Required) {
+        Ok(config) => config,
+        Err(error) => {
+            tracing::error!("the configuration is refused\n{error}");
+            return Ok(Exit::Failure);
+        }
+    };
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    let instance = match Instance::lock(runtime_dir) {
+        Ok(instance) => instance,
+        Err(error) => {
+            tracing::error!("{error}");
+            return Ok(Exit::Daemon);
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(start(config, &instance))
+}
+
+async fn start(config: GatewayConfig, instance: &Instance) -> anyhow::Result<Exit> {
+    let sockets = match Sockets::bind(&Listen::everywhere(
+        config.endpoint.port,
+        config.endpoint.nat_port,
+    )) {
+        Ok(sockets) => sockets,
+        Err(error) => {
+            tracing::error!("{error}");
+            return Ok(Exit::Failure);
+        }
+    };
+    syscall::protect_memory()?;
+    syscall::lift_memory_lock_limit();
+    syscall::drop_privileges()?;
+
+    let (sink, events) = event_channel();
+    let plane = match engine::start(&config, sockets.clone_nat()?, sink) {
+        Ok(plane) => plane,
+        Err(error) => {
+            tracing::error!("the data plane cannot start: {error:#}");
+            return Ok(Exit::Failure);
+        }
+    };
+    let server = Server::bind(instance.directory())?;
+    let gateway = Gateway::new(Instant::now(), config, SystemRandom, plane);
+    serve(gateway, sockets, events, server).await?;
+    Ok(Exit::Success)
+}
+
+/// A sink for the data plane's threads and the loop's end of it.
+pub fn event_channel() -> (EventSink, mpsc::Receiver<Event>) {
+    let (sender, events) = mpsc::channel(EVENTS);
+    let sink = Arc::new(move |event| {
+        if let Err(mpsc::error::TrySendError::Full(event)) = sender.try_send(event) {
+            tracing::warn!(
+                ?event,
+                "the daemon cannot keep up with the data plane: event lost"
+            );
+        }
+    });
+    (sink, events)
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+enum Input {
+    Datagrams(Vec<sockets::Datagram>),
+    Event(Event),
+    Call(Call),
+    Lookup(String, IpAddr),
+    Stop,
+    Reload,
+    Timeout,
+    Housekeeping,
+}
+
+/// Runs the loop until SIGTERM or SIGINT, then tells the peers good-bye.
+async fn serve<R: Random>(
+    mut gateway: Gateway<R>,
+    mut sockets: Sockets,
+    mut events: mpsc::Receiver<Event>,
+    server: Server,
+) -> anyhow::Result<()> {
+    let mut signals = Signals {
+        terminate: signal(SignalKind::terminate())?,
+        interrupt: signal(SignalKind::interrupt())?,
+        hangup: signal(SignalKind::hangup())?,
+    };
+    let (call_sender, mut calls) = mpsc::channel(CALLS);
+    let (found_sender, mut found) = mpsc::channel(16);
+    let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
+    housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut last_lookup: Option<Instant> = None;
+    let mut farewell: Option<Instant> = None;
+    let serving = server.run(call_sender);
+    tokio::pin!(serving);
+    let mut ready = false;
+
+    loop {
+        let now = Instant::now();
+        gateway.drive(|transmit| send(&sockets, transmit));
+        if !ready {
+            ready = true;
+            let config = gateway.config();
+            tracing::info!(connections = config.connections.len(), config = %config.file.display(), "Espada {} is ready", env!("CARGO_PKG_VERSION"));
+            instance::notify_ready();
+        }
+        if let Some(until) = farewell
+            && (gateway.is_stopped(now) || now >= until)
+        {
+            tracing::info!("stopped");
+            return Ok(());
+        }
+        let deadline = [gateway.deadline(), farewell].into_iter().flatten().min();
+        let input = tokio::select! {
+            datagrams = sockets.receive() => Input::Datagrams(datagrams),
+            Some(event) = events.recv() => Input::Event(event),
+            Some(call) = calls.recv() => Input::Call(call),
+            Some((host, address)) = found.recv() => Input::Lookup(host, address),
+            _ = signals.terminate.recv() => Input::Stop,
+            _ = signals.interrupt.recv() => Input::Stop,
+            _ = signals.hangup.recv() => Input::Reload,
+            () = until(deadline) => Input::Timeout,
+            _ = housekeeping.tick() => Input::Housekeeping,
+            () = &mut serving => anyhow::bail!("the control socket stopped"),
+        };
+        let now = Instant::now();
+        match input {
+            Input::Datagrams(datagrams) => {
+                for datagram in datagrams {
+                    gateway.datagram(now, datagram.local, datagram.remote, &datagram.payload);
+                    // One at a time: the answer to the first may matter to the second.
+                    gateway.drive(|transmit| send(&sockets, transmit));
+                }
+            }
+            Input::Event(event) => gateway.event(now, &event),
+            Input::Call(Call {
+                request: Request::Reload,
+                answers,
+            }) => {
+                let answer = match reload(&mut gateway, now) {
+                    Ok(message) => Answer::Done { message },
+                    Err(message) => Answer::Failed { message },
+                };
+                let _ = answers.try_send(answer);
+            }
+            Input::Call(call) => gateway.call(now, call.request, call.answers),
+            Input::Lookup(host, address) => gateway.resolve(now, host, address),
+            Input::Stop if farewell.is_some() => {
+                tracing::info!("stopped without waiting for the peers");
+                return Ok(());
+            }
+            Input::Stop => {
+                tracing::info!("stopping: telling the peers");
+                farewell = Some(now + FAREWELL);
+                gateway.stop(now);
+            }
+            Input::Reload => {
+                let _ = reload(&mut gateway, now);
+                last_lookup = None;
+            }
+            Input::Timeout => gateway.timeout(now),
+            Input::Housekeeping => {
+                gateway.report_traffic(now);
+                gateway.refresh_sources();
+                if last_lookup.is_none_or(|last| now.saturating_duration_since(last) >= LOOKUPS) {
+                    last_lookup = Some(now);
+                    for (host, family) in gateway.hosts() {
+                        tokio::spawn(look_up(host, family, found_sender.clone()));
+                    }
+                }
+            }
+        }
+    }
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn send(sockets: &Sockets, transmit: &Transmit) {
+    if let Err(error) = sockets.send(transmit) {
+        // As good as lost on the way: the endpoint sends it again.
+        tracing::debug!(local = %transmit.local, remote = %transmit.remote, %error, "cannot send");
+    }
+}
+
+fn reload<R: Random>(gateway: &mut Gateway<R>, now: Instant) -> Result<String, String> {
+    match config::load(&gateway.config().file, SecretsPolicy::Required) {
+        Ok(config) => {
+            for warning in &config.warnings {
+                tracing::warn!("{warning}");
+            }
+            let message = gateway.reload(now, config);
+            tracing::info!("{message}");
+            Ok(message)
+        }
+        Err(error) => {
+            tracing::error!("the new configuration is refused, the running one stays\n{error}");
+            Err(format!(
+                "the new configuration is refused, the running one stays\n{error}"
+            ))
+        }
+    }
+}
+
+/// Looks a peer's host name up; failures are logged and repeated with the next round.
+async fn look_up(host: String, family: Option<bool>, found: mpsc::Sender<(String, IpAddr)>) {
+    let fits = |address: &IpAddr| family.is_none_or(|v4| address.is_ipv4() == v4);
+    let looked_up = tokio::net::lookup_host((host.as_str(), 500)).await;
+    match looked_up.map(|addresses| addresses.map(|address| address.ip()).find(fits)) {
+        Ok(Some(address)) => {
+            // The loop has ended if nobody listens.
+            let _ = found.send((host, address)).await;
+        }
+        Ok(None) => {
+            tracing::warn!(%host, "the peer's host name has no address of the family of local.address")
+        }
+        Err(error) => tracing::warn!(%host, %error, "cannot look the peer's host name up"),
+    }
+}

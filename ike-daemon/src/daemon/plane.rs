@@ -1,0 +1,50 @@
+//! The data plane as the daemon sees it: a backend, and what `status` tells of it.
+
+use std::collections::HashMap;
+
+use espada_dataplane::backend::SaBackend;
+
+use crate::status::{Attachment, Counters};
+
+/// What the front end's BPF maps counted, by SPI.
+#[derive(Clone, Debug, Default)]
+pub struct WireCounters {
+    /// By the SPI we receive on.
+    pub inbound: HashMap<u32, Counters>,
+    /// By the SPI we send with.
+    pub outbound: HashMap<u32, Counters>,
+}
+
+/// What there is to tell of interfaces and of packets seen on the WAN.
+pub trait Observer: Send {
+    /// Programs of the front end.
+    fn attachments(&self) -> Vec<Attachment>;
+
+    /// Counters of the front end; `None` without one.
+    fn wire(&mut self) -> Option<WireCounters>;
+}
+
+/// A data plane without a front end.
+pub struct Unobserved;
+
+impl Observer for Unobserved {
+    fn attachments(&self) -> Vec<Attachment> {
+        Vec::new()
+    }
+
+    fn wire(&mut self) -> Option<WireCounters> {
+        None
+    }
+}
+
+/// A running data plane.
+pub struct Plane {
+    /// Carries ESP.
+    pub backend: Box<dyn SaBackend>,
+    /// Why this engine.
+    pub reason: String,
+    /// Name of the plaintext interface.
+    pub tun: Option<String>,
+    /// The front end.
+    pub observer: Box<dyn Observer>,
+}

@@ -1,0 +1,584 @@
+//! What `espada status` reports: the JSON that scripts read and the text that people read,
+//! both from one structure.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Write as _};
+use std::time::Duration;
+
+use espada_common::drops::DropReason;
+use serde::{Deserialize, Serialize};
+
+use crate::config::show_duration;
+
+/// Drops by reason, without the reasons that did not occur.
+pub type Drops = BTreeMap<String, u64>;
+
+/// Everything a daemon says about itself.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// Espada's version.
+    pub version: String,
+    /// Engine that carries ESP.
+    pub engine: String,
+    /// Why this one.
+    pub engine_reason: String,
+    /// Seconds since the daemon started.
+    pub uptime_s: u64,
+    /// Interfaces in use.
+    pub interfaces: Interfaces,
+    /// Configured connections, in the order of the file.
+    pub connections: Vec<Connection>,
+    /// Packets dropped outside any one SA.
+    pub drops: DropReport,
+    /// IKE datagrams not acted on, by reason.
+    pub ike_drops: Drops,
+}
+
+/// Interfaces in use.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Interfaces {
+    /// The plaintext interface.
+    pub tun: Option<String>,
+    /// Where the front end's programs sit.
+    pub front_end: Vec<Attachment>,
+}
+
+/// A program of the front end on an interface.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// Interface name.
+    pub interface: String,
+    /// How it is attached, such as `native` or `generic`.
+    pub mode: String,
+    /// Where: `xdp`, `tc ingress` or `tc egress`.
+    pub hook: String,
+}
+
+/// Packets dropped outside any one SA, by reason.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct DropReport {
+    /// On the way in, by the engine.
+    pub inbound: Drops,
+    /// On the way out, by the engine.
+    pub outbound: Drops,
+    /// By the front end.
+    pub front_end: Drops,
+}
+
+/// One connection.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Connection {
+    /// Its name.
+    pub name: String,
+    /// `established`, `connecting`, `down`, `trap` or `refused`.
+    pub state: String,
+    /// Seconds until it is tried again.
+    pub retry_s: Option<u64>,
+    /// Its IKE SA.
+    pub ike: Option<IkeSa>,
+    /// Its child SAs.
+    pub children: Vec<ChildSa>,
+    /// What went wrong last, until it is established.
+    pub last_error: Option<LastError>,
+}
+
+/// An IKE SA.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct IkeSa {
+    /// 16 hexadecimal digits.
+    pub spi_initiator: String,
+    /// 16 hexadecimal digits.
+    pub spi_responder: String,
+    /// Proposal keywords.
+    pub suite: String,
+    /// `initiator` or `responder`.
+    pub role: String,
+    /// Our address and port.
+    pub local: String,
+    /// The peer's address and port.
+    pub remote: String,
+    /// Our identity.
+    pub local_id: Option<String>,
+    /// The peer's identity, once proven.
+    pub remote_id: Option<String>,
+    /// NATs found on the path.
+    pub nat: Nat,
+    /// Seconds since it was established.
+    pub age_s: u64,
+    /// Seconds until it is rekeyed.
+    pub next_rekey_s: Option<u64>,
+    /// Milliseconds from the first message until it was established.
+    pub establish_ms: Option<u64>,
+}
+
+/// NATs found on the path.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Nat {
+    /// In front of us.
+    pub local: bool,
+    /// In front of the peer.
+    pub remote: bool,
+}
+
+/// A pair of ESP SAs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ChildSa {
+    /// The data plane's name for it.
+    pub id: u64,
+    /// Proposal keywords.
+    pub suite: String,
+    /// `esp` or `udp`.
+    pub encapsulation: String,
+    /// `tunnel` or `transport`.
+    pub mode: String,
+    /// Selectors on our side.
+    pub local_ts: Vec<String>,
+    /// Selectors on the peer's side.
+    pub remote_ts: Vec<String>,
+    /// Seconds since it was installed.
+    pub age_s: u64,
+    /// Seconds until it is rekeyed.
+    pub next_rekey_s: Option<u64>,
+    /// What we receive.
+    pub inbound: HalfSa,
+    /// What we send.
+    pub outbound: HalfSa,
+}
+
+/// One direction of a pair.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct HalfSa {
+    /// `0x` and 8 hexadecimal digits.
+    pub spi: String,
+    /// Inner packets carried.
+    pub packets: u64,
+    /// Their octets.
+    pub bytes: u64,
+    /// Drops by reason.
+    pub drops: Drops,
+    /// What the front end's BPF maps counted on the WAN, where there is a front end.
+    pub wire: Option<Counters>,
+}
+
+/// Packets and octets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Counters {
+    /// Packets.
+    pub packets: u64,
+    /// Octets of their IP packets.
+    pub bytes: u64,
+}
+
+/// A refused negotiation or a data plane that refused an SA.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LastError {
+    /// The protocol's name, such as `NO_PROPOSAL_CHOSEN`, or `DATAPLANE`.
+    pub kind: String,
+    /// One line: what happened.
+    pub summary: String,
+    /// The comparison, line by line.
+    pub details: Vec<String>,
+    /// What to change.
+    pub fix: Option<Fix>,
+}
+
+/// The setting that would cure an error.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Fix {
+    /// Dotted name.
+    pub setting: String,
+    /// `file:line`.
+    pub origin: Option<String>,
+    /// Its value now, as written.
+    pub current: Option<String>,
+    /// What to make it.
+    pub suggested: String,
+}
+
+impl From<&espada_ike::Refusal> for LastError {
+    fn from(refusal: &espada_ike::Refusal) -> Self {
+        Self {
+            kind: refusal.kind.name(),
+            summary: refusal.summary.clone(),
+            details: refusal.details.clone(),
+            fix: refusal.fix.as_ref().map(|fix| Fix {
+                setting: fix.setting.clone(),
+                origin: match (&fix.file, fix.line) {
+                    (Some(file), Some(line)) => Some(format!("{file}:{line}")),
+                    (file, _) => file.clone(),
+                },
+                current: fix.current.clone(),
+                suggested: fix.suggestion.clone(),
+            }),
+        }
+    }
+}
+
+/// Several lines: what happened, the comparison, the cure.
+impl fmt::Display for LastError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.kind, self.summary)?;
+        for line in &self.details {
+            write!(f, "\n    {line}")?;
+        }
+        if let Some(fix) = &self.fix {
+            f.write_str("\n  to fix: ")?;
+            if let Some(origin) = &fix.origin {
+                write!(f, "{origin}: ")?;
+            }
+            match &fix.current {
+                Some(current) => write!(f, "{} = {current}", fix.setting)?,
+                None => write!(f, "{} is not set", fix.setting)?,
+            }
+            write!(f, "; {}", fix.suggested)?;
+        }
+        Ok(())
+    }
+}
+
+/// The counters that are not zero, by name.
+pub fn nonzero_drops(counts: &[u64; DropReason::COUNT]) -> Drops {
+    DropReason::ALL
+        .iter()
+        .zip(counts)
+        .filter(|(_, count)| **count > 0)
+        .map(|(reason, count)| (reason.name().to_owned(), *count))
+        .collect()
+}
+
+fn hint(name: &str) -> Option<&'static str> {
+    DropReason::ALL
+        .iter()
+        .find(|reason| reason.name() == name)
+        .map(|reason| reason.hint())
+}
+
+fn show_seconds(seconds: u64) -> String {
+    // Above an hour nobody counts seconds.
+    show_duration(Duration::from_secs(if seconds >= 3600 {
+        seconds / 60 * 60
+    } else {
+        seconds
+    }))
+}
+
+fn show_bytes(bytes: u64) -> String {
+    if bytes < 10_000 {
+        return format!("{bytes} B");
+    }
+    let mut value = bytes as f64;
+    let mut unit = "B";
+    for larger in ["kB", "MB", "GB", "TB"] {
+        if value < 1000.0 {
+            break;
+        }
+        value /= 1000.0;
+        unit = larger;
+    }
+    format!("{value:.1} {unit}")
+}
+
+fn drop_lines(text: &mut String, indent: &str, place: &str, drops: &Drops) {
+    for (name, count) in drops {
+        let _ = write!(text, "{indent}dropped {place}: {count} {name}");
+        if let Some(hint) = hint(name) {
+            let _ = write!(text, " ({hint})");
+        }
+        text.push('\n');
+    }
+}
+
+impl Report {
+    /// For people: compact, and silent about what is as it should be.
+    pub fn to_text(&self) -> String {
+        let mut text = String::new();
+        let _ = writeln!(
+            text,
+            "Espada {}, engine {} ({}), up {}",
+            self.version,
+            self.engine,
+            self.engine_reason,
+            show_seconds(self.uptime_s)
+        );
+        if let Some(tun) = &self.interfaces.tun {
+            let _ = write!(text, "plaintext interface {tun}");
+            for (index, program) in self.interfaces.front_end.iter().enumerate() {
+                let separator = if index == 0 { "; front end: " } else { ", " };
+                let _ = write!(
+                    text,
+                    "{separator}{} {} ({})",
+                    program.interface, program.hook, program.mode
+                );
+            }
+            text.push('\n');
+        }
+        if self.connections.is_empty() {
+            text.push_str("no connections are configured\n");
+        }
+        for connection in &self.connections {
+            text.push('\n');
+            connection.write_text(&mut text);
+        }
+        if self.drops != DropReport::default() || !self.ike_drops.is_empty() {
+            text.push('\n');
+            drop_lines(&mut text, "", "inbound", &self.drops.inbound);
+            drop_lines(&mut text, "", "outbound", &self.drops.outbound);
+            drop_lines(&mut text, "", "by the front end", &self.drops.front_end);
+            drop_lines(&mut text, "", "by IKE", &self.ike_drops);
+        }
+        text
+    }
+}
+
+impl Connection {
+    fn write_text(&self, text: &mut String) {
+        let _ = write!(text, "{}: {}", self.name, self.state);
+        if let (Some(ike), "established") = (&self.ike, self.state.as_str()) {
+            let _ = write!(text, " for {}", show_seconds(ike.age_s));
+        }
+        if let Some(seconds) = self.retry_s {
+            let _ = write!(text, ", tried again in {}", show_seconds(seconds));
+        }
+        text.push('\n');
+        if let Some(ike) = &self.ike {
+            ike.write_text(text);
+        }
+        for child in &self.children {
+            child.write_text(text);
+        }
+        if let Some(error) = &self.last_error {
+            for line in error.to_string().lines() {
+                let _ = writeln!(text, "  {line}");
+            }
+        }
+    }
+}
+
+impl IkeSa {
+    fn write_text(&self, text: &mut String) {
+        let suite = if self.suite.is_empty() {
+            "not negotiated yet"
+        } else {
+            &self.suite
+        };
+        let _ = write!(text, "  IKE {suite}, {}", self.role);
+        if let Some(milliseconds) = self.establish_ms {
+            let _ = write!(text, ", established in {milliseconds} ms");
+        }
+        if let Some(seconds) = self.next_rekey_s {
+            let _ = write!(text, ", rekey in {}", show_seconds(seconds));
+        }
+        let _ = writeln!(
+            text,
+            "\n    SPIs {}_i {}_r",
+            self.spi_initiator, self.spi_responder
+        );
+        for (side, address, id, nat) in [
+            ("local ", &self.local, &self.local_id, self.nat.local),
+            ("remote", &self.remote, &self.remote_id, self.nat.remote),
+        ] {
+            let _ = write!(text, "    {side} {address}");
+            if let Some(id) = id {
+                let _ = write!(text, " as {id}");
+            }
+            text.push_str(if nat { ", behind a NAT\n" } else { "\n" });
+        }
+    }
+}
+
+impl ChildSa {
+    fn write_text(&self, text: &mut String) {
+        let carrier = if self.encapsulation == "udp" {
+            "ESP in UDP"
+        } else {
+            "ESP"
+        };
+        let _ = write!(
+            text,
+            "  {carrier} {}, {} mode, up {}",
+            self.suite,
+            self.mode,
+            show_seconds(self.age_s)
+        );
+        if let Some(seconds) = self.next_rekey_s {
+            let _ = write!(text, ", rekey in {}", show_seconds(seconds));
+        }
+        let _ = writeln!(
+            text,
+            "\n    {} === {}",
+            self.local_ts.join(", "),
+            self.remote_ts.join(", ")
+        );
+        for (direction, half) in [("in ", &self.inbound), ("out", &self.outbound)] {
+            let _ = write!(
+                text,
+                "    {direction} {} {:>10} packets {:>10}",
+                half.spi,
+                half.packets,
+                show_bytes(half.bytes)
+            );
+            if let Some(wire) = half.wire {
+                let _ = write!(
+                    text,
+                    "   on the wire {:>10} packets {:>10}",
+                    wire.packets,
+                    show_bytes(wire.bytes)
+                );
+            }
+            text.push('\n');
+        }
+        drop_lines(text, "    ", "inbound", &self.inbound.drops);
+        drop_lines(text, "    ", "outbound", &self.outbound.drops);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Report {
+        Report {
+            version: "0.1.0".into(),
+            engine: "userspace".into(),
+            engine_reason: "chosen by engine = \"auto\"".into(),
+            uptime_s: 7265,
+            interfaces: Interfaces {
+                tun: Some("espada0".into()),
+                front_end: vec![Attachment {
+                    interface: "eth0".into(),
+                    mode: "native".into(),
+                    hook: "xdp".into(),
+                }],
+            },
+            connections: vec![
+                Connection {
+                    name: "azure".into(),
+                    state: "established".into(),
+                    retry_s: None,
+                    ike: Some(IkeSa {
+                        spi_initiator: "0011223344556677".into(),
+                        spi_responder: "8899aabbccddeeff".into(),
+                        suite: "aes256-sha256-modp2048".into(),
+                        role: "initiator".into(),
+                        local: "10.0.0.4:4500".into(),
+                        remote: "20.240.192.55:4500".into(),
+                        local_id: Some("40.113.59.156".into()),
+                        remote_id: Some("20.240.192.55".into()),
+                        nat: Nat {
+                            local: true,
+                            remote: false,
+                        },
+                        age_s: 61,
+                        next_rekey_s: Some(14_000),
+                        establish_ms: Some(84),
+                    }),
+                    children: vec![ChildSa {
+                        id: 1,
+                        suite: "aes256-sha256".into(),
+                        encapsulation: "udp".into(),
+                        mode: "tunnel".into(),
+                        local_ts: vec!["10.0.0.0/24".into()],
+                        remote_ts: vec!["10.240.10.0/24".into()],
+                        age_s: 61,
+                        next_rekey_s: Some(3300),
+                        inbound: HalfSa {
+                            spi: "0xc0000001".into(),
+                            packets: 10,
+                            bytes: 840,
+                            drops: [("replay".to_owned(), 2)].into(),
+                            wire: Some(Counters {
+                                packets: 12,
+                                bytes: 1_632,
+                            }),
+                        },
+                        outbound: HalfSa {
+                            spi: "0xd0000002".into(),
+                            packets: 1_000_000,
+                            bytes: 1_400_000_000,
+                            ..HalfSa::default()
+                        },
+                    }],
+                    last_error: None,
+                },
+                Connection {
+                    name: "branch".into(),
+                    state: "refused".into(),
+                    retry_s: Some(8),
+                    ike: None,
+                    children: Vec::new(),
+                    last_error: Some(LastError {
+                        kind: "NO_PROPOSAL_CHOSEN".into(),
+                        summary: "the peer refused every proposal".into(),
+                        details: vec!["offered  aes128-sha1".into()],
+                        fix: Some(Fix {
+                            setting: "esp".into(),
+                            origin: Some("gw.toml:14".into()),
+                            current: Some("\"aes128-sha1\"".into()),
+                            suggested: "change it to \"aes256-sha256\"".into(),
+                        }),
+                    }),
+                },
+            ],
+            drops: DropReport {
+                front_end: [("unknown_spi".to_owned(), 7)].into(),
+                ..DropReport::default()
+            },
+            ike_drops: Drops::new(),
+        }
+    }
+
+    #[test]
+    fn text_for_people() {
+        let expected = "\
+Espada 0.1.0, engine userspace (chosen by engine = \"auto\"), up 2h1m
+plaintext interface espada0; front end: eth0 xdp (native)
+
+azure: established for 1m1s
+  IKE aes256-sha256-modp2048, initiator, established in 84 ms, rekey in 3h53m
+    SPIs 0011223344556677_i 8899aabbccddeeff_r
+    local  10.0.0.4:4500 as 40.113.59.156, behind a NAT
+    remote 20.240.192.55:4500 as 20.240.192.55
+  ESP in UDP aes256-sha256, tunnel mode, up 1m1s, rekey in 55m
+    10.0.0.0/24 === 10.240.10.0/24
+    in  0xc0000001         10 packets      840 B   on the wire         12 packets     1632 B
+    out 0xd0000002    1000000 packets     1.4 GB
+    dropped inbound: 2 replay (duplicates or heavy reordering on the path; a larger replay_window helps against reordering)
+
+branch: refused, tried again in 8s
+  NO_PROPOSAL_CHOSEN: the peer refused every proposal
+      offered  aes128-sha1
+    to fix: gw.toml:14: esp = \"aes128-sha1\"; change it to \"aes256-sha256\"
+
+dropped by the front end: 7 unknown_spi (the peer still uses an SA we do not have; it should notice by DPD, or run `espada up` again)
+";
+        assert_eq!(sample().to_text(), expected);
+    }
+
+    #[test]
+    fn json_keeps_the_promised_names() {
+        let json = serde_json::to_value(sample()).unwrap();
+        let azure = &json["connections"][0];
+        assert_eq!(azure["ike"]["nat"]["local"], true);
+        assert_eq!(azure["ike"]["establish_ms"], 84);
+        assert_eq!(azure["children"][0]["inbound"]["wire"]["packets"], 12);
+        assert!(azure["children"][0]["outbound"]["wire"].is_null());
+        assert_eq!(azure["children"][0]["inbound"]["drops"]["replay"], 2);
+        assert!(azure["last_error"].is_null());
+        assert_eq!(
+            json["connections"][1]["last_error"]["fix"]["origin"],
+            "gw.toml:14"
+        );
+        assert_eq!(json["interfaces"]["front_end"][0]["hook"], "xdp");
+        assert_eq!(serde_json::from_value::<Report>(json).unwrap(), sample());
+    }
+
+    #[test]
+    fn only_reasons_that_occurred() {
+        let mut counts = [0; DropReason::COUNT];
+        counts[DropReason::Replay as usize] = 3;
+        assert_eq!(
+            nonzero_drops(&counts),
+            Drops::from([("replay".to_owned(), 3)])
+        );
+    }
+}

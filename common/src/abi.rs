@@ -3,8 +3,23 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// Version of everything in this module; the loader refuses pinned maps of another version.
-pub const ABI_VERSION: u32 = 1;
+use crate::wire::Address;
+
+/// Version of everything in this module; the loader refuses pinned maps of another version, and
+/// the programs pass every packet untouched while the configuration states another.
+pub const ABI_VERSION: u32 = 2;
+
+/// Most SAs of each direction that the front end can know.
+pub const MAX_SAS: u32 = 65_536;
+
+/// Most of our own addresses.
+pub const MAX_LOCAL_ADDRESSES: u32 = 1_024;
+
+/// Most entries of each policy trie.
+pub const MAX_POLICY_ENTRIES: u32 = 131_072;
+
+/// Most receive queues with an AF_XDP socket.
+pub const MAX_QUEUES: u32 = 256;
 
 /// Key of `espada_sa_in`: an inbound SPI.
 #[repr(C)]
@@ -24,17 +39,43 @@ pub struct SaInEntry {
     /// Bit 0: hand native ESP of this SA to the AF_XDP socket of the queue if there is one.
     pub flags: u32,
     /// Our address (IPv4 mapped into IPv6) that packets of this SA must be sent to.
-    pub local: [u8; 16],
+    pub local: Address,
 }
 const _: () = assert!(size_of::<SaInEntry>() == 24);
 
 /// `SaInEntry::flags`: steer to AF_XDP.
 pub const SA_FLAG_STEER_XSK: u32 = 1;
 
-/// Value of `espada_sa_in_stats` (per-CPU hash keyed by [`SpiKey`]) and of `espada_sa_out_stats`
-/// (hash keyed by outbound `SpiKey`, filled by the tc egress program for packets that pass it).
+/// Key of `espada_sa_out`: an outbound SPI, which is unique only per destination (RFC 4301
+/// section 4.1).
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct SaOutKey {
+    /// SPI in network byte order, as it stands in the packet.
+    pub spi_be: u32,
+    /// The peer's address.
+    pub peer: Address,
+}
+const _: () = assert!(size_of::<SaOutKey>() == 20);
+
+/// Value of `espada_sa_out` (hash, BPF_F_NO_PREALLOC): where the SA's counters are.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct SaOutEntry {
+    /// The SPI again, for the re-check.
+    pub spi_be: u32,
+    /// Index in `espada_sa_out_stats`.
+    pub slot: u32,
+}
+const _: () = assert!(size_of::<SaOutEntry>() == 8);
+
+/// Value of `espada_sa_in_stats` (per-CPU hash keyed by [`SpiKey`]) and of `espada_sa_out_stats`
+/// (array by [`SaOutEntry::slot`], mapped into userspace: the tc egress program and the workers
+/// that transmit past it both add to it atomically, so a packet counts once whichever way it leaves).
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 pub struct SaCounters {
     /// Packets of this SA seen on the WAN.
     pub packets: u64,
@@ -43,33 +84,43 @@ pub struct SaCounters {
 }
 const _: () = assert!(size_of::<SaCounters>() == 16);
 
-/// Key of the LPM tries: prefix length in bits, then data. IPv4 is mapped into IPv6 (::ffff:0:0/96).
+/// What `espada_spd_remote` matches is an [`Address`] of the peer's side; IPv4 prefixes are
+/// 96 bits longer in it. Its value is the class of the longest prefix that holds the address.
+///
+/// What `espada_spd_local` matches: the class, always whole, then our side's address.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
-pub struct RemoteKey {
-    /// Bits of `addr` that count, 0 to 128.
-    pub prefix_len: u32,
-    /// Address on the peer's side of a policy.
-    pub addr: [u8; 16],
-}
-const _: () = assert!(size_of::<RemoteKey>() == 20);
-
-/// Key of `espada_spd_local`: 32 bits of class (from `espada_spd_remote`) before the local address.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
-pub struct LocalKey {
-    /// Bits that count, 32 to 160: the class always does.
-    pub prefix_len: u32,
+pub struct ClassedAddress {
     /// Class of the remote prefix.
     pub class: u32,
     /// Address on our side of a policy.
-    pub addr: [u8; 16],
+    pub addr: Address,
 }
-const _: () = assert!(size_of::<LocalKey>() == 24);
+const _: () = assert!(size_of::<ClassedAddress>() == 20);
+
+/// Key of `espada_fragments`: which datagram a fragment belongs to (RFC 791, RFC 8200).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct FragmentKey {
+    /// Source address.
+    pub source: Address,
+    /// Destination address.
+    pub destination: Address,
+    /// Identification.
+    pub id: u32,
+    /// Upper-layer protocol.
+    pub protocol: u32,
+}
+const _: () = assert!(size_of::<FragmentKey>() == 40);
+
+/// Datagrams whose later fragments may follow the first at any one time.
+pub const MAX_FRAGMENTED: u32 = 1_024;
 
 /// Value of `espada_config` (array of one).
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 pub struct FrontEndConfig {
     /// [`ABI_VERSION`] of the loader.
     pub abi_version: u32,
@@ -86,24 +137,31 @@ const _: () = assert!(size_of::<FrontEndConfig>() == 16);
 /// counted and passed on, for hosts where another IPsec daemon runs as well).
 pub const CONFIG_DROP_UNKNOWN_SPI: u32 = 1;
 
+/// `FrontEndConfig::flags`: there are policies; without any the guards are not consulted.
+pub const CONFIG_GUARD: u32 = 2;
+
 /// Names of the maps, as they are pinned.
 pub mod maps {
     /// Array of one [`super::FrontEndConfig`].
     pub const CONFIG: &str = "espada_config";
-    /// Hash: our WAN addresses (16 octets, IPv4 mapped) to a u32 of flags.
+    /// Hash: our WAN addresses (16 octets, IPv4 mapped) to a u32 (1).
     pub const LOCAL: &str = "espada_local";
     /// Hash: inbound [`super::SpiKey`] to [`super::SaInEntry`].
     pub const SA_IN: &str = "espada_sa_in";
     /// Per-CPU hash: inbound [`super::SpiKey`] to [`super::SaCounters`].
     pub const SA_IN_STATS: &str = "espada_sa_in_stats";
-    /// Per-CPU hash: outbound [`super::SpiKey`] to [`super::SaCounters`].
+    /// Hash: outbound [`super::SaOutKey`] to [`super::SaOutEntry`].
+    pub const SA_OUT: &str = "espada_sa_out";
+    /// Array (BPF_F_MMAPABLE) by slot: [`super::SaCounters`].
     pub const SA_OUT_STATS: &str = "espada_sa_out_stats";
     /// Per-CPU array by `DropReason` number: u64 packets.
     pub const DROPS: &str = "espada_drops";
-    /// LPM trie: [`super::RemoteKey`] to a u32 class.
+    /// LPM trie: remote [`super::Address`] to a u32 class.
     pub const SPD_REMOTE: &str = "espada_spd_remote";
-    /// LPM trie: [`super::LocalKey`] to a u32 (1: protected).
+    /// LPM trie: [`super::ClassedAddress`] to a u32 (1: protected).
     pub const SPD_LOCAL: &str = "espada_spd_local";
+    /// LRU hash: [`super::FragmentKey`] to a u32 (1) of datagrams whose first fragment was ESP or IKE.
+    pub const FRAGMENTS: &str = "espada_fragments";
     /// XSKMAP by receive queue.
     pub const XSKS: &str = "espada_xsks";
 }

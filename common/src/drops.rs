@@ -109,26 +109,48 @@ impl DropReason {
     pub const fn hint(self) -> &'static str {
         match self {
             Self::Malformed => "truncated or inconsistent packets; look at the path with tcpdump",
-            Self::UnknownSpi => "the peer still uses an SA we do not have; it should notice by DPD, or run `espada up` again",
-            Self::Replay => "duplicates or heavy reordering on the path; a larger replay_window helps against reordering",
-            Self::AuthFailed => "corrupted or forged packets, or the two ends disagree on keys or algorithm",
+            Self::UnknownSpi => {
+                "the peer still uses an SA we do not have; it should notice by DPD, or run `espada up` again"
+            }
+            Self::Replay => {
+                "duplicates or heavy reordering on the path; a larger replay_window helps against reordering"
+            }
+            Self::AuthFailed => {
+                "corrupted or forged packets, or the two ends disagree on keys or algorithm"
+            }
             Self::BadPadding => "the peer pads wrongly, or the two ends disagree on the algorithm",
-            Self::SelectorMismatch => "the peer sends packets outside the negotiated subnets; compare local.subnets and remote.subnets on both sides",
-            Self::ClearInbound => "somebody sends packets for a protected subnet without IPsec; they are refused",
-            Self::ClearOutbound => "a route bypasses the tunnel interface; compare `ip route get` with the connection's remote.subnets",
-            Self::NoPolicy => "a route sends packets into the tunnel that no connection covers; compare `ip route` with the connection's subnets",
+            Self::SelectorMismatch => {
+                "the peer sends packets outside the negotiated subnets; compare local.subnets and remote.subnets on both sides"
+            }
+            Self::ClearInbound => {
+                "somebody sends packets for a protected subnet without IPsec; they are refused"
+            }
+            Self::ClearOutbound => {
+                "a route bypasses the tunnel interface; compare `ip route get` with the connection's remote.subnets"
+            }
+            Self::NoPolicy => {
+                "a route sends packets into the tunnel that no connection covers; compare `ip route` with the connection's subnets"
+            }
             Self::NoSa => "the tunnel is not up; `espada status` says why",
-            Self::SequenceExhausted => "the SA should have been rekeyed; look for a failed rekey in the log",
+            Self::SequenceExhausted => {
+                "the SA should have been rekeyed; look for a failed rekey in the log"
+            }
             Self::TooBig => "packets above the path MTU with DF set; the sender was told by ICMP",
             Self::TtlExpired => "a routing loop or traceroute",
             Self::Unsupported => "a packet form the engine does not carry",
             Self::WanFull => "the WAN interface cannot keep up",
             Self::TunFull => "the host's stack cannot keep up",
             Self::NoRoute => "no route or neighbour to the peer; check `ip route get PEER`",
-            Self::Expired => "the SA was used past its lifetime; look for a failed rekey in the log",
-            Self::WrongAddress => "ESP for a known SPI arrived at or from another address; NAT mapping changed or forged packets",
+            Self::Expired => {
+                "the SA was used past its lifetime; look for a failed rekey in the log"
+            }
+            Self::WrongAddress => {
+                "ESP for a known SPI arrived at or from another address; NAT mapping changed or forged packets"
+            }
             Self::Internal => "a bug in Espada: please report it with the log",
-            Self::EcnCongestion => "congestion on the path to the peer for a flow without ECN: dropped as RFC 6040 asks",
+            Self::EcnCongestion => {
+                "congestion on the path to the peer for a flow without ECN: dropped as RFC 6040 asks"
+            }
         }
     }
 

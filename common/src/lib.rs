@@ -8,3 +8,4 @@ pub mod drops;
 pub mod replay;
 #[cfg(feature = "std")]
 pub mod sa;
+pub mod wire;

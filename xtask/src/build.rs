@@ -7,6 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use crate::process::{self, say};
+use crate::strip::strip;
 use crate::toolchain::{self, Toolchain, sources};
 
 const OBJECT: &str = "ebpf-dataplane/prebuilt/espada.bpf.o";
@@ -143,12 +144,16 @@ fn compile(toolchain: &Toolchain) -> Result<Vec<u8>> {
         .map(|flag| (*flag).to_owned())
         .collect();
     // Paths end up in the object's line information: the same names wherever it is built.
-    for (from, to) in [
-        (root, "/espada"),
-        (cargo_home(), "/cargo"),
-        (toolchain.sysroot.clone(), "/rust"),
-    ] {
-        flags.push(format!("--remap-path-prefix={}={to}", from.display()));
+    let remap = |from: &Path, to| format!("--remap-path-prefix={}={to}", from.display());
+    flags.push(remap(&root, "/espada"));
+    flags.push(remap(&toolchain.sysroot, "/rust"));
+    // One folder for each registry address: a mirror's name must not make a difference.
+    if let Ok(registries) = fs::read_dir(cargo_home().join("registry/src")) {
+        flags.extend(
+            registries
+                .flatten()
+                .map(|entry| remap(&entry.path(), "/crates")),
+        );
     }
     process::run(
         Command::new(env!("CARGO"))
@@ -174,7 +179,9 @@ fn compile(toolchain: &Toolchain) -> Result<Vec<u8>> {
             .env_remove("RUSTFLAGS"),
     )?;
     let object = target.join("bpfel-unknown-none/release/espada-ebpf");
-    fs::read(&object).with_context(|| format!("the build left no {}", object.display()))
+    let linked =
+        fs::read(&object).with_context(|| format!("the build left no {}", object.display()))?;
+    strip(&linked).with_context(|| format!("cannot strip {}", object.display()))
 }
 
 fn cargo_home() -> PathBuf {

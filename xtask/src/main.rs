@@ -9,6 +9,7 @@ mod frontend;
 mod process;
 mod progress;
 mod setup;
+mod strip;
 mod test;
 mod toolchain;
 mod vm;

@@ -1,0 +1,170 @@
+//! Packet pointers: the one place that touches what lies between `data` and `data_end`.
+
+use core::arch::asm;
+
+use aya_ebpf::bindings::{__sk_buff, xdp_md};
+use aya_ebpf::helpers::bpf_skb_load_bytes;
+use espada_common::wire::{Cursor, MAX_OFFSET};
+
+/// A packet whose octets, as far as the parser looks, are all in one piece.
+pub struct LinearPacket {
+    data: usize,
+    end: usize,
+}
+
+impl LinearPacket {
+    /// The packet of an XDP context.
+    #[inline(always)]
+    pub fn of_xdp(ctx: *mut xdp_md) -> Self {
+        // SAFETY: the kernel hands a valid context to the program.
+        let (data, end) = unsafe { ((*ctx).data, (*ctx).data_end) };
+        Self {
+            data: data as usize,
+            end: end as usize,
+        }
+    }
+
+    /// The packet of a tc context, unless part of it lies in page fragments where the parser
+    /// may have to look.
+    #[inline(always)]
+    pub fn of_skb(skb: *mut __sk_buff) -> Option<Self> {
+        // SAFETY: the kernel hands a valid context to the program.
+        let (data, end, len) = unsafe { ((*skb).data, (*skb).data_end, (*skb).len) };
+        let packet = Self {
+            data: data as usize,
+            end: end as usize,
+        };
+        (packet.len() == len as usize).then_some(packet)
+    }
+}
+
+impl Cursor for LinearPacket {
+    #[inline(always)]
+    fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        linear(self.data, self.end, offset)
+    }
+
+    #[inline(always)]
+    fn len(&self) -> usize {
+        self.end - self.data
+    }
+}
+
+/// Octets copied from a packet in pieces: the deepest read reaches this far.
+pub const HEAD_LEN: usize = MAX_OFFSET + 32;
+
+/// A packet in pieces, its head copied out.
+pub struct CopiedPacket {
+    head: &'static [u8; HEAD_LEN],
+    copied: usize,
+    len: usize,
+}
+
+impl CopiedPacket {
+    /// The packet of a tc context; `head` is this CPU's to overwrite.
+    #[inline(always)]
+    pub fn of_skb(skb: *mut __sk_buff, head: *mut [u8; HEAD_LEN]) -> Option<Self> {
+        // SAFETY: the kernel hands a valid context to the program.
+        let len = unsafe { (*skb).len } as usize;
+        let copied = len.min(HEAD_LEN);
+        // The verifier refuses helpers that might be asked for nothing.
+        if copied == 0 {
+            return None;
+        }
+        // SAFETY: the helper writes `copied` octets, no more than `head` holds, or fails.
+        let result = unsafe { bpf_skb_load_bytes(skb.cast(), 0, head.cast(), copied as u32) };
+        // SAFETY: a map value lives as long as the program, and nothing else writes to it now.
+        let head = unsafe { &*head };
+        (result == 0).then_some(Self { head, copied, len })
+    }
+}
+
+impl Cursor for CopiedPacket {
+    #[inline(always)]
+    fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        if offset > MAX_OFFSET || offset + N > self.copied {
+            return None;
+        }
+        self.head.get(offset..)?.first_chunk().copied()
+    }
+
+    #[inline(always)]
+    fn len(&self) -> usize {
+        self.len
+    }
+}
+
+/// How many packets a tc context stands for on the wire (segmentation offload).
+#[inline(always)]
+pub fn segments(skb: *mut __sk_buff) -> u64 {
+    // SAFETY: the kernel hands a valid context to the program.
+    match unsafe { (*skb).gso_segs } {
+        0 => 1,
+        segments => u64::from(segments),
+    }
+}
+
+#[inline(always)]
+fn linear<const N: usize>(data: usize, end: usize, offset: usize) -> Option<[u8; N]> {
+    if offset > MAX_OFFSET {
+        return None;
+    }
+    const { assert!(N % 4 != 3, "one, two or a multiple of four octets at the end") };
+    let start = data + offset;
+    if stop::<N>(start) > end {
+        return None;
+    }
+    let mut octets = [0; N];
+    let (words, rest) = octets.as_chunks_mut::<4>();
+    let tail = start + words.len() * 4;
+    // SAFETY: `start..start + N` was just checked to lie before `data_end`, which the verifier
+    // proves again at load time.
+    unsafe {
+        for (index, word) in words.iter_mut().enumerate() {
+            *word = load_u32(start + index * 4).to_ne_bytes();
+        }
+        if let [first, second] = rest {
+            [*first, *second] = load_u16(tail).to_ne_bytes();
+        } else if let [octet] = rest {
+            *octet = *(tail as *const u8);
+        }
+    }
+    Some(octets)
+}
+
+/// `start + N`, out of the optimizer's sight: the verifier learns nothing from the comparison
+/// `start >= end` that it would make of `start + 1 > end`.
+#[inline(always)]
+fn stop<const N: usize>(start: usize) -> usize {
+    let mut stop = start;
+    // SAFETY: adds to a register, nothing else.
+    unsafe { asm!("{0} += {n}", inout(reg) stop, n = const N, options(pure, nomem, nostack)) };
+    stop
+}
+
+// Packet fields are not aligned. The compiler would read them octet by octet, and letting it
+// read words misaligned everywhere makes it do so on the stack, which the verifier refuses.
+
+/// # Safety
+/// Four octets of the packet must lie at `address`.
+#[inline(always)]
+unsafe fn load_u32(address: usize) -> u32 {
+    let value: u64;
+    // SAFETY: one load, from where the caller says there is a packet.
+    unsafe {
+        asm!("{0} = *(u32 *)({1} + 0)", out(reg) value, in(reg) address, options(pure, readonly, nostack));
+    }
+    value as u32
+}
+
+/// # Safety
+/// Two octets of the packet must lie at `address`.
+#[inline(always)]
+unsafe fn load_u16(address: usize) -> u16 {
+    let value: u64;
+    // SAFETY: one load, from where the caller says there is a packet.
+    unsafe {
+        asm!("{0} = *(u16 *)({1} + 0)", out(reg) value, in(reg) address, options(pure, readonly, nostack));
+    }
+    value as u16
+}

@@ -234,7 +234,8 @@ impl fmt::Display for Mismatch {
     }
 }
 
-fn write_table(f: &mut fmt::Formatter<'_>, rows: &[[String; 4]]) -> fmt::Result {
+/// Writes rows in columns, each row on a line of its own after a line break.
+pub(crate) fn write_table(f: &mut fmt::Formatter<'_>, rows: &[[String; 4]]) -> fmt::Result {
     let mut widths = [0; 4];
     for row in rows {
         for (width, cell) in widths.iter_mut().zip(row) {

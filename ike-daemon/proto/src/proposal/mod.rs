@@ -10,6 +10,7 @@ use std::fmt;
 
 use espada_common::sa::{Cipher, Integrity};
 
+pub(crate) use explain::write_table;
 pub use explain::{Comparison, Mismatch, Offer, Suggestion, TypeComparison};
 pub use keyword::{KeywordError, Note, Parsed};
 pub use select::{
@@ -281,6 +282,16 @@ impl Proposal {
     /// `insecure` is the setting of that name: without it, groups 2 and 5 are refused.
     pub fn parse(protocol: Protocol, text: &str, insecure: bool) -> Result<Parsed, KeywordError> {
         keyword::parse(protocol, text, insecure)
+    }
+
+    /// [`parse`](Self::parse) of an IKE proposal, without the notes.
+    pub fn parse_ike(text: &str, insecure: bool) -> Result<Self, KeywordError> {
+        keyword::parse(Protocol::Ike, text, insecure).map(|parsed| parsed.proposal)
+    }
+
+    /// [`parse`](Self::parse) of an ESP proposal, without the notes.
+    pub fn parse_esp(text: &str, insecure: bool) -> Result<Self, KeywordError> {
+        keyword::parse(Protocol::Esp, text, insecure).map(|parsed| parsed.proposal)
     }
 
     /// What is offered and accepted for the IKE SA where nothing is configured.

@@ -129,7 +129,7 @@ impl RecvBatch {
             source: source.as_socket(),
             ..Received::default()
         };
-        let used = (header.msg_hdr.msg_controllen as usize).min(CONTROL);
+        let used = header.msg_hdr.msg_controllen.min(CONTROL);
         parse_control(&control.0[..used], &mut received);
         received
     }

@@ -10,9 +10,9 @@ use espada_common::sa::{Policy, TrafficSelector};
 use crate::backend::BackendError;
 use crate::netlink::{Netlink, NetlinkError, Prefix, Route};
 
-/// `RTPROT_*` number of our routes (unassigned in iproute2's rt_protos). `ip route show proto 99`
+/// `RTPROT_*` number of our routes (none of those iproute2 names). `ip route show proto 150`
 /// lists them.
-pub const PROTOCOL: u8 = 99;
+pub const PROTOCOL: u8 = 150;
 
 /// The prefixes that cover exactly the addresses from `start` to `end` (inclusive, one family).
 pub fn prefixes(start: IpAddr, end: IpAddr) -> Vec<Prefix> {

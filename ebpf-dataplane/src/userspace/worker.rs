@@ -220,15 +220,14 @@ impl OutboundParts {
             (meta.path.encapsulation, meta.path.remote.is_ipv4(), meta.df)
         };
         for stretch in output.wan.frames().chunk_by(|a, b| kind(a) == kind(b)) {
-            match stretch.first().map(|frame| frame.meta().path.encapsulation) {
-                Some(Encapsulation::Udp) => self.udp.send(stretch, drops),
-                Some(Encapsulation::Esp) => {
-                    if self.raw.send(stretch, drops) {
-                        self.mtu_suspect.store(true, Ordering::Release);
-                        self.watcher.signal();
-                    }
-                }
-                None => {}
+            let udp = stretch
+                .first()
+                .is_some_and(|frame| frame.meta().path.encapsulation == Encapsulation::Udp);
+            if udp {
+                self.udp.send(stretch, drops);
+            } else if self.raw.send(stretch, drops) {
+                self.mtu_suspect.store(true, Ordering::Release);
+                self.watcher.signal();
             }
         }
         output.wan.recycle(&mut self.pool);

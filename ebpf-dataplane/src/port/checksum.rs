@@ -7,7 +7,11 @@ pub struct Sum(u64);
 
 impl Sum {
     /// Adds octets; a part other than the last must be of even length.
-    pub fn with(mut self, octets: &[u8]) -> Self {
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "a part of a packet is not a summand type"
+    )]
+    pub fn add(mut self, octets: &[u8]) -> Self {
         let (words, rest) = octets.as_chunks::<4>();
         for word in words {
             self.0 += u64::from(u32::from_ne_bytes(*word));
@@ -19,7 +23,7 @@ impl Sum {
     }
 
     /// Adds a 16-bit number that stands in network byte order.
-    pub fn with_u16(self, value: u16) -> Self {
+    pub fn add_u16(self, value: u16) -> Self {
         Self(self.0 + u64::from(value.to_be()))
     }
 
@@ -49,9 +53,9 @@ pub fn pseudo_header(ip: &[u8], protocol: u8, length: usize) -> Option<Sum> {
     let length = u32::try_from(length).ok()?;
     Some(
         Sum::default()
-            .with(addresses)
-            .with(&length.to_be_bytes())
-            .with_u16(protocol.into()),
+            .add(addresses)
+            .add(&length.to_be_bytes())
+            .add_u16(protocol.into()),
     )
 }
 
@@ -61,7 +65,7 @@ pub fn complete(packet: &mut [u8], start: usize, offset: usize) -> bool {
     let Some(covered) = packet.get_mut(start..) else {
         return false;
     };
-    let sum = match Sum::default().with(covered).finish() {
+    let sum = match Sum::default().add(covered).finish() {
         // UDP reserves 0 for "no checksum"; for TCP both forms of zero are equal.
         0 => 0xffff,
         sum => sum,
@@ -80,7 +84,7 @@ pub fn complete(packet: &mut [u8], start: usize, offset: usize) -> bool {
 pub fn ipv4_header(header: &mut [u8]) {
     if header.len() >= 20 {
         header[10..12].fill(0);
-        let sum = Sum::default().with(header).finish();
+        let sum = Sum::default().add(header).finish();
         header[10..12].copy_from_slice(&sum.to_ne_bytes());
     }
 }
@@ -94,7 +98,7 @@ mod tests {
     fn rfc_1071_example() {
         let octets = [0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7];
         assert_eq!(
-            Sum::default().with(&octets).fold().to_ne_bytes(),
+            Sum::default().add(&octets).fold().to_ne_bytes(),
             [0xdd, 0xf2]
         );
     }
@@ -107,7 +111,7 @@ mod tests {
                 plain += u64::from(u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)]));
             }
             while plain > 0xffff { plain = (plain & 0xffff) + (plain >> 16); }
-            prop_assert_eq!(Sum::default().with(&octets).fold().to_ne_bytes(), (plain as u16).to_be_bytes());
+            prop_assert_eq!(Sum::default().add(&octets).fold().to_ne_bytes(), (plain as u16).to_be_bytes());
         }
     }
 }

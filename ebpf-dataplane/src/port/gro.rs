@@ -57,7 +57,7 @@ impl Segment {
     fn checksum_holds(&self, packet: &[u8]) -> bool {
         packet.get(self.ip..).is_some_and(|tcp| {
             checksum::pseudo_header(packet, 6, tcp.len())
-                .is_some_and(|pseudo| pseudo.with(tcp).finish() == 0)
+                .is_some_and(|pseudo| pseudo.add(tcp).finish() == 0)
         })
     }
 }

@@ -176,7 +176,7 @@ impl<'a> Segmenter<'a> {
 
 /// Transport headers are of even length, so the payload may follow.
 fn sum_parts(pseudo: Sum, transport: &[u8], payload: &[u8]) -> Sum {
-    pseudo.with(transport).with(payload)
+    pseudo.add(transport).add(payload)
 }
 
 /// Sets the length of what follows the IP headers; an IPv4 identification counts up.
@@ -252,8 +252,8 @@ pub(super) mod tests {
         };
         let transport = &packet[ip..];
         let pseudo = checksum::pseudo_header(packet, protocol, transport.len()).unwrap();
-        let header_holds = ip == 40 || Sum::default().with(&packet[..ip]).finish() == 0;
-        header_holds && pseudo.with(transport).finish() == 0
+        let header_holds = ip == 40 || Sum::default().add(&packet[..ip]).finish() == 0;
+        header_holds && pseudo.add(transport).finish() == 0
     }
 
     proptest! {

@@ -171,24 +171,25 @@ fn shown_ids(secret: &PskSecret) -> String {
         .join(" and ")
 }
 
-/// Whether a key can serve a connection, as far as the identities are known before it is up.
+/// Whether a key can serve a connection, as far as the identities are known before it is up. A
+/// key serves when it names the peer, or nobody but us, or nobody at all.
 fn covers(config: &ConnectionConfig, secret: &PskSecret) -> bool {
     let local = config
         .local_id
         .clone()
         .or_else(|| config.local_address.map(Identity::from));
     let remote = match (&config.remote_id, config.remote_address) {
-        (RemoteIdentity::Is(id), _) => Some(id.clone()),
-        (RemoteIdentity::Address, RemoteAddress::Address(address)) => Some(Identity::from(address)),
-        _ => None,
+        (RemoteIdentity::Is(id), _) => id.clone(),
+        (RemoteIdentity::Address, RemoteAddress::Address(address)) => Identity::from(address),
+        // Anybody: whether a key fits shows when the peer says who it is.
+        _ => return true,
     };
-    let names = |wanted: &Identity| secret.ids.iter().any(|id| id.matches(wanted));
-    let may_be = |wanted: &Option<Identity>| wanted.as_ref().is_none_or(names);
-    match secret.ids.len() {
-        0 => true,
-        1 => may_be(&remote),
-        _ => may_be(&remote) && may_be(&local),
-    }
+    let only_us = match &local {
+        Some(local) => secret.ids.iter().all(|id| id.matches(local)),
+        // Our address is not known yet: a single address may turn out to be it.
+        None => matches!(secret.ids.as_slice(), [] | [Identity::Address(_)]),
+    };
+    only_us || secret.ids.iter().any(|id| id.matches(&remote))
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! `[connection.NAME]`.
 
 use std::collections::HashSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +13,7 @@ use espada_ike::config::{
     SettingLine, SettingOrigin, StartAction,
 };
 use espada_ike::proposal::{Proposal, Protocol};
+use espada_ike::selector;
 use toml::de::DeValue;
 
 use super::document::{Located, Span, Table, nearest};
@@ -376,76 +377,40 @@ fn read_end(table: &Table<'_, '_>, key: &'static str, settings: &mut Settings) -
     })
 }
 
-/// `10.0.0.0/24`, `2001:db8::/64` or a single address.
+/// A subnet, range or address, with a protocol and ports in brackets where they matter.
 fn read_subnet(table: &Table<'_, '_>, subnet: &Located<&str>) -> Option<Located<TrafficSelector>> {
     let document = table.document();
-    let wrong = |why: String| {
-        document.error(
-            &subnet.span,
-            format!("\"{}\" is no subnet: {why}", subnet.value),
-            Some("write it as \"10.0.0.0/24\", \"2001:db8::/64\" or a single address".to_owned()),
-        );
-    };
-    let (address, length) = match subnet.value.split_once('/') {
-        Some((address, length)) => (address, Some(length)),
-        None => (subnet.value, None),
-    };
-    let Ok(address) = address.parse::<IpAddr>() else {
-        wrong(format!("\"{address}\" is no IP address"));
-        return None;
-    };
-    let width: u8 = if address.is_ipv4() { 32 } else { 128 };
-    let length = match length.map(str::parse::<u8>) {
-        None => width,
-        Some(Ok(length)) if length <= width => length,
-        Some(_) => {
-            wrong(format!("the prefix length must be from 0 to {width}"));
+    let selector = match selector::parse(subnet.value) {
+        Ok(selector) => selector,
+        Err(error) => {
+            document.error(
+                &subnet.span,
+                format!("`{}`: {error}", table.name("subnets")),
+                None,
+            );
             return None;
         }
     };
-    let (start, end) = prefix_range(address, length);
-    if start != address {
+    let written = subnet
+        .value
+        .split_once('/')
+        .map(|(address, _)| address.trim().parse::<IpAddr>());
+    if let Some(Ok(written)) = written
+        && written != selector.start
+    {
         document.warning(
             &subnet.span,
             format!(
-                "\"{}\" has bits set beyond its prefix length; {start}/{length} is used",
+                "\"{}\" has bits set beyond its prefix length; {selector} is used",
                 subnet.value
             ),
-            Some(format!("write \"{start}/{length}\"")),
+            Some(format!("write \"{selector}\"")),
         );
     }
     Some(Located {
-        value: TrafficSelector {
-            protocol: 0,
-            start_port: 0,
-            end_port: 65_535,
-            start,
-            end,
-        },
+        value: selector,
         span: subnet.span.clone(),
     })
-}
-
-/// First and last address of a prefix.
-fn prefix_range(address: IpAddr, length: u8) -> (IpAddr, IpAddr) {
-    match address {
-        IpAddr::V4(address) => {
-            let hosts = u32::MAX.checked_shr(u32::from(length)).unwrap_or(0);
-            let first = u32::from(address) & !hosts;
-            (
-                Ipv4Addr::from(first).into(),
-                Ipv4Addr::from(first | hosts).into(),
-            )
-        }
-        IpAddr::V6(address) => {
-            let hosts = u128::MAX.checked_shr(u32::from(length)).unwrap_or(0);
-            let first = u128::from(address) & !hosts;
-            (
-                Ipv6Addr::from(first).into(),
-                Ipv6Addr::from(first | hosts).into(),
-            )
-        }
-    }
 }
 
 fn check_families(

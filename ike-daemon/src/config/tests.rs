@@ -199,7 +199,7 @@ flat = 1
             "gw.toml:11:20: error: `ike.retransmit_tries` must be a whole number from 1 to 50, found the integer 0",
             "gw.toml:12:15: error: `ike.retry_first` must be a length of time such as \"30s\", \"5m\" or \"1h\", found the string \"1\"",
             "gw.toml:15:21: error: `connection.x.local.address` must be an IP address, \"%default\" or \"%any\", found \"gw.example\"",
-            "gw.toml:15:46: error: \"10.0.0.0/33\" is no subnet: the prefix length must be from 0 to 32",
+            "gw.toml:15:46: error: `connection.x.local.subnets`: \"/33\" is no prefix length of 10.0.0.0: it goes from 0 to 32",
             "gw.toml:15:78: error: `connection.x.local.subnets` must be a subnet such as \"10.0.0.0/24\" or a list of them, found the integer 7",
             "gw.toml:16:22: error: `connection.x.remote.address` must be an IP address, a host name or \"%any\", found \"300.1.2.3\"",
             "gw.toml:16:45: error: `connection.x.remote.subnets` is empty",

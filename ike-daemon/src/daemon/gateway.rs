@@ -6,19 +6,17 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use espada_common::sa::{ChildSaId, Command, Encapsulation, Event, Mode, TrafficSelector};
+use espada_common::sa::{ChildSaId, Command, Event, Mode, TrafficSelector};
 use espada_ike::config::RemoteAddress;
 use espada_ike::selector::format_list;
-use espada_ike::{
-    ConnectionStatus, DownReason, Endpoint, IkeSaStatus, InitiateError, Notice, Random, Transmit,
-};
+use espada_ike::{DownReason, Endpoint, InitiateError, Notice, Random, Transmit};
 use tokio::sync::mpsc;
 
-use super::plane::{Plane, WireCounters};
+use super::plane::Plane;
 use crate::config::{Connection, GatewayConfig, Remote};
 use crate::control::{Answer, Request};
 use crate::log;
-use crate::status::{self, LastError, Report};
+use crate::status::LastError;
 
 /// Somebody waits for a connection to come up or go down.
 struct Waiter {
@@ -35,24 +33,24 @@ impl Waiter {
 }
 
 /// What the data plane was told about a pair of SAs.
-struct Installed {
+pub(super) struct Installed {
     connection: Arc<str>,
-    mode: Mode,
+    pub(super) mode: Mode,
 }
 
 /// Everything a daemon has, apart from its sockets.
 pub struct Gateway<R> {
-    endpoint: Endpoint<R>,
-    plane: Plane,
-    config: GatewayConfig,
+    pub(super) endpoint: Endpoint<R>,
+    pub(super) plane: Plane,
+    pub(super) config: GatewayConfig,
     resolved: HashMap<String, IpAddr>,
     waiters: Vec<Waiter>,
-    installed: HashMap<ChildSaId, Installed>,
+    pub(super) installed: HashMap<ChildSaId, Installed>,
     /// Why the data plane could not do its part for a connection.
-    plane_errors: HashMap<Arc<str>, LastError>,
+    pub(super) plane_errors: HashMap<Arc<str>, LastError>,
     /// How long each IKE SA took to establish, by the initiator's SPI.
-    establish: HashMap<u64, Duration>,
-    started: Instant,
+    pub(super) establish: HashMap<u64, Duration>,
+    pub(super) started: Instant,
     stopping: bool,
 }
 
@@ -532,197 +530,6 @@ impl<R: Random> Gateway<R> {
             report: Box::new(report),
         }
     }
-
-    /// Everything `espada status` shows.
-    pub fn report(&mut self, now: Instant) -> Report {
-        let pairs = self.plane.backend.sa_stats().unwrap_or_default();
-        let pairs: HashMap<ChildSaId, _> = pairs.into_iter().map(|pair| (pair.id, pair)).collect();
-        let drops = self.plane.backend.drop_totals().unwrap_or_default();
-        let wire = self.plane.observer.wire();
-        let known = self.endpoint.status(now);
-        let living: Vec<u64> = known
-            .iter()
-            .flat_map(|c| &c.ike_sas)
-            .map(|sa| sa.initiator_spi)
-            .collect();
-        self.establish.retain(|spi, _| living.contains(spi));
-        let connections = self
-            .config
-            .connections
-            .iter()
-            .map(|configured| {
-                let name = configured.name();
-                match known.iter().find(|status| status.name == *name) {
-                    Some(status) => self.connection_report(status, &pairs, wire.as_ref()),
-                    None => unresolved_report(name, &configured.remote),
-                }
-            })
-            .collect();
-        Report {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            engine: self.plane.backend.name().to_owned(),
-            engine_reason: self.plane.reason.clone(),
-            uptime_s: now.saturating_duration_since(self.started).as_secs(),
-            interfaces: status::Interfaces {
-                tun: self.plane.tun.clone(),
-                front_end: self.plane.observer.attachments(),
-            },
-            connections,
-            drops: status::DropReport {
-                inbound: status::nonzero_drops(&drops.inbound),
-                outbound: status::nonzero_drops(&drops.outbound),
-                front_end: status::nonzero_drops(&drops.front_end),
-            },
-            ike_drops: self
-                .endpoint
-                .counters()
-                .dropped
-                .iter()
-                .filter(|(_, count)| **count > 0)
-                .map(|(reason, count)| (reason.name().to_owned(), *count))
-                .collect(),
-        }
-    }
-
-    fn connection_report(
-        &self,
-        status: &ConnectionStatus,
-        pairs: &HashMap<ChildSaId, espada_common::sa::ChildSaStats>,
-        wire: Option<&WireCounters>,
-    ) -> status::Connection {
-        let last_error = self.plane_errors.get(&status.name).cloned().or_else(|| {
-            status
-                .last_error
-                .as_ref()
-                .map(|refusal| refusal.as_ref().into())
-        });
-        let state = match status.state {
-            "established" if self.plane_errors.contains_key(&status.name) => "refused",
-            "established" => "established",
-            "connecting" => "connecting",
-            // Nothing is under way: a refusal says more than that it is down or waits.
-            _ if last_error.is_some() => "refused",
-            "waiting" => "connecting",
-            "trap" => "trap",
-            _ => "down",
-        };
-        let main = status
-            .ike_sas
-            .iter()
-            .rev()
-            .find(|sa| sa.state == "established")
-            .or(status.ike_sas.last());
-        let children = status
-            .ike_sas
-            .iter()
-            .flat_map(|sa| &sa.children)
-            .map(|child| {
-                let counted = pairs.get(&child.id);
-                let mode = self
-                    .installed
-                    .get(&child.id)
-                    .map_or(Mode::Tunnel, |known| known.mode);
-                let half =
-                    |spi: u32,
-                     stats: Option<&espada_common::sa::HalfSaStats>,
-                     seen: Option<&HashMap<u32, status::Counters>>| {
-                        status::HalfSa {
-                            spi: format!("{spi:#010x}"),
-                            packets: stats.map_or(0, |stats| stats.packets),
-                            bytes: stats.map_or(0, |stats| stats.bytes),
-                            drops: stats
-                                .map(|stats| status::nonzero_drops(&stats.drops))
-                                .unwrap_or_default(),
-                            wire: seen.map(|seen| seen.get(&spi).copied().unwrap_or_default()),
-                        }
-                    };
-                status::ChildSa {
-                    id: child.id.0,
-                    suite: child.suite.clone(),
-                    encapsulation: match child.encapsulation {
-                        Encapsulation::Esp => "esp",
-                        Encapsulation::Udp => "udp",
-                    }
-                    .to_owned(),
-                    mode: match mode {
-                        Mode::Tunnel => "tunnel",
-                        Mode::Transport => "transport",
-                    }
-                    .to_owned(),
-                    local_ts: selectors(&child.local_ts),
-                    remote_ts: selectors(&child.remote_ts),
-                    age_s: child.age.as_secs(),
-                    next_rekey_s: child.rekey_in.map(|left| left.as_secs()),
-                    inbound: half(
-                        child.spi_in,
-                        counted.map(|pair| &pair.inbound),
-                        wire.map(|wire| &wire.inbound),
-                    ),
-                    outbound: half(
-                        child.spi_out,
-                        counted.map(|pair| &pair.outbound),
-                        wire.map(|wire| &wire.outbound),
-                    ),
-                }
-            });
-        status::Connection {
-            name: status.name.to_string(),
-            state: state.to_owned(),
-            retry_s: status.retry_in.map(|left| left.as_secs()),
-            ike: main.map(|sa| self.ike_report(sa)),
-            children: children.collect(),
-            last_error,
-        }
-    }
-
-    fn ike_report(&self, sa: &IkeSaStatus) -> status::IkeSa {
-        status::IkeSa {
-            spi_initiator: format!("{:016x}", sa.initiator_spi),
-            spi_responder: format!("{:016x}", sa.responder_spi),
-            suite: sa.suite.clone(),
-            role: sa.role.to_string(),
-            local: sa.local.to_string(),
-            remote: sa.remote.to_string(),
-            local_id: sa.local_id.clone(),
-            remote_id: sa.remote_id.clone(),
-            nat: status::Nat {
-                local: sa.nat_local,
-                remote: sa.nat_remote,
-            },
-            age_s: sa.age.as_secs(),
-            next_rekey_s: sa.rekey_in.map(|left| left.as_secs()),
-            establish_ms: self
-                .establish
-                .get(&sa.initiator_spi)
-                .map(|elapsed| elapsed.as_millis() as u64),
-        }
-    }
-}
-
-fn unresolved_report(name: &Arc<str>, remote: &Remote) -> status::Connection {
-    let host = match remote {
-        Remote::Host(host) => host.as_str(),
-        Remote::Known(_) => "the peer",
-    };
-    status::Connection {
-        name: name.to_string(),
-        state: "down".to_owned(),
-        retry_s: None,
-        ike: None,
-        children: Vec::new(),
-        last_error: Some(LastError {
-            kind: "NAME_LOOKUP".to_owned(),
-            summary: format!("{host} has no address yet; the lookup is repeated"),
-            details: Vec::new(),
-            fix: None,
-        }),
-    }
-}
-
-fn selectors(list: &[TrafficSelector]) -> Vec<String> {
-    list.iter()
-        .map(|selector| format_list(std::slice::from_ref(selector)))
-        .collect()
 }
 
 fn describe(command: &Command) -> String {

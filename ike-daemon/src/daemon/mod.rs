@@ -5,6 +5,7 @@ mod engine;
 pub mod gateway;
 mod instance;
 pub mod plane;
+mod report;
 pub mod sockets;
 
 use std::net::IpAddr;

@@ -3,11 +3,12 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::task::Poll;
 
 use espada_ike::Transmit;
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::io::unix::AsyncFd;
+use tokio::io::Interest;
 
 use crate::syscall;
 
@@ -55,7 +56,7 @@ pub struct Datagram {
 
 /// All sockets of a daemon.
 pub struct Sockets {
-    ike: Vec<AsyncFd<UdpSocket>>,
+    ike: Vec<tokio::net::UdpSocket>,
     nat: Vec<UdpSocket>,
     nat_port: u16,
     buffer: Vec<u8>,
@@ -85,8 +86,9 @@ impl Sockets {
             let nat = SocketAddr::new(*address, listen.nat_port);
             match (open(ike), open(nat)) {
                 (Ok(ike_socket), Ok(nat_socket)) => {
+                    let ike_socket = tokio::net::UdpSocket::from_std(ike_socket);
                     this.ike
-                        .push(AsyncFd::new(ike_socket).map_err(|error| refused(ike, error))?);
+                        .push(ike_socket.map_err(|error| refused(ike, error))?);
                     this.nat.push(nat_socket);
                 }
                 (Err(error), _) if no_such_family(&error) => missing = Some(refused(ike, error)),
@@ -113,7 +115,7 @@ impl Sockets {
     pub async fn receive(&mut self) -> Vec<Datagram> {
         let mut datagrams = Vec::new();
         while datagrams.is_empty() {
-            let (index, ready) = match first_readable(&self.ike).await {
+            let socket = match first_readable(&self.ike).await {
                 Ok(found) => found,
                 Err(error) => {
                     tracing::warn!(%error, "IKE sockets: cannot wait for datagrams");
@@ -121,14 +123,13 @@ impl Sockets {
                     continue;
                 }
             };
-            let mut ready = ready;
-            let socket = &self.ike[index];
-            let port = socket
-                .get_ref()
-                .local_addr()
-                .map_or(0, |address| address.port());
+            let port = socket.local_addr().map_or(0, |address| address.port());
             for _ in 0..BURST {
-                match syscall::receive(socket.get_ref().as_fd(), &mut self.buffer) {
+                let buffer = &mut self.buffer;
+                let received = socket.try_io(Interest::READABLE, || {
+                    syscall::receive(socket.as_fd(), buffer)
+                });
+                match received {
                     Ok(received) => {
                         let Some(local) = received.local else {
                             continue;
@@ -143,10 +144,7 @@ impl Sockets {
                                 .to_vec(),
                         });
                     }
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                        ready.clear_ready();
-                        break;
-                    }
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                     // An ICMP error of an earlier datagram, or one too long: neither ends the socket.
                     Err(error) => tracing::debug!(%error, "IKE socket"),
                 }
@@ -157,34 +155,27 @@ impl Sockets {
 
     /// Sends what the endpoint hands out, with the non-ESP marker where RFC 3948 wants it.
     pub fn send(&self, transmit: &Transmit) -> io::Result<()> {
-        let v4 = transmit.remote.is_ipv4();
-        let of_family = |socket: &UdpSocket| {
-            socket
-                .local_addr()
-                .is_ok_and(|address| address.is_ipv4() == v4)
-        };
-        let bound_to = |socket: &UdpSocket| {
-            socket.local_addr().is_ok_and(|address| {
-                address.is_ipv4() == v4
-                    && (address.ip().is_unspecified() || address.ip() == transmit.local.ip())
-            })
-        };
         let floated = transmit.local.port() == self.nat_port;
-        let candidates: Vec<&UdpSocket> = if floated {
-            self.nat.iter().collect()
+        let sockets: Vec<(SocketAddr, BorrowedFd<'_>)> = if floated {
+            let bound = |socket: &UdpSocket| socket.local_addr().ok();
+            self.nat
+                .iter()
+                .filter_map(|socket| Some((bound(socket)?, socket.as_fd())))
+                .collect()
         } else {
-            self.ike.iter().map(AsyncFd::get_ref).collect()
+            let bound = |socket: &tokio::net::UdpSocket| socket.local_addr().ok();
+            self.ike
+                .iter()
+                .filter_map(|socket| Some((bound(socket)?, socket.as_fd())))
+                .collect()
         };
-        let socket = candidates
-            .iter()
-            .find(|socket| bound_to(socket))
-            .or_else(|| candidates.iter().find(|socket| of_family(socket)));
-        let Some(socket) = socket else {
-            let family = if v4 { "IPv4" } else { "IPv6" };
-            return Err(io::Error::new(
-                io::ErrorKind::Unsupported,
-                format!("there is no {family} socket"),
-            ));
+        let fits = |bound: &SocketAddr| {
+            bound.is_ipv4() == transmit.remote.is_ipv4()
+                && (bound.ip().is_unspecified() || bound.ip() == transmit.local.ip())
+        };
+        let Some((_, socket)) = sockets.into_iter().find(|(bound, _)| fits(bound)) else {
+            let what = format!("there is no socket to send from {}", transmit.local);
+            return Err(io::Error::new(io::ErrorKind::Unsupported, what));
         };
         let marker: &[u8] = if floated && !transmit.keepalive {
             &NON_ESP_MARKER
@@ -192,7 +183,7 @@ impl Sockets {
             &[]
         };
         syscall::send(
-            socket.as_fd(),
+            socket,
             [marker, &transmit.payload],
             transmit.local.ip(),
             transmit.remote,
@@ -200,20 +191,18 @@ impl Sockets {
     }
 }
 
-async fn first_readable(
-    sockets: &[AsyncFd<UdpSocket>],
-) -> io::Result<(usize, tokio::io::unix::AsyncFdReadyGuard<'_, UdpSocket>)> {
+async fn first_readable(sockets: &[tokio::net::UdpSocket]) -> io::Result<&tokio::net::UdpSocket> {
     let mut waits: Vec<_> = sockets
         .iter()
-        .map(|socket| Box::pin(socket.readable()))
+        .map(|socket| (socket, Box::pin(socket.readable())))
         .collect();
     std::future::poll_fn(|context| {
-        for (index, wait) in waits.iter_mut().enumerate() {
-            if let std::task::Poll::Ready(ready) = wait.as_mut().poll(context) {
-                return std::task::Poll::Ready(ready.map(|guard| (index, guard)));
+        for (socket, wait) in &mut waits {
+            if let Poll::Ready(ready) = wait.as_mut().poll(context) {
+                return Poll::Ready(ready.map(|()| *socket));
             }
         }
-        std::task::Poll::Pending
+        Poll::Pending
     })
     .await
 }

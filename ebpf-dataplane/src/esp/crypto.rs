@@ -374,6 +374,7 @@ mod tests {
             ok: false,
             slot: 0,
             order: 0,
+            head: 0,
         }
     }
 

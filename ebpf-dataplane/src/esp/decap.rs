@@ -104,6 +104,13 @@ impl Inbound {
         Ok(())
     }
 
+    #[cfg(test)]
+    pub(super) fn skip_to(&mut self, id: u64, seq: u64) {
+        let slot = self.slot(ChildSaId(id)).unwrap();
+        let sa = self.sas.get_mut(slot).unwrap();
+        sa.window.commit(seq).unwrap();
+    }
+
     fn slot(&self, id: ChildSaId) -> Result<u32, ApplyError> {
         self.ids
             .get(&id.0)

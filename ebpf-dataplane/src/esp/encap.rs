@@ -121,6 +121,11 @@ impl Outbound {
         Ok(())
     }
 
+    #[cfg(test)]
+    pub(super) fn skip_to(&mut self, id: u64, seq: u64) {
+        self.sa(ChildSaId(id)).unwrap().seq = seq;
+    }
+
     fn slot(&self, id: ChildSaId) -> Result<u32, ApplyError> {
         self.ids
             .get(&id.0)

@@ -10,6 +10,8 @@ mod pmtu;
 pub mod sad;
 pub mod spd;
 pub mod stats;
+#[cfg(test)]
+mod tests;
 
 use espada_common::sa::{ChildSaId, EspSuite, Event};
 

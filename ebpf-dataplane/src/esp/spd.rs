@@ -159,12 +159,15 @@ impl<T> Entry<T> {
     }
 }
 
+/// Entries by remote prefix, for one prefix length.
+type Level<T> = (u8, FastMap<u128, Vec<Entry<T>>>);
+
 /// A map from pairs of selectors to values: the longest remote prefix wins, then the most specific
 /// rest, then the newest. A lookup costs one probe per distinct prefix length in use, whatever the
 /// number of entries.
 struct SelectorMap<T> {
     /// Prefix lengths in use, longest first, for IPv4 and IPv6.
-    levels: [Vec<(u8, FastMap<u128, Vec<Entry<T>>>)>; 2],
+    levels: [Vec<Level<T>>; 2],
 }
 
 impl<T: Copy + PartialEq> SelectorMap<T> {

@@ -1,0 +1,7 @@
+//! Two engines back to back.
+
+mod decap;
+mod encap;
+mod net;
+mod rekey;
+mod roundtrip;

@@ -240,17 +240,17 @@ pub struct Sides {
 
 /// Narrows both sides: `ours` as configured, `theirs` as the peer sent them, whose TSr is our local
 /// and whose TSi our remote side if it initiates.
-pub fn negotiate(ours: &Sides, theirs: &Sides) -> Result<Sides, TsMismatch> {
+pub fn negotiate(ours: &Sides, theirs: &Sides) -> Result<Sides, Box<TsMismatch>> {
     let narrowed = Sides {
         local: narrow(&ours.local, &theirs.local),
         remote: narrow(&ours.remote, &theirs.remote),
     };
     if narrowed.local.is_empty() || narrowed.remote.is_empty() {
-        return Err(TsMismatch {
+        return Err(Box::new(TsMismatch {
             ours: ours.clone(),
             theirs: theirs.clone(),
             narrowed,
-        });
+        }));
     }
     Ok(narrowed)
 }

@@ -147,3 +147,106 @@ impl fmt::Debug for KeyExchange {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::test_util::{TestRandom, hex};
+
+    /// Hands out one value: a private key of a test vector.
+    struct Fixed(Vec<u8>);
+
+    impl Random for Fixed {
+        fn fill(&mut self, buf: &mut [u8]) {
+            buf.copy_from_slice(&self.0);
+        }
+    }
+
+    #[test]
+    fn rfc7748_section_6_1() {
+        let alice = hex("77076d0a7318a57d3c16c17251b26645df4c2f87ebc0992ab177fba51db92c2a");
+        let bob = hex("5dab087e624a8a4b79e17f8b83800ee66f3bb1292618b6fd1c2f8b27ff88e0eb");
+        let shared = hex("4a5d9d5ba4ce2de1728e3bf480350f25e07e21c947d19e3376f09b3c1e161742");
+        let alice = KeyExchange::generate(DhGroup::Curve25519, &mut Fixed(alice));
+        let bob = KeyExchange::generate(DhGroup::Curve25519, &mut Fixed(bob));
+        assert_eq!(
+            alice.public_value(),
+            hex("8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a")
+        );
+        let public = bob.public_value().to_vec();
+        assert_eq!(
+            public,
+            hex("de9edb7d7b7dc1b4d35b61c2ece435373f8343c85b78674dadfc7e146f882b4f")
+        );
+        assert_eq!(
+            bob.shared_secret(alice.public_value()).unwrap().expose(),
+            shared
+        );
+        assert_eq!(alice.shared_secret(&public).unwrap().expose(), shared);
+    }
+
+    #[test]
+    fn both_ends_agree_in_every_group() {
+        let mut random = TestRandom::new(1);
+        for group in DhGroup::ALL {
+            let ours = KeyExchange::generate(group, &mut random);
+            let theirs = KeyExchange::generate(group, &mut random);
+            assert_eq!(ours.public_value().len(), group.public_len());
+            let (our_public, their_public) =
+                (ours.public_value().to_vec(), theirs.public_value().to_vec());
+            assert_ne!(our_public, their_public);
+            let secret = ours.shared_secret(&their_public).unwrap();
+            assert_eq!(
+                secret.expose(),
+                theirs.shared_secret(&our_public).unwrap().expose()
+            );
+            let expected = match group {
+                DhGroup::Ecp256 | DhGroup::Ecp384 | DhGroup::Ecp521 => group.public_len() / 2,
+                _ => group.public_len(),
+            };
+            assert_eq!(secret.expose().len(), expected, "{group}");
+        }
+    }
+
+    #[test]
+    fn values_of_another_length_are_refused() {
+        for group in DhGroup::ALL {
+            let expected = group.public_len();
+            for got in [0, expected - 1, expected + 1] {
+                let exchange = KeyExchange::generate(group, &mut TestRandom::new(2));
+                assert_eq!(
+                    exchange.shared_secret(&vec![2; got]).unwrap_err(),
+                    DhError::Length {
+                        group,
+                        expected,
+                        got
+                    }
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn values_without_secret_are_refused() {
+        for group in DhGroup::ALL {
+            let exchange = KeyExchange::generate(group, &mut TestRandom::new(3));
+            let error = exchange
+                .shared_secret(&vec![0; group.public_len()])
+                .unwrap_err();
+            if group == DhGroup::Curve25519 {
+                assert_eq!(error, DhError::ZeroSecret { group });
+            } else {
+                assert_eq!(error, DhError::Invalid { group });
+            }
+        }
+    }
+
+    #[test]
+    fn private_values_are_not_shown() {
+        let exchange = KeyExchange::generate(DhGroup::Modp2048, &mut TestRandom::new(4));
+        assert_eq!(
+            format!("{exchange:?}"),
+            "KeyExchange { group: Modp2048, .. }"
+        );
+    }
+}

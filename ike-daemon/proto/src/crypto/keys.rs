@@ -169,3 +169,207 @@ impl ChildKeys {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use espada_common::sa::{Cipher, Integrity};
+    use sha2::{Digest, Sha256};
+
+    use super::*;
+    use crate::crypto::test_util::hex;
+    use crate::proposal::DhGroup;
+
+    // All expected values were made with Python 3.11's hmac and hashlib from the formulas of RFC
+    // 7296, written down there anew.
+
+    const NONCE_R: [u8; 24] = {
+        let mut nonce = [0; 24];
+        let mut index = 0;
+        while index < nonce.len() {
+            nonce[index] = 0x40 + index as u8;
+            index += 1;
+        }
+        nonce
+    };
+    const NONCE_I: [u8; 32] = {
+        let mut nonce = [0; 32];
+        let mut index = 0;
+        while index < nonce.len() {
+            nonce[index] = index as u8;
+            index += 1;
+        }
+        nonce
+    };
+
+    fn context() -> IkeContext<'static> {
+        IkeContext {
+            nonce_i: &NONCE_I,
+            nonce_r: &NONCE_R,
+            spi_i: [0x11; 8],
+            spi_r: [0x22; 8],
+        }
+    }
+
+    fn aead() -> IkeSuite {
+        IkeSuite {
+            cipher: Cipher::AesGcm16(256),
+            integrity: None,
+            prf: Prf::HmacSha256,
+            group: DhGroup::Curve25519,
+        }
+    }
+
+    fn keys(suite: &IkeSuite) -> IkeKeys {
+        let shared = SecretBytes::new(vec![0xab; 32]);
+        SkeySeed::initial(suite.prf, &context(), &shared)
+            .into_keys(suite, &context())
+            .unwrap()
+    }
+
+    #[test]
+    fn aead_keys_have_salts_and_no_integrity_keys() {
+        let keys = keys(&aead());
+        assert_eq!(
+            keys.d.expose(),
+            hex("b3d90eb9ed013f51a5fa756120074164ca4d93f4570e1135e4b1a45822a05b18")
+        );
+        assert!(keys.ai.expose().is_empty() && keys.ar.expose().is_empty());
+        assert_eq!(
+            keys.ei.expose(),
+            hex("c2984402bbb683afb96e19cd0b83a8ad5378c580843f2157cbc9326f5a596d52f7108697")
+        );
+        assert_eq!(
+            keys.er.expose(),
+            hex("fb31d1814616240ed1fab3d7efe56ef1dc421c145970072ccc1484fadef293a7116a309f")
+        );
+        assert_eq!(
+            keys.pi.expose(),
+            hex("d4879e62c479521f2ab650df43de00a2c0ae4040f8a75df4fb01993bf2e22e43")
+        );
+        assert_eq!(
+            keys.pr.expose(),
+            hex("470dc44394f1f98bfbb417e4ae04265498766d63ad111e5748caf6be3b509a07")
+        );
+    }
+
+    #[test]
+    fn cbc_keys() {
+        let keys = keys(&IkeSuite {
+            cipher: Cipher::AesCbc(256),
+            integrity: Some(Integrity::HmacSha1_96),
+            prf: Prf::HmacSha1,
+            group: DhGroup::Modp1024,
+        });
+        assert_eq!(
+            keys.d.expose(),
+            hex("ffdde58d50415423ef7152f144ad8d416f3c8d83")
+        );
+        assert_eq!(
+            keys.ai.expose(),
+            hex("71fe600abb3ec91caba02a5321c5c1f81376a480")
+        );
+        assert_eq!(
+            keys.ar.expose(),
+            hex("d61773180b0eea152f88218b806cf11f67e04c25")
+        );
+        assert_eq!(
+            keys.ei.expose(),
+            hex("710601fedcd32effc3d3339b6b48ab002c2c9d45d0171776841c468729f16202")
+        );
+        assert_eq!(
+            keys.er.expose(),
+            hex("380ddf3aecd8a3739db565892d8da4ea98bbfc7704ea97d4b961142202893444")
+        );
+        assert_eq!(
+            keys.pi.expose(),
+            hex("71192512e283c9a29af0dac9fa4160ed65e424f7")
+        );
+        assert_eq!(
+            keys.pr.expose(),
+            hex("eb68c2e3bccab46799532437313e52292fc54f29")
+        );
+    }
+
+    /// The old SA's PRF makes SKEYSEED, the new one's the keys.
+    #[test]
+    fn rekeyed_keys() {
+        let suite = IkeSuite {
+            prf: Prf::HmacSha512,
+            ..aead()
+        };
+        let context = IkeContext {
+            nonce_i: &[1; 16],
+            nonce_r: &[2; 16],
+            spi_i: [0x33; 8],
+            spi_r: [0x44; 8],
+        };
+        let shared = SecretBytes::new(vec![0xcd; 32]);
+        let seed = SkeySeed::rekeyed(&keys(&aead()), suite.prf, &context, &shared);
+        let new = seed.into_keys(&suite, &context).unwrap();
+        let all = [&new.d, &new.ei, &new.er, &new.pi, &new.pr]
+            .map(|key| key.expose())
+            .concat();
+        assert_eq!(
+            Sha256::digest(&all).as_slice(),
+            hex("b50929a253fa51e363c3fc7d36b0ff2824eca8b737d77700da13d158dfc10aff")
+        );
+    }
+
+    #[test]
+    fn child_keys_come_in_the_order_of_section_2_17() {
+        let suite = EspSuite {
+            cipher: Cipher::AesCbc(256),
+            integrity: Some(Integrity::HmacSha1_96),
+            esn: false,
+        };
+        let child = ChildKeys::derive(&keys(&aead()), &suite, &NONCE_I, &NONCE_R, None).unwrap();
+        let (out, back) = (&child.initiator_to_responder, &child.responder_to_initiator);
+        assert_eq!(
+            out.encryption_key.expose(),
+            hex("7c773b68a1e9362105a03f5e156ac334a137f178bb5f38b3de94d154f334f421")
+        );
+        assert_eq!(
+            out.integrity_key.expose(),
+            hex("068109060654fdb93b22fce05a73795ef8ebe363")
+        );
+        assert_eq!(
+            back.encryption_key.expose(),
+            hex("8dfc5a0b10431451390fd1695656bce5bb8805b206fd9eb62df5cf5cd195627c")
+        );
+        assert_eq!(
+            back.integrity_key.expose(),
+            hex("1eca5be689242e6dfcc48b9286e725a1a3c6797f")
+        );
+    }
+
+    #[test]
+    fn child_keys_with_a_key_exchange_of_their_own() {
+        let suite = EspSuite {
+            cipher: Cipher::ChaCha20Poly1305,
+            integrity: None,
+            esn: true,
+        };
+        let shared = SecretBytes::new(vec![0xcd; 32]);
+        let child =
+            ChildKeys::derive(&keys(&aead()), &suite, &NONCE_I, &NONCE_R, Some(&shared)).unwrap();
+        let (out, back) = (&child.initiator_to_responder, &child.responder_to_initiator);
+        assert_eq!(
+            out.encryption_key.expose(),
+            hex("99705c56713e6b299b052038dbed4adf0efafc4fbfb3b34f93a6be5470ac0e5dba717472")
+        );
+        assert_eq!(
+            back.encryption_key.expose(),
+            hex("f449123a40de6c086a2cfa7e3547ec39f7b0042666dedc4ee921a86237d99ba087544abf")
+        );
+        assert!(out.integrity_key.expose().is_empty() && back.integrity_key.expose().is_empty());
+    }
+
+    #[test]
+    fn keys_are_not_shown() {
+        let text = format!("{:?}", keys(&aead()));
+        assert!(
+            text.contains("secret octets") && !text.contains("179"),
+            "{text}"
+        );
+    }
+}

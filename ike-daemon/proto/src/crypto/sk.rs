@@ -82,7 +82,7 @@ pub struct IkeCipher {
 
 enum Kind {
     Aead {
-        key: aead::LessSafeKey,
+        key: Box<aead::LessSafeKey>,
         salt: Zeroizing<[u8; 4]>,
         next_iv: Option<u64>,
     },
@@ -312,7 +312,7 @@ fn aead_kind(
         .ok_or_else(|| length.clone())?;
     let key = aead::UnboundKey::new(algorithm, key).map_err(|_| length)?;
     Ok(Kind::Aead {
-        key: aead::LessSafeKey::new(key),
+        key: Box::new(aead::LessSafeKey::new(key)),
         salt: Zeroizing::new(*salt),
         // Counted from 0: the keys are of this direction of this SA alone.
         next_iv: Some(0),
@@ -382,4 +382,239 @@ fn cbc_decrypt(cipher: Cipher, key: &[u8], iv: &[u8], data: &mut [u8]) -> Result
         expected: cipher.keymat_len(),
         got: key.len(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::crypto::test_util::{TestRandom, hex};
+
+    const SUITES: [(Cipher, Option<Integrity>); 7] = [
+        (Cipher::AesGcm16(128), None),
+        (Cipher::AesGcm16(256), None),
+        (Cipher::ChaCha20Poly1305, None),
+        (Cipher::AesCbc(128), Some(Integrity::HmacSha1_96)),
+        (Cipher::AesCbc(192), Some(Integrity::HmacSha256_128)),
+        (Cipher::AesCbc(256), Some(Integrity::HmacSha384_192)),
+        (Cipher::AesCbc(256), Some(Integrity::HmacSha512_256)),
+    ];
+
+    fn counting(from: u8, len: usize) -> SecretBytes {
+        SecretBytes::new((from..).take(len).collect())
+    }
+
+    fn cipher(cipher: Cipher, integrity: Option<Integrity>) -> IkeCipher {
+        let key = counting(0, cipher.keymat_len());
+        let integrity_key = counting(128, integrity.map_or(0, Integrity::key_len));
+        IkeCipher::new(cipher, integrity, &key, &integrity_key).unwrap()
+    }
+
+    struct Constant(u8);
+
+    impl Random for Constant {
+        fn fill(&mut self, buf: &mut [u8]) {
+            buf.fill(self.0);
+        }
+    }
+
+    /// Made with Python's `cryptography` 48 and `hmac`: keys 00 01 02 … (salt last) and 80 81 82 …,
+    /// prefix c0 … df, AEAD IV 0 and CBC IV 5a…5a, padding of zeros.
+    #[test]
+    fn bodies_equal_those_of_python_cryptography() {
+        let cases = [
+            (
+                Cipher::AesGcm16(128),
+                None,
+                "000000000000000015f11d5c3f1952c7a5f6b840960e81a6df1e4ded40a0018c
+                 aed4cc554fcf4cac667a34f263",
+            ),
+            (
+                Cipher::AesGcm16(256),
+                None,
+                "0000000000000000ec694821ca5fbc4e89747507a86b926f21f5dc4ec890534e
+                 6215c0ff30bed0d104dd9537f2",
+            ),
+            (
+                Cipher::ChaCha20Poly1305,
+                None,
+                "00000000000000007d587f71cbd3ed46733cb6888773dbb3a582b069613cb3d1
+                 c76a5ba1a38139e2f261378dee",
+            ),
+            (
+                Cipher::AesCbc(128),
+                Some(Integrity::HmacSha1_96),
+                "5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5ad2b36fbf90b95d0b1b0d6ff49a2dd11d
+                 b996cf101fda7bd18a0de29150e4eb71a3b2529eae1c57e92372816b",
+            ),
+            (
+                Cipher::AesCbc(192),
+                Some(Integrity::HmacSha256_128),
+                "5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5aeed787337d8b4809d2b0e891697a0f4a
+                 73f24c3b41f9a9a3b836e2eea2bf967c2a38d587ce21d996dfc5bd35af5f90ee",
+            ),
+            (
+                Cipher::AesCbc(256),
+                Some(Integrity::HmacSha384_192),
+                "5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5ab9ebf5bbcce6b7dcc06630ae19f95b61
+                 6e1e98496025b09ed23f204ee277970dfd4b4ce8aa3bab849294590f31d01e0e
+                 9545603603b1a71f",
+            ),
+            (
+                Cipher::AesCbc(256),
+                Some(Integrity::HmacSha512_256),
+                "5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5ab9ebf5bbcce6b7dcc06630ae19f95b61
+                 6e1e98496025b09ed23f204ee277970dda1f9dfd9164d0a53516eb7ce6598859
+                 c7a74dbef68ac4c5fcd909842c306b27",
+            ),
+        ];
+        let prefix: Vec<u8> = (0xc0..0xe0).collect();
+        for (algorithm, integrity, body) in cases {
+            let mut cipher = cipher(algorithm, integrity);
+            let sealed = cipher
+                .seal(&prefix, b"twenty octets inside", &mut Constant(0x5a))
+                .unwrap();
+            assert_eq!(sealed, hex(body), "{algorithm}");
+            assert_eq!(
+                *cipher.open(&prefix, &sealed).unwrap(),
+                b"twenty octets inside"
+            );
+        }
+    }
+
+    #[test]
+    fn every_octet_is_authenticated() {
+        let prefix = [7; 32];
+        for (algorithm, integrity) in SUITES {
+            let mut cipher = cipher(algorithm, integrity);
+            let body = cipher
+                .seal(&prefix, b"payloads", &mut TestRandom::new(1))
+                .unwrap();
+            for index in 0..body.len() {
+                let mut altered = body.clone();
+                altered[index] ^= 1;
+                assert_eq!(
+                    cipher.open(&prefix, &altered),
+                    Err(SkError::Authentication),
+                    "{index}"
+                );
+            }
+            for index in 0..prefix.len() {
+                let mut altered = prefix;
+                altered[index] ^= 0x80;
+                assert_eq!(cipher.open(&altered, &body), Err(SkError::Authentication));
+            }
+        }
+    }
+
+    #[test]
+    fn no_iv_is_used_twice() {
+        for (algorithm, integrity) in SUITES {
+            let mut cipher = cipher(algorithm, integrity);
+            let mut random = TestRandom::new(2);
+            let mut seen = std::collections::HashSet::new();
+            for _ in 0..100 {
+                let body = cipher.seal(b"", b"x", &mut random).unwrap();
+                assert!(seen.insert(body[..cipher.iv_len()].to_vec()));
+            }
+        }
+        let mut cipher = cipher(Cipher::ChaCha20Poly1305, None);
+        if let Kind::Aead { next_iv, .. } = &mut cipher.kind {
+            *next_iv = Some(u64::MAX);
+        }
+        assert!(cipher.seal(b"", b"x", &mut TestRandom::new(3)).is_ok());
+        let exhausted = cipher.seal(b"", b"x", &mut TestRandom::new(3));
+        assert_eq!(exhausted, Err(SkError::IvExhausted));
+    }
+
+    /// Peers may pad as much as the octet can say; more than there is must not be believed.
+    #[test]
+    fn padding_of_other_senders() {
+        let (algorithm, integrity) = SUITES[3];
+        let cipher = cipher(algorithm, integrity);
+        let seal_raw = |padded: &[u8]| {
+            let Kind::Cbc { key, mac, icv_len } = &cipher.kind else {
+                unreachable!()
+            };
+            let mut body = [&[9; 16][..], padded].concat();
+            let (iv, data) = body.split_at_mut(16);
+            cbc_encrypt(algorithm, key.expose(), iv, data).unwrap();
+            let icv = icv(mac, b"prefix", &body);
+            body.extend_from_slice(&icv[..*icv_len]);
+            body
+        };
+        let mut padded = b"hi".to_vec();
+        padded.extend((0..45).map(|value| value ^ 0x5a));
+        padded.push(45);
+        assert_eq!(*cipher.open(b"prefix", &seal_raw(&padded)).unwrap(), b"hi");
+        assert_eq!(
+            *cipher
+                .open(b"prefix", &seal_raw(&[[15; 16]].concat()))
+                .unwrap(),
+            b""
+        );
+        assert_eq!(
+            cipher.open(b"prefix", &seal_raw(&[16; 16])),
+            Err(SkError::Padding)
+        );
+        assert_eq!(
+            cipher.open(b"prefix", &seal_raw(&[255; 32])),
+            Err(SkError::Padding)
+        );
+    }
+
+    #[test]
+    fn keys_and_suites_are_checked() {
+        let key = |len| SecretBytes::new(vec![1; len]);
+        let new = |algorithm, integrity, encryption, authentication| {
+            IkeCipher::new(algorithm, integrity, &key(encryption), &key(authentication))
+                .unwrap_err()
+        };
+        assert_eq!(
+            new(Cipher::AesGcm16(192), None, 28, 0),
+            SkError::Unsupported(Cipher::AesGcm16(192))
+        );
+        let aead = Cipher::ChaCha20Poly1305;
+        assert_eq!(
+            new(aead, None, 32, 0),
+            SkError::KeyLength {
+                cipher: aead,
+                expected: 36,
+                got: 32
+            }
+        );
+        let sha256 = Some(Integrity::HmacSha256_128);
+        assert_eq!(new(aead, sha256, 36, 32), SkError::Combination(aead));
+        let cbc = Cipher::AesCbc(256);
+        assert_eq!(new(cbc, None, 32, 0), SkError::Combination(cbc));
+        assert_eq!(
+            new(cbc, sha256, 32, 20),
+            SkError::KeyLength {
+                cipher: cbc,
+                expected: 32,
+                got: 20
+            }
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_sealed_opens(suite in 0usize..7, plaintext: Vec<u8>, prefix: Vec<u8>) {
+            let (algorithm, integrity) = SUITES[suite];
+            let mut cipher = cipher(algorithm, integrity);
+            let body = cipher.seal(&prefix, &plaintext, &mut TestRandom::new(4)).unwrap();
+            prop_assert_eq!(body.len(), cipher.sealed_len(plaintext.len()));
+            prop_assert!(cipher.plaintext_capacity(body.len()) >= plaintext.len());
+            let capacity = cipher.plaintext_capacity(body.len());
+            prop_assert_eq!(cipher.sealed_len(capacity), body.len());
+            prop_assert_eq!(&*cipher.open(&prefix, &body).unwrap(), &plaintext);
+        }
+
+        #[test]
+        fn noise_never_opens(suite in 0usize..7, body: Vec<u8>, prefix: Vec<u8>) {
+            let (algorithm, integrity) = SUITES[suite];
+            prop_assert!(cipher(algorithm, integrity).open(&prefix, &body).is_err());
+        }
+    }
 }

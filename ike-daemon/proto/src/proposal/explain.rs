@@ -195,7 +195,7 @@ impl fmt::Display for Mismatch {
         if let [_, _, ..] = *self.remote {
             write!(
                 f,
-                "; {} of the peer's {} comes closest",
+                "; proposal {} of the peer's {} comes closest",
                 closest.remote + 1,
                 self.remote.len()
             )?;

@@ -184,14 +184,15 @@ impl fmt::Display for KeywordError {
             }
             Self::Unknown { keyword, nearest } => {
                 write!(f, "unknown keyword \"{keyword}\"")?;
-                if let Some(nearest) = nearest {
-                    write!(f, "; did you mean \"{nearest}\"?")?;
+                match nearest {
+                    Some(nearest) => write!(f, "; did you mean \"{nearest}\"?")?,
+                    None => f.write_str(".")?,
                 }
                 write!(f, " Valid are {}", ValidKeywords(None))
             }
             Self::Unsupported { keyword, kind } => write!(
                 f,
-                "\"{keyword}\" is a known {kind} algorithm that Espada does not support. Valid are {}",
+                "\"{keyword}\" ({kind}) is known but not supported. Valid are {}",
                 ValidKeywords(Some(*kind))
             ),
             Self::Insecure { group } => write!(

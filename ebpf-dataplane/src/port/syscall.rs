@@ -42,7 +42,7 @@ pub struct Received {
 /// Reusable memory of one recvmmsg call.
 pub struct RecvBatch {
     headers: Vec<libc::mmsghdr>,
-    vectors: Vec<libc::iovec>,
+    vectors: Vec<[libc::iovec; 2]>,
     sources: Vec<SockAddrStorage>,
     controls: Vec<Control>,
 }
@@ -64,30 +64,31 @@ impl RecvBatch {
         let (header, vector) = unsafe { (zeroed::<libc::mmsghdr>(), zeroed::<libc::iovec>()) };
         Self {
             headers: vec![header; BURST],
-            vectors: vec![vector; BURST],
+            vectors: vec![[vector; 2]; BURST],
             sources: (0..BURST).map(|_| SockAddrStorage::zeroed()).collect(),
             controls: vec![Control([0; CONTROL]); BURST],
         }
     }
 
-    /// Receives what is queued, one datagram per buffer, without waiting. Returns how many.
+    /// Receives what is queued without waiting, each datagram into a first and, where that is too
+    /// small, a second buffer. Returns how many.
     pub fn recv<'a>(
         &mut self,
         socket: BorrowedFd<'_>,
-        buffers: impl Iterator<Item = &'a mut [u8]>,
+        buffers: impl Iterator<Item = [&'a mut [u8]; 2]>,
     ) -> io::Result<usize> {
         let mut count = 0;
-        for (index, buffer) in buffers.take(BURST).enumerate() {
-            self.vectors[index] = libc::iovec {
+        for (index, pair) in buffers.take(BURST).enumerate() {
+            self.vectors[index] = pair.map(|buffer| libc::iovec {
                 iov_base: buffer.as_mut_ptr().cast(),
                 iov_len: buffer.len(),
-            };
+            });
             let header = &mut self.headers[index];
             header.msg_len = 0;
             header.msg_hdr.msg_name = (&raw mut self.sources[index]).cast();
             header.msg_hdr.msg_namelen = size_of::<SockAddrStorage>() as libc::socklen_t;
-            header.msg_hdr.msg_iov = &raw mut self.vectors[index];
-            header.msg_hdr.msg_iovlen = 1;
+            header.msg_hdr.msg_iov = self.vectors[index].as_mut_ptr();
+            header.msg_hdr.msg_iovlen = 2;
             header.msg_hdr.msg_control = self.controls[index].0.as_mut_ptr().cast();
             header.msg_hdr.msg_controllen = CONTROL as _;
             header.msg_hdr.msg_flags = 0;
@@ -560,7 +561,7 @@ mod tests {
         let count = batch
             .recv(
                 receiver.as_fd(),
-                buffers.iter_mut().map(|b| b.as_mut_slice()),
+                buffers.iter_mut().map(|b| [b.as_mut_slice(), &mut []]),
             )
             .unwrap();
         assert_eq!(count, 2);

@@ -88,12 +88,26 @@ pub(super) fn grow_buffers(fd: BorrowedFd<'_>) {
     }
 }
 
-/// Receives on one socket.
+/// Largest piece UDP_GRO delivers.
+const LARGEST: usize = 65_536;
+
+/// Datagrams asked for at once while they come one by one.
+const SINGLES: usize = 32;
+
+/// Messages asked for at once while each is a train of datagrams: the burst stays in the cache.
+const TRAINS: usize = 4;
+
+/// Receives on one socket. With UDP_GRO the kernel delivers a sender's train of datagrams in one
+/// piece: what is longer than a frame ends in a second buffer and is cut into frames from there.
 pub struct UdpReceiver {
     socket: UdpSocket,
     local: SocketAddr,
     batch: RecvBatch,
     slots: Vec<Frame>,
+    /// Per slot: room to put a frame's part in front, then the rest of the train.
+    large: Vec<u8>,
+    /// The last batch held a train.
+    trains: bool,
 }
 
 impl AsFd for UdpReceiver {
@@ -106,11 +120,16 @@ impl UdpReceiver {
     /// Takes a (clone of a) socket that [`prepare`] has seen.
     pub fn new(socket: UdpSocket) -> io::Result<Self> {
         let local = socket.local_addr()?;
+        if let Err(error) = syscall::set_option(socket.as_fd(), libc::SOL_UDP, libc::UDP_GRO, 1) {
+            tracing::info!(%error, "no UDP_GRO: ESP in UDP is received one by one");
+        }
         Ok(Self {
             socket,
             local,
             batch: RecvBatch::new(),
-            slots: Vec::with_capacity(BURST),
+            slots: Vec::with_capacity(SINGLES),
+            large: vec![0; 2 * LARGEST * SINGLES],
+            trains: false,
         })
     }
 
@@ -123,56 +142,116 @@ impl UdpReceiver {
         sink: &EventSink,
         drops: &DropCounters,
     ) -> bool {
-        while self.slots.len() < BURST
+        let wanted = if self.trains { TRAINS } else { SINGLES };
+        while self.slots.len() < wanted
             && let Some(frame) = pool.get()
         {
             self.slots.push(frame);
         }
-        let buffers = self.slots.iter_mut().map(Frame::spare_mut);
+        let buffers = self
+            .slots
+            .iter_mut()
+            .zip(self.large.chunks_mut(2 * LARGEST))
+            .map(|(frame, large)| [frame.spare_mut(), &mut large[LARGEST..]]);
         // An error here is an asynchronous one of an earlier send; it says nothing about input.
         let count = self.batch.recv(self.socket.as_fd(), buffers).unwrap_or(0);
         let full = count == self.slots.len() && count > 0;
+        if count > 0 {
+            self.trains = false;
+        }
         for (index, mut frame) in self.slots.drain(..).enumerate() {
-            if index >= count {
-                pool.put(frame);
-                continue;
-            }
             let info = self.batch.info(index);
-            if info.truncated || frame.append(info.len).is_err() {
-                drops.add(DropReason::TooBig);
-                pool.put(frame);
-                continue;
-            }
-            let Some(remote) = info.source else {
+            let Some(remote) = info.source.filter(|_| index < count) else {
                 pool.put(frame);
                 continue;
             };
             let local = SocketAddr::new(info.local.unwrap_or(self.local.ip()), self.local.port());
-            match classify(frame.data()) {
-                Datagram::Esp => {
-                    let meta = frame.meta_mut();
-                    meta.path = Path {
-                        local,
-                        remote,
-                        encapsulation: Encapsulation::Udp,
-                    };
-                    meta.tos = info.tos;
-                    burst.push(frame);
+            let mut target = Target {
+                local,
+                remote,
+                tos: info.tos,
+                burst,
+                sink,
+                drops,
+            };
+            let segment = info.segment.filter(|size| *size > 0 && *size < info.len);
+            if info.truncated {
+                drops.add(DropReason::TooBig);
+                pool.put(frame);
+            } else if let Some(segment) = segment {
+                self.trains = true;
+                let start = frame.tailroom().min(info.len);
+                let Some(large) = self.large.chunks_mut(2 * LARGEST).nth(index) else {
+                    pool.put(frame);
                     continue;
+                };
+                large[LARGEST - start..LARGEST].copy_from_slice(&frame.spare_mut()[..start]);
+                pool.put(frame);
+                let train = &large[LARGEST - start..LARGEST - start + info.len];
+                for datagram in train.chunks(segment) {
+                    let Some(mut frame) = pool.get() else {
+                        drops.add(DropReason::TunFull);
+                        break;
+                    };
+                    match frame.append(datagram.len()) {
+                        Ok(room) => {
+                            room.copy_from_slice(datagram);
+                            target.take(frame, pool);
+                        }
+                        Err(_) => {
+                            drops.add(DropReason::TooBig);
+                            pool.put(frame);
+                        }
+                    }
                 }
-                Datagram::Ike(payload) => {
-                    sink(Event::IkeDatagram {
-                        local,
-                        remote,
-                        payload: payload.to_vec(),
-                    });
-                }
-                Datagram::Keepalive => {}
-                Datagram::Runt => drops.add(DropReason::Malformed),
+            } else if frame.append(info.len).is_ok() {
+                target.take(frame, pool);
+            } else {
+                drops.add(DropReason::TooBig);
+                pool.put(frame);
             }
-            pool.put(frame);
         }
         full
+    }
+}
+
+/// Where the datagrams of one message go.
+struct Target<'a> {
+    local: SocketAddr,
+    remote: SocketAddr,
+    tos: u8,
+    burst: &'a mut Burst,
+    sink: &'a EventSink,
+    drops: &'a DropCounters,
+}
+
+impl Target<'_> {
+    fn take(&mut self, mut frame: Frame, pool: &mut FramePool) {
+        let (local, remote) = (self.local, self.remote);
+        match classify(frame.data()) {
+            Datagram::Esp => {
+                let meta = frame.meta_mut();
+                meta.path = Path {
+                    local,
+                    remote,
+                    encapsulation: Encapsulation::Udp,
+                };
+                meta.tos = self.tos;
+                self.burst.push(frame);
+                return;
+            }
+            Datagram::Ike(payload) => {
+                let payload = payload.to_vec();
+                (self.sink)(Event::IkeDatagram {
+                    local,
+                    remote,
+                    payload,
+                });
+            }
+            Datagram::Keepalive => {}
+            Datagram::Runt => self.drops.add(DropReason::Malformed),
+        }
+        pool.put(frame);
     }
 }
 

@@ -4,6 +4,7 @@
 pub mod backend;
 pub mod bench;
 pub mod esp;
+pub mod frontend;
 pub mod mock;
 pub mod netlink;
 pub mod port;

@@ -71,7 +71,13 @@ pub fn outbound<C: Cursor>(packet: &C, link: Link, segments: u64) -> Verdict {
         Class::Ike | Class::IkeNatT | Class::Keepalive if from_us => {}
         _ => {
             let protected = maps::is_protected(config, &wan.destination, &wan.source);
-            return guard(&wan, from_us, protected, DropReason::ClearOutbound, segments);
+            return guard(
+                &wan,
+                from_us,
+                protected,
+                DropReason::ClearOutbound,
+                segments,
+            );
         }
     }
     if wan.first_fragment {

@@ -4,9 +4,7 @@ use core::arch::asm;
 
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use aya_ebpf::btf_maps::{
-    Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, XskMap,
-};
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, XskMap};
 use aya_ebpf::macros::btf_map;
 use espada_common::abi::{
     CONFIG_GUARD, ClassedAddress, FragmentKey, FrontEndConfig, MAX_FRAGMENTED, MAX_LOCAL_ADDRESSES,

@@ -109,7 +109,12 @@ fn linear<const N: usize>(data: usize, end: usize, offset: usize) -> Option<[u8;
     if offset > MAX_OFFSET {
         return None;
     }
-    const { assert!(N % 4 != 3, "one, two or a multiple of four octets at the end") };
+    const {
+        assert!(
+            N % 4 != 3,
+            "one, two or a multiple of four octets at the end"
+        )
+    };
     let start = data + offset;
     if stop::<N>(start) > end {
         return None;

@@ -1,0 +1,348 @@
+//! The maps, reached only through these accessors.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use aya::Ebpf;
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{
+    Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues, XskMap,
+};
+use espada_common::abi::{
+    ABI_VERSION, CONFIG_GUARD, ClassedAddress, FrontEndConfig, SA_FLAG_STEER_XSK, SaCounters,
+    SaInEntry, SaOutEntry, SaOutKey, SpiKey, maps,
+};
+use espada_common::drops::DropReason;
+use espada_common::wire::Address;
+use espada_common::wire::parse::Ports;
+use zerocopy::transmute;
+
+use super::policy::{ProtectedPair, TriePrefix, compile};
+use super::{FrontEndError, InCounters, chain};
+
+// Keys and values are arrays of octets to aya, and `espada_common::abi` structs to everybody else.
+type Octets<T> = <T as AsOctets>::Array;
+
+trait AsOctets {
+    type Array;
+}
+
+macro_rules! octets {
+    ($($kind:ty),+ $(,)?) => {
+        $(impl AsOctets for $kind {
+            type Array = [u8; size_of::<$kind>()];
+        })+
+    };
+}
+octets!(
+    Address,
+    SpiKey,
+    SaInEntry,
+    SaOutKey,
+    SaOutEntry,
+    SaCounters,
+    ClassedAddress,
+    FrontEndConfig
+);
+
+pub(super) struct Maps {
+    config: Array<MapData, Octets<FrontEndConfig>>,
+    local: HashMap<MapData, Octets<Address>, u32>,
+    sa_in: HashMap<MapData, Octets<SpiKey>, Octets<SaInEntry>>,
+    sa_in_stats: PerCpuHashMap<MapData, Octets<SpiKey>, Octets<SaCounters>>,
+    sa_out: HashMap<MapData, Octets<SaOutKey>, Octets<SaOutEntry>>,
+    sa_out_stats: Map,
+    drops: PerCpuArray<MapData, u64>,
+    spd_remote: LpmTrie<MapData, Octets<Address>, u32>,
+    spd_local: LpmTrie<MapData, Octets<ClassedAddress>, u32>,
+    xsks: XskMap<MapData>,
+    flags: u32,
+    /// What the tries hold now: the class and the local prefixes of each remote prefix.
+    installed: BTreeMap<TriePrefix, (u32, BTreeSet<TriePrefix>)>,
+    next_class: u32,
+}
+
+impl std::fmt::Debug for Maps {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Maps")
+            .field("installed", &self.installed)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Maps {
+    /// Takes the maps out of a loaded object.
+    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, FrontEndError> {
+        Ok(Self {
+            config: typed(ebpf, maps::CONFIG)?,
+            local: typed(ebpf, maps::LOCAL)?,
+            sa_in: typed(ebpf, maps::SA_IN)?,
+            sa_in_stats: typed(ebpf, maps::SA_IN_STATS)?,
+            sa_out: typed(ebpf, maps::SA_OUT)?,
+            sa_out_stats: raw(ebpf, maps::SA_OUT_STATS)?,
+            drops: typed(ebpf, maps::DROPS)?,
+            spd_remote: typed(ebpf, maps::SPD_REMOTE)?,
+            spd_local: typed(ebpf, maps::SPD_LOCAL)?,
+            xsks: typed(ebpf, maps::XSKS)?,
+            flags: 0,
+            installed: BTreeMap::new(),
+            next_class: 0,
+        })
+    }
+
+    /// Sets the flags, and with them the version that makes the programs act at all.
+    pub(super) fn configure(&mut self, flags: u32) -> Result<(), FrontEndError> {
+        let config = FrontEndConfig {
+            abi_version: ABI_VERSION,
+            flags,
+            nat_t_port: Ports::ASSIGNED.nat_t.into(),
+            ike_port: Ports::ASSIGNED.ike.into(),
+        };
+        let value: Octets<FrontEndConfig> = transmute!(config);
+        self.config
+            .set(0, value, 0)
+            .map_err(failed(maps::CONFIG, "set the configuration"))?;
+        self.flags = flags;
+        Ok(())
+    }
+
+    pub(super) fn out_stats_fd(&self) -> Result<BorrowedFd<'_>, FrontEndError> {
+        match &self.sa_out_stats {
+            Map::Array(data) => Ok(data.fd().as_fd()),
+            other => Err(FrontEndError::Map {
+                map: maps::SA_OUT_STATS,
+                reason: format!("is no array: {other:?}"),
+            }),
+        }
+    }
+
+    pub(super) fn local_insert(&mut self, address: IpAddr) -> Result<(), FrontEndError> {
+        self.local
+            .insert(Address::from(address).octets(), 1, 0)
+            .map_err(failed(maps::LOCAL, "add an address"))
+    }
+
+    pub(super) fn local_remove(&mut self, address: IpAddr) -> Result<(), FrontEndError> {
+        gone(self.local.remove(&Address::from(address).octets()))
+            .map_err(failed(maps::LOCAL, "remove an address"))
+    }
+
+    pub(super) fn sa_in_insert(
+        &mut self,
+        spi: u32,
+        local: IpAddr,
+        steer: bool,
+    ) -> Result<(), FrontEndError> {
+        let spi_be = spi.to_be();
+        let key: Octets<SpiKey> = transmute!(SpiKey { spi_be });
+        let entry: Octets<SaInEntry> = transmute!(SaInEntry {
+            spi_be,
+            flags: if steer { SA_FLAG_STEER_XSK } else { 0 },
+            local: Address::from(local),
+        });
+        if self.sa_in_stats.get(&key, 0).is_err() {
+            // The programs count only where there are counters, so these come first.
+            let zeros = per_cpu(|| transmute!(SaCounters::default()))
+                .map_err(system(maps::SA_IN_STATS, "count the processors"))?;
+            self.sa_in_stats
+                .insert(key, zeros, 0)
+                .map_err(failed(maps::SA_IN_STATS, "add an SA"))?;
+        }
+        self.sa_in
+            .insert(key, entry, 0)
+            .map_err(failed(maps::SA_IN, "add an SA"))
+    }
+
+    pub(super) fn sa_in_remove(&mut self, spi: u32) -> Result<(), FrontEndError> {
+        let key: Octets<SpiKey> = transmute!(SpiKey {
+            spi_be: spi.to_be()
+        });
+        gone(self.sa_in.remove(&key)).map_err(failed(maps::SA_IN, "remove an SA"))?;
+        gone(self.sa_in_stats.remove(&key)).map_err(failed(maps::SA_IN_STATS, "remove an SA"))
+    }
+
+    pub(super) fn sa_in_counters(&self) -> Result<Vec<InCounters>, FrontEndError> {
+        self.sa_in_stats
+            .iter()
+            .map(|item| {
+                let (key, values) = item?;
+                let key: SpiKey = transmute!(key);
+                let mut sum = SaCounters::default();
+                for value in values.iter() {
+                    let counters: SaCounters = transmute!(*value);
+                    sum.packets = sum.packets.wrapping_add(counters.packets);
+                    sum.bytes = sum.bytes.wrapping_add(counters.bytes);
+                }
+                Ok(InCounters {
+                    spi: u32::from_be(key.spi_be),
+                    counters: sum,
+                })
+            })
+            .collect::<Result<_, MapError>>()
+            .map_err(failed(maps::SA_IN_STATS, "read the counters"))
+    }
+
+    pub(super) fn sa_out_insert(
+        &mut self,
+        peer: IpAddr,
+        spi: u32,
+        slot: u32,
+    ) -> Result<(), FrontEndError> {
+        let entry: Octets<SaOutEntry> = transmute!(SaOutEntry {
+            spi_be: spi.to_be(),
+            slot,
+        });
+        self.sa_out
+            .insert(out_key(peer, spi), entry, 0)
+            .map_err(failed(maps::SA_OUT, "add an SA"))
+    }
+
+    pub(super) fn sa_out_remove(&mut self, peer: IpAddr, spi: u32) -> Result<(), FrontEndError> {
+        gone(self.sa_out.remove(&out_key(peer, spi))).map_err(failed(maps::SA_OUT, "remove an SA"))
+    }
+
+    pub(super) fn drops(&self) -> Result<[u64; DropReason::COUNT], FrontEndError> {
+        let mut drops = [0; DropReason::COUNT];
+        for (reason, total) in DropReason::ALL.iter().zip(&mut drops) {
+            let values = self
+                .drops
+                .get(&(*reason as u32), 0)
+                .map_err(failed(maps::DROPS, "read the counters"))?;
+            *total = values.iter().sum();
+        }
+        Ok(drops)
+    }
+
+    pub(super) fn xsk_set(
+        &mut self,
+        queue: u32,
+        socket: &impl AsRawFd,
+    ) -> Result<(), FrontEndError> {
+        self.xsks
+            .set(queue, socket.as_raw_fd(), 0)
+            .map_err(failed(maps::XSKS, "set the socket of a queue"))
+    }
+
+    pub(super) fn xsk_unset(&mut self, queue: u32) -> Result<(), FrontEndError> {
+        gone(self.xsks.unset(queue)).map_err(failed(maps::XSKS, "take out the socket of a queue"))
+    }
+
+    /// Replaces the policies. A changed remote prefix gets its new local prefixes under a fresh
+    /// class before it is switched over to it, and gives up the old class last, so that at any
+    /// moment a packet meets either the old or the new policies.
+    pub(super) fn set_policies(&mut self, pairs: &[ProtectedPair]) -> Result<(), FrontEndError> {
+        let wanted = compile(pairs);
+        let mut retired = Vec::new();
+        for (remote, locals) in &wanted {
+            if self
+                .installed
+                .get(remote)
+                .is_some_and(|(_, installed)| installed == locals)
+            {
+                continue;
+            }
+            let class = self.next_class;
+            self.next_class = self.next_class.wrapping_add(1);
+            for local in locals {
+                self.spd_local
+                    .insert(&local_key(class, local), 1, 0)
+                    .map_err(failed(maps::SPD_LOCAL, "add a prefix"))?;
+            }
+            self.spd_remote
+                .insert(&remote_key(remote), class, 0)
+                .map_err(failed(maps::SPD_REMOTE, "add a prefix"))?;
+            retired.extend(self.installed.insert(*remote, (class, locals.clone())));
+        }
+        if !wanted.is_empty() {
+            self.configure(self.flags | CONFIG_GUARD)?;
+        }
+        let stale: Vec<TriePrefix> = self
+            .installed
+            .keys()
+            .filter(|remote| !wanted.contains_key(remote))
+            .copied()
+            .collect();
+        for remote in stale {
+            gone(self.spd_remote.remove(&remote_key(&remote)))
+                .map_err(failed(maps::SPD_REMOTE, "remove a prefix"))?;
+            retired.extend(self.installed.remove(&remote));
+        }
+        for (class, locals) in retired {
+            for local in locals {
+                gone(self.spd_local.remove(&local_key(class, &local)))
+                    .map_err(failed(maps::SPD_LOCAL, "remove a prefix"))?;
+            }
+        }
+        if wanted.is_empty() {
+            self.configure(self.flags & !CONFIG_GUARD)?;
+        }
+        Ok(())
+    }
+}
+
+fn out_key(peer: IpAddr, spi: u32) -> Octets<SaOutKey> {
+    transmute!(SaOutKey {
+        spi_be: spi.to_be(),
+        peer: Address::from(peer),
+    })
+}
+
+fn remote_key(prefix: &TriePrefix) -> Key<Octets<Address>> {
+    Key::new(prefix.length, prefix.bits.to_be_bytes())
+}
+
+fn local_key(class: u32, prefix: &TriePrefix) -> Key<Octets<ClassedAddress>> {
+    const CLASS_BITS: u32 = u32::BITS;
+    let data = ClassedAddress {
+        class,
+        addr: Address::from_octets(prefix.bits.to_be_bytes()),
+    };
+    Key::new(CLASS_BITS + prefix.length, transmute!(data))
+}
+
+fn raw(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, FrontEndError> {
+    ebpf.take_map(name).ok_or_else(|| FrontEndError::Map {
+        map: name,
+        reason: "is not in the eBPF object; rebuild it with `cargo xtask build`".to_owned(),
+    })
+}
+
+fn typed<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, FrontEndError>
+where
+    T: TryFrom<Map, Error = MapError>,
+{
+    T::try_from(raw(ebpf, name)?).map_err(failed(name, "use it"))
+}
+
+fn per_cpu<T: aya::Pod>(value: impl Fn() -> T) -> std::io::Result<PerCpuValues<T>> {
+    let processors = aya::util::nr_cpus().map_err(|(_, error)| error)?;
+    PerCpuValues::try_from((0..processors).map(|_| value()).collect::<Vec<T>>())
+}
+
+fn failed(map: &'static str, operation: &'static str) -> impl Fn(MapError) -> FrontEndError {
+    move |error| FrontEndError::Map {
+        map,
+        reason: format!("cannot {operation}: {}", chain(&error)),
+    }
+}
+
+fn system(map: &'static str, operation: &'static str) -> impl Fn(std::io::Error) -> FrontEndError {
+    move |error| FrontEndError::Map {
+        map,
+        reason: format!("cannot {operation}: {error}"),
+    }
+}
+
+/// Removing what is not there is as good as removing it.
+fn gone(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error))
+            if error.io_error.kind() == std::io::ErrorKind::NotFound =>
+        {
+            Ok(())
+        }
+        other => other,
+    }
+}

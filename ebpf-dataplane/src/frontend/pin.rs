@@ -1,0 +1,153 @@
+//! The pin folder of an instance: one folder in a BPF file system, under a lock.
+
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::{FrontEndError, syscall};
+
+/// Where the BPF file system is by convention.
+pub const BPFFS: &str = "/sys/fs/bpf";
+
+/// The folder of an instance by convention.
+pub fn instance_dir(instance: &str) -> PathBuf {
+    Path::new(BPFFS).join("espada").join(instance)
+}
+
+/// A pin folder that is ours: locked, emptied, and removed with what is in it when dropped.
+#[derive(Debug)]
+pub struct InstanceDir {
+    path: PathBuf,
+    // Holds the lock.
+    _lock: File,
+    keep: bool,
+}
+
+impl InstanceDir {
+    /// Makes and locks the folder, mounting the BPF file system where that is missing. What a
+    /// crashed owner left there is removed; a living owner, or pins that were left on purpose,
+    /// are an error.
+    pub fn create(path: &Path) -> Result<Self, FrontEndError> {
+        let fail = |reason: String| FrontEndError::Pin {
+            path: path.to_path_buf(),
+            reason,
+        };
+        ensure_bpffs(path).map_err(fail)?;
+        fs::create_dir_all(path).map_err(|error| fail(format!("cannot make it: {error}")))?;
+        let lock = lock(path).map_err(fail)?;
+        if links_in(path).next().is_some() {
+            return Err(fail(
+                "holds attached programs; detach them first (`cargo xtask unload IFACE`)"
+                    .to_owned(),
+            ));
+        }
+        clear(path).map_err(|error| fail(format!("cannot remove old pins: {error}")))?;
+        Ok(Self {
+            path: path.to_path_buf(),
+            _lock: lock,
+            keep: false,
+        })
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Leaves the pins there.
+    pub fn keep(mut self) {
+        self.keep = true;
+    }
+}
+
+impl Drop for InstanceDir {
+    fn drop(&mut self) {
+        if self.keep {
+            return;
+        }
+        if let Err(error) = clear(&self.path).and_then(|()| fs::remove_dir(&self.path)) {
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove the pin folder");
+        }
+    }
+}
+
+/// Removes a pin folder that [`InstanceDir::keep`] left: links first, which detaches their
+/// programs. Returns the names of the links.
+pub fn remove(path: &Path) -> Result<Vec<String>, FrontEndError> {
+    let fail = |reason: String| FrontEndError::Pin {
+        path: path.to_path_buf(),
+        reason,
+    };
+    if !path.is_dir() {
+        return Err(fail("is not there: nothing was loaded".to_owned()));
+    }
+    let _lock = lock(path).map_err(fail)?;
+    let links: Vec<PathBuf> = links_in(path).collect();
+    let mut names = Vec::new();
+    for link in links {
+        fs::remove_file(&link)
+            .map_err(|error| fail(format!("cannot remove {}: {error}", link.display())))?;
+        names.extend(
+            link.file_name()
+                .map(|name| name.to_string_lossy().into_owned()),
+        );
+    }
+    clear(path)
+        .and_then(|()| fs::remove_dir(path))
+        .map_err(|error| fail(format!("cannot remove it: {error}")))?;
+    names.sort();
+    Ok(names)
+}
+
+/// How a link's pin is named.
+pub(super) const LINK_PREFIX: &str = "link_";
+
+fn links_in(path: &Path) -> impl Iterator<Item = PathBuf> {
+    fs::read_dir(path)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| {
+            path.file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with(LINK_PREFIX))
+        })
+}
+
+fn clear(path: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(path)? {
+        fs::remove_file(entry?.path())?;
+    }
+    Ok(())
+}
+
+fn lock(path: &Path) -> Result<File, String> {
+    let folder = File::open(path).map_err(|error| format!("cannot open it: {error}"))?;
+    match folder.try_lock() {
+        Ok(()) => Ok(folder),
+        Err(TryLockError::WouldBlock) => {
+            Err("is in use by another instance; choose another name or stop that one".to_owned())
+        }
+        Err(TryLockError::Error(error)) => Err(format!("cannot lock it: {error}")),
+    }
+}
+
+/// Makes sure that the nearest existing ancestor is a BPF file system, by mounting one at
+/// [`BPFFS`] if that is where the path leads.
+fn ensure_bpffs(path: &Path) -> Result<(), String> {
+    let bpffs = Path::new(BPFFS);
+    let existing = path.ancestors().find(|ancestor| ancestor.exists());
+    let existing = existing.unwrap_or(Path::new("/"));
+    match syscall::is_bpffs(existing) {
+        Ok(true) => return Ok(()),
+        Ok(false) if path.starts_with(bpffs) && bpffs.starts_with(existing) => {}
+        Ok(false) => {
+            return Err(format!(
+                "is not in a BPF file system (try one under {BPFFS})"
+            ));
+        }
+        Err(error) => return Err(format!("cannot look at {}: {error}", existing.display())),
+    }
+    syscall::mount_bpffs(bpffs).map_err(|error| {
+        format!("no BPF file system is mounted at {BPFFS}, and mounting one failed: {error}")
+    })
+}

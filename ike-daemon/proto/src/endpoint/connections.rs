@@ -101,7 +101,8 @@ impl<R: Random> Endpoint<R> {
         if let Some(slot) = self.slots.get_mut(&config.name) {
             slot.start_at = None;
         }
-        if !self.of_connection(&config.name).is_empty() {
+        let under_way = |entry: &Entry| entry.sa.is_active() && entry.sa.connection() == Some(&config.name);
+        if self.sas.values().any(under_way) {
             return Ok(());
         }
         let RemoteAddress::Address(remote) = config.remote_address else {
@@ -115,6 +116,7 @@ impl<R: Random> Endpoint<R> {
         };
         let local = SocketAddr::new(local, self.settings.port);
         let remote = SocketAddr::new(remote, config.remote_port);
+        let initial_contact = !self.sas.values().any(|entry| entry.sa.common.remote.ip() == remote.ip());
         let mut cx = Cx {
             now,
             rng: DynRandom(&mut self.rng),
@@ -123,7 +125,7 @@ impl<R: Random> Endpoint<R> {
             secrets: &self.secrets,
             out: &mut self.out,
         };
-        let sa = init::start(&mut cx, config.clone(), local, remote);
+        let sa = init::start(&mut cx, config.clone(), local, remote, initial_contact);
         self.keep(Entry { sa, deadline: None, half_open: None, init_key: None });
         self.carry_out_effects(now);
         Ok(())
@@ -167,9 +169,10 @@ impl<R: Random> Endpoint<R> {
             slot.hold_until = None;
             slot.failures = 0;
         }
-        let Some(peers) = self.sas.get(&spi).and_then(|entry| entry.sa.identities()) else {
+        let Some(new) = self.sas.get(&spi).map(|entry| &entry.sa) else {
             return;
         };
+        let (peers, began) = (new.identities(), new.common.began);
         for other in self.sas.keys().copied().filter(|other| *other != spi).collect::<Vec<_>>() {
             let Some(sa) = self.sas.get(&other).map(|entry| &entry.sa) else {
                 continue;
@@ -177,7 +180,10 @@ impl<R: Random> Endpoint<R> {
             // Both ends initiated at once: one IKE SA is enough.
             let needless = matches!(sa.phase, Phase::InitSent(_)) && sa.connection() == Some(connection);
             // "deletes … any other IKE SAs … authenticated using the same identities" (section 2.4).
-            let stale = initial_contact && sa.identities().as_ref() == Some(&peers);
+            let stale = initial_contact
+                && sa.identities().is_some()
+                && sa.identities() == peers
+                && sa.common.began <= began;
             if needless || stale {
                 self.with_sa(now, other, |sa, cx| sa.abandon(cx, DownReason::Replaced));
             }

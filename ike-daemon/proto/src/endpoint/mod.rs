@@ -229,7 +229,7 @@ impl<R: Random> Endpoint<R> {
                     .map(|entry| &entry.sa)
                     .filter(|sa| sa.connection() == Some(&config.name))
                     .collect();
-                sas.sort_by_key(|sa| (sa.common.started, sa.local_spi()));
+                sas.sort_by_key(|sa| (sa.common.began, sa.local_spi()));
                 let slot = self.slots.get(&config.name);
                 let start_at = slot.and_then(|slot| slot.start_at);
                 let state = if sas.iter().any(|sa| sa.is_established()) {
@@ -310,7 +310,7 @@ impl<R: Random> Endpoint<R> {
             }
             return;
         }
-        entry.deadline = entry.sa.deadline();
+        entry.deadline = entry.sa.deadline(self.settings.nat_keepalive);
         if let Some(deadline) = entry.deadline {
             self.timers.insert((deadline, spi));
         }

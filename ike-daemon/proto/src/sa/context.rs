@@ -175,8 +175,10 @@ pub(crate) struct Common {
     pub spi_r: u64,
     pub local: SocketAddr,
     pub remote: SocketAddr,
-    /// When the first message was sent or received; once established, when that happened.
-    pub started: Instant,
+    /// When the first message was sent or received.
+    pub began: Instant,
+    /// We have no other IKE SA with this peer, and say so when we authenticate (section 2.4).
+    pub initial_contact: bool,
     pub nat: Nat,
 }
 

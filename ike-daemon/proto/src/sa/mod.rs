@@ -15,10 +15,15 @@ pub(crate) mod respond;
 pub(crate) mod retransmit;
 
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use espada_common::sa::ChildSaId;
 
 pub(crate) use context::{Common, Cx, Effect, Outbox};
 
+use crate::identity::Identity;
+use crate::notice::DownReason;
 use crate::status::{IkeDrop, IkeSaStatus, Role};
 use crate::wire::Header;
 
@@ -36,8 +41,8 @@ pub(crate) enum Phase {
     AuthSent(Box<auth::AuthSent>),
     /// IKE_SA_INIT response sent: half open.
     InitReplied(Box<respond::InitReplied>),
-    /// IKE_AUTH refused; kept to answer a repeated request with the same response.
-    Refused(Box<respond::Refused>),
+    /// Refused or deleted; kept to answer a repeated request with the same response.
+    Lingering(Box<respond::Lingering>),
     /// Both ends are authenticated.
     Established(Box<established::Established>),
     /// Over: the endpoint forgets it.
@@ -63,7 +68,11 @@ impl IkeSa {
 
     /// Whether it still waits for an unauthenticated initiator.
     pub fn is_half_open(&self) -> bool {
-        matches!(self.phase, Phase::InitReplied(_) | Phase::Refused(_))
+        match &self.phase {
+            Phase::InitReplied(_) => true,
+            Phase::Lingering(lingering) => lingering.half_open,
+            _ => false,
+        }
     }
 
     /// Whether both ends are authenticated and nobody deletes it.
@@ -86,7 +95,7 @@ impl IkeSa {
             Phase::InitSent(phase) => phase.handle_datagram(&mut self.common, cx, datagram),
             Phase::AuthSent(phase) => phase.handle_datagram(&mut self.common, cx, datagram),
             Phase::InitReplied(phase) => phase.handle_datagram(&mut self.common, cx, datagram),
-            Phase::Refused(phase) => phase.handle_datagram(cx, datagram),
+            Phase::Lingering(phase) => phase.handle_datagram(cx, datagram),
             Phase::Established(phase) => phase.handle_datagram(&mut self.common, cx, datagram),
             Phase::Gone => Phase::Gone,
         };
@@ -98,21 +107,126 @@ impl IkeSa {
             Phase::InitSent(phase) => phase.handle_timeout(&mut self.common, cx),
             Phase::AuthSent(phase) => phase.handle_timeout(&mut self.common, cx),
             Phase::InitReplied(phase) => phase.handle_timeout(&self.common, cx),
-            Phase::Refused(phase) => phase.handle_timeout(cx),
+            Phase::Lingering(phase) => phase.handle_timeout(cx),
             Phase::Established(phase) => phase.handle_timeout(&mut self.common, cx),
             Phase::Gone => Phase::Gone,
         };
     }
 
-    /// When something is due.
-    pub fn deadline(&self) -> Option<Instant> {
+    /// When something is due; `keepalive` is the interval of NAT keepalives.
+    pub fn deadline(&self, keepalive: Duration) -> Option<Instant> {
         match &self.phase {
             Phase::InitSent(phase) => Some(phase.deadline()),
             Phase::AuthSent(phase) => Some(phase.deadline()),
             Phase::InitReplied(phase) => Some(phase.expires),
-            Phase::Refused(phase) => Some(phase.expires),
-            Phase::Established(phase) => phase.deadline(&self.common),
+            Phase::Lingering(phase) => Some(phase.expires),
+            Phase::Established(phase) => phase.deadline(&self.common, keepalive),
             Phase::Gone => None,
+        }
+    }
+
+    /// Whether `spi` is the peer's, or the peer's is not known yet.
+    pub fn peer_spi_fits(&self, spi: u64) -> bool {
+        let known = match self.common.role {
+            Role::Initiator => self.common.spi_r,
+            Role::Responder => self.common.spi_i,
+        };
+        known == spi || known == 0
+    }
+
+    /// The connection it belongs to, or most likely will.
+    pub fn connection(&self) -> Option<&Arc<str>> {
+        match &self.phase {
+            Phase::InitSent(phase) => Some(&phase.config().name),
+            Phase::AuthSent(phase) => Some(&phase.config().name),
+            Phase::InitReplied(phase) => phase.config().map(|config| &config.name),
+            Phase::Established(phase) => Some(&phase.config.name),
+            Phase::Lingering(_) | Phase::Gone => None,
+        }
+    }
+
+    /// Whether it is, or may become, something to send packets through; half-open ones that the
+    /// peer began do not count, since nobody is behind them yet.
+    pub fn is_active(&self) -> bool {
+        match &self.phase {
+            Phase::InitSent(_) | Phase::AuthSent(_) => true,
+            Phase::Established(phase) => !phase.is_deleting(),
+            _ => false,
+        }
+    }
+
+    /// Our and the peer's identity, once proven.
+    pub fn identities(&self) -> Option<(Identity, Identity)> {
+        match &self.phase {
+            Phase::Established(phase) => Some((phase.local_id.clone(), phase.proof.identity().clone())),
+            _ => None,
+        }
+    }
+
+    /// The peer's first request came again.
+    pub fn repeated_init(&mut self, cx: &mut Cx<'_>, datagram: &Datagram<'_>) {
+        match &self.phase {
+            Phase::InitReplied(phase) => phase.repeated_init(&self.common, cx, datagram),
+            _ => cx.out.drop(IkeDrop::Retransmission),
+        }
+    }
+
+    /// Deletes it; a negotiation is just forgotten.
+    pub fn terminate(&mut self, cx: &mut Cx<'_>) {
+        self.phase = match std::mem::replace(&mut self.phase, Phase::Gone) {
+            Phase::Established(phase) => phase.terminate(&self.common, cx, DownReason::Terminated),
+            Phase::Lingering(phase) => Phase::Lingering(phase),
+            _ => Phase::Gone,
+        };
+    }
+
+    /// Forgets it at once.
+    pub fn abandon(&mut self, cx: &mut Cx<'_>, reason: DownReason) {
+        if let Phase::Established(phase) = std::mem::replace(&mut self.phase, Phase::Gone) {
+            self.phase = phase.abandon(&self.common, cx, reason);
+        }
+    }
+
+    /// A child SA is past its hard lifetime.
+    pub fn expire_child(&mut self, cx: &mut Cx<'_>, id: ChildSaId) {
+        self.with_established(cx, |phase, _, cx| phase.expire_child(cx, id));
+    }
+
+    /// A child SA is to be rekeyed.
+    pub fn rekey_child(&mut self, cx: &mut Cx<'_>, id: ChildSaId) {
+        self.with_established(cx, |phase, _, _| phase.rekey_child(id));
+    }
+
+    /// Traffic needs a child SA.
+    pub fn acquire(&mut self, cx: &mut Cx<'_>) {
+        self.with_established(cx, |phase, _, _| phase.acquire());
+    }
+
+    /// An authentic ESP packet came from another address. Only a peer behind a NAT may move so:
+    /// "a host not behind a NAT SHOULD NOT" be followed (section 2.23).
+    pub fn peer_moved(&mut self, cx: &mut Cx<'_>, remote: SocketAddr) {
+        self.with_established(cx, |phase, common, cx| {
+            if common.nat.remote {
+                phase.move_peer(common, cx, remote);
+            }
+        });
+    }
+
+    /// The peer was heard by other means.
+    pub fn heard(&mut self, at: Instant) {
+        if let Phase::Established(phase) = &mut self.phase {
+            phase.heard(at);
+        }
+    }
+
+    fn with_established(
+        &mut self,
+        cx: &mut Cx<'_>,
+        act: impl FnOnce(&mut established::Established, &mut Common, &mut Cx<'_>),
+    ) {
+        if let Phase::Established(phase) = &mut self.phase {
+            act(phase, &mut self.common, cx);
+            phase.pump(&self.common, cx);
         }
     }
 
@@ -131,7 +245,7 @@ impl IkeSa {
             remote_id: None,
             nat_local: common.nat.local,
             nat_remote: common.nat.remote,
-            age: now.saturating_duration_since(common.started),
+            age: now.saturating_duration_since(common.began),
             rekey_in: None,
             children: Vec::new(),
         };
@@ -146,7 +260,7 @@ impl IkeSa {
                 status.state = "init-replied";
                 status.suite = phase.suite.to_string();
             }
-            Phase::Refused(_) => status.state = "refused",
+            Phase::Lingering(_) => status.state = "closed",
             Phase::Established(phase) => phase.fill_status(now, &mut status),
             Phase::Gone => {}
         }

@@ -11,22 +11,28 @@ pub const MAX_DELETE_SPIS: usize = 256;
 pub struct Typed<'a> {
     /// ID type or authentication method.
     pub kind: u8,
+    /// Sent as zero and ignored on receipt, but covered by the sender's AUTH payload.
+    pub reserved: [u8; 3],
     /// What follows the reserved octets.
     pub data: &'a [u8],
 }
 
 impl<'a> Typed<'a> {
-    /// Reads a payload body. Reserved octets are ignored, as the RFC asks.
+    /// A body to be sent.
+    pub fn new(kind: u8, data: &'a [u8]) -> Self {
+        Self { kind, reserved: [0; 3], data }
+    }
+
+    /// Reads a payload body.
     pub fn decode(body: &'a [u8], what: &'static str) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(body, what);
-        let kind = reader.u8()?;
-        reader.bytes(3)?;
-        Ok(Self { kind, data: reader.rest() })
+        Ok(Self { kind: reader.u8()?, reserved: reader.array()?, data: reader.rest() })
     }
 
     /// Appends the payload body.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        out.extend([self.kind, 0, 0, 0]);
+        out.push(self.kind);
+        out.extend(self.reserved);
         out.extend(self.data);
     }
 }

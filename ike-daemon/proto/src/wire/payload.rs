@@ -8,7 +8,7 @@ use super::header::{HEADER_LEN, Header};
 use super::id::{Delete, KeyExchangeData, Typed};
 use super::notify::Notify;
 use super::reader::{DecodeError, Reader};
-use super::sa::WireProposal;
+use super::sa::ProposalBody;
 use super::{sa, ts};
 
 /// Most payloads accepted in one message.
@@ -66,7 +66,7 @@ impl PayloadType {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Payload<'a> {
     /// Security association.
-    Sa(Vec<WireProposal<'a>>),
+    Sa(Vec<ProposalBody<'a>>),
     /// Key exchange.
     Ke(KeyExchangeData<'a>),
     /// The initiator's identity.

@@ -1,6 +1,7 @@
 //! Security association payloads: proposals and their transforms (RFC 7296 section 3.3).
 
 use super::reader::{DecodeError, Reader};
+use crate::proposal::{Protocol, Transform, TransformType, WireProposal};
 
 /// Most proposals accepted in one payload.
 pub const MAX_PROPOSALS: usize = 64;
@@ -11,7 +12,7 @@ const ATTRIBUTE_KEY_LENGTH: u16 = 14;
 
 /// A transform as it stands on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct WireTransform<'a> {
+pub struct TransformBody<'a> {
     /// Transform type: 1 encryption, 2 PRF, 3 integrity, 4 key exchange, 5 ESN.
     pub kind: u8,
     /// Transform ID.
@@ -20,7 +21,7 @@ pub struct WireTransform<'a> {
     pub attributes: &'a [u8],
 }
 
-impl WireTransform<'_> {
+impl TransformBody<'_> {
     /// The key length attribute in bits; `Err` if there are attributes besides it, which make the
     /// transform one we do not understand (section 3.3.6).
     pub fn key_length(&self) -> Result<Option<u16>, DecodeError> {
@@ -40,7 +41,7 @@ impl WireTransform<'_> {
 
 /// A proposal as it stands on the wire.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct WireProposal<'a> {
+pub struct ProposalBody<'a> {
     /// Its number, from 1.
     pub number: u8,
     /// 1 IKE, 2 AH, 3 ESP.
@@ -48,11 +49,11 @@ pub struct WireProposal<'a> {
     /// The sender's SPI: empty, 4 or 8 octets.
     pub spi: &'a [u8],
     /// Its transforms.
-    pub transforms: Vec<WireTransform<'a>>,
+    pub transforms: Vec<TransformBody<'a>>,
 }
 
 /// Reads a payload body.
-pub fn decode(body: &[u8]) -> Result<Vec<WireProposal<'_>>, DecodeError> {
+pub fn decode(body: &[u8]) -> Result<Vec<ProposalBody<'_>>, DecodeError> {
     const WHAT: &str = "SA payload";
     let mut reader = Reader::new(body, WHAT);
     let mut proposals = Vec::new();
@@ -82,7 +83,7 @@ fn substructure<'a>(reader: &mut Reader<'a>, more: u8, what: &'static str) -> Re
     Ok((last, reader.bytes(length.checked_sub(4).ok_or(DecodeError::Short { what })?)?))
 }
 
-fn proposal(body: &[u8]) -> Result<WireProposal<'_>, DecodeError> {
+fn proposal(body: &[u8]) -> Result<ProposalBody<'_>, DecodeError> {
     const WHAT: &str = "proposal";
     let mut reader = Reader::new(body, WHAT);
     let number = reader.u8()?;
@@ -102,37 +103,51 @@ fn proposal(body: &[u8]) -> Result<WireProposal<'_>, DecodeError> {
         let mut fields = Reader::new(body, "transform");
         let kind = fields.u8()?;
         fields.u8()?;
-        transforms.push(WireTransform { kind, id: fields.u16()?, attributes: fields.rest() });
+        transforms.push(TransformBody { kind, id: fields.u16()?, attributes: fields.rest() });
     }
     reader.finish()?;
-    Ok(WireProposal { number, protocol, spi, transforms })
+    Ok(ProposalBody { number, protocol, spi, transforms })
 }
 
-/// A transform to be written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TransformOut {
-    /// Transform type.
-    pub kind: u8,
-    /// Transform ID.
-    pub id: u16,
-    /// Key length in bits, for ciphers that have several.
-    pub key_length: Option<u16>,
+impl ProposalBody<'_> {
+    /// The proposal free of its encoding. Transforms whose attributes are not understood are left
+    /// out: "the responder MUST consider this transform unacceptable" (section 3.3.6).
+    pub fn to_proposal(&self) -> WireProposal {
+        let transform = |body: &TransformBody<'_>| {
+            let key_len = body.key_length().ok()?;
+            Some(Transform { kind: TransformType::from_id(body.kind), id: body.id, key_len })
+        };
+        WireProposal {
+            number: self.number,
+            protocol: Protocol::from_id(self.protocol),
+            spi: self.spi.to_vec(),
+            transforms: self.transforms.iter().filter_map(transform).collect(),
+        }
+    }
 }
 
-/// Appends one proposal; `last` for the last of the payload.
-pub fn encode(number: u8, protocol: u8, spi: &[u8], transforms: &[TransformOut], last: bool, out: &mut Vec<u8>) {
-    let spi = spi.get(..8).unwrap_or(spi);
-    let count = transforms.len().min(MAX_TRANSFORMS);
+/// Appends the payload body. At most 64 proposals of 64 transforms each are written.
+pub fn encode(proposals: &[WireProposal], out: &mut Vec<u8>) {
+    let count = proposals.len().min(MAX_PROPOSALS);
+    for (index, proposal) in proposals.iter().take(count).enumerate() {
+        encode_proposal(proposal, index + 1 == count, out);
+    }
+}
+
+fn encode_proposal(proposal: &WireProposal, last: bool, out: &mut Vec<u8>) {
+    let spi = proposal.spi.get(..8).unwrap_or(&proposal.spi);
+    let count = proposal.transforms.len().min(MAX_TRANSFORMS);
     let start = out.len();
-    out.extend([if last { 0 } else { 2 }, 0, 0, 0, number, protocol, spi.len() as u8, count as u8]);
+    out.extend([if last { 0 } else { 2 }, 0, 0, 0]);
+    out.extend([proposal.number, proposal.protocol.id(), spi.len() as u8, count as u8]);
     out.extend(spi);
-    for (index, transform) in transforms.iter().take(count).enumerate() {
-        let length: u16 = if transform.key_length.is_some() { 12 } else { 8 };
+    for (index, transform) in proposal.transforms.iter().take(count).enumerate() {
+        let length: u16 = if transform.key_len.is_some() { 12 } else { 8 };
         out.extend([if index + 1 == count { 0 } else { 3 }, 0]);
         out.extend(length.to_be_bytes());
-        out.extend([transform.kind, 0]);
+        out.extend([transform.kind.id(), 0]);
         out.extend(transform.id.to_be_bytes());
-        if let Some(bits) = transform.key_length {
+        if let Some(bits) = transform.key_len {
             out.extend((0x8000 | ATTRIBUTE_KEY_LENGTH).to_be_bytes());
             out.extend(bits.to_be_bytes());
         }

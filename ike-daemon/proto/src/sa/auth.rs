@@ -1,0 +1,330 @@
+//! IKE_AUTH as initiator, and the proof of who the peer is (RFC 7296 sections 1.2 and 2.15).
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::child::{self, ChildOffer};
+use super::context::{Common, Cx, Effect, local_identity};
+use super::established::Established;
+use super::init::fail;
+use super::protect::{self, Protector};
+use super::retransmit::{Due, Retransmit};
+use super::{Datagram, Phase, explain, psk, respond};
+use crate::config::{ConnectionConfig, PskSecret, RemoteAddress, RemoteIdentity};
+use crate::crypto::auth::{SignedOctets, psk_auth, psk_verify};
+use crate::crypto::keys::IkeKeys;
+use crate::identity::Identity;
+use crate::notice::{DownReason, Notice};
+use crate::proposal::{self, Groups, IkeSuite};
+use crate::status::{IkeDrop, Role};
+use crate::wire::id::Typed;
+use crate::wire::{ExchangeType, Notify, NotifyType, Payload, PayloadType, Payloads, Writer, sa, ts};
+
+/// Authentication method "Shared Key Message Integrity Code".
+pub(crate) const AUTH_METHOD_PSK: u8 = 2;
+
+/// The octets that both AUTH payloads cover.
+pub(crate) struct Transcript {
+    pub init_request: Vec<u8>,
+    pub init_response: Vec<u8>,
+    pub nonce_i: Vec<u8>,
+    pub nonce_r: Vec<u8>,
+}
+
+impl Transcript {
+    /// What the AUTH payload of `signer` covers.
+    pub fn signed<'a>(&'a self, signer: Role, keys: &'a IkeKeys, id_body: &'a [u8]) -> SignedOctets<'a> {
+        match signer {
+            Role::Initiator => SignedOctets {
+                message: &self.init_request,
+                peer_nonce: &self.nonce_r,
+                id_body,
+                sk_p: keys.pi.expose(),
+            },
+            Role::Responder => SignedOctets {
+                message: &self.init_response,
+                peer_nonce: &self.nonce_i,
+                id_body,
+                sk_p: keys.pr.expose(),
+            },
+        }
+    }
+}
+
+/// The body of an ID payload.
+pub(crate) fn id_body(identity: &Identity) -> Vec<u8> {
+    let mut body = Vec::new();
+    Typed::new(identity.kind(), &identity.data()).encode(&mut body);
+    body
+}
+
+/// Proof that the peer knows the key of the identity it claims. Only [`verify_peer`] makes one.
+#[derive(Clone, Debug)]
+pub(crate) struct PeerProof {
+    identity: Identity,
+}
+
+impl PeerProof {
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+}
+
+/// Checks the peer's AUTH payload with the key its identity calls for.
+pub(crate) fn verify_peer(
+    secret: &PskSecret,
+    signer: Role,
+    keys: &IkeKeys,
+    transcript: &Transcript,
+    claimed: Typed<'_>,
+    auth: &[u8],
+) -> Option<PeerProof> {
+    let mut body = Vec::new();
+    claimed.encode(&mut body);
+    let signed = transcript.signed(signer, keys, &body);
+    psk_verify(keys.prf, secret.secret.expose(), signed, auth)
+        .then(|| PeerProof { identity: Identity::from_wire(claimed.kind, claimed.data) })
+}
+
+/// Whether a connection's peer may have this identity; `address` is where it is.
+pub(crate) fn accepts_identity(config: &ConnectionConfig, address: std::net::IpAddr, identity: &Identity) -> bool {
+    match &config.remote_id {
+        RemoteIdentity::Is(expected) => expected.matches(identity),
+        RemoteIdentity::Address => {
+            let expected = match config.remote_address {
+                RemoteAddress::Address(configured) => configured,
+                RemoteAddress::Any => address,
+            };
+            *identity == Identity::Address(expected)
+        }
+        RemoteIdentity::Any => true,
+    }
+}
+
+/// Waiting for the IKE_AUTH response.
+pub(crate) struct AuthSent {
+    config: Arc<ConnectionConfig>,
+    pub suite: IkeSuite,
+    pub local_id: Identity,
+    keys: IkeKeys,
+    protector: Protector,
+    transcript: Transcript,
+    /// Where the key we authenticate with is configured.
+    psk_origin: String,
+    child_spi: u32,
+    request: Vec<u8>,
+    retransmit: Retransmit,
+}
+
+impl AuthSent {
+    /// Sends the IKE_AUTH request.
+    pub fn start(
+        common: &Common,
+        cx: &mut Cx<'_>,
+        config: Arc<ConnectionConfig>,
+        suite: IkeSuite,
+        keys: IkeKeys,
+        transcript: Transcript,
+    ) -> Phase {
+        let local_id = local_identity(&config, common.local);
+        let expected = match &config.remote_id {
+            RemoteIdentity::Is(identity) => identity.clone(),
+            RemoteIdentity::Address | RemoteIdentity::Any => Identity::Address(common.remote.ip()),
+        };
+        let Some(secret) = psk::find(cx.secrets, &local_id, &expected) else {
+            return fail(cx, explain::no_secret(&config, common, &local_id, &expected));
+        };
+        let mut protector = match Protector::new(&suite, &keys, Role::Initiator) {
+            Ok(protector) => protector,
+            Err(error) => return fail(cx, explain::protocol(&config, common, &error.to_string())),
+        };
+        let mut writer = Writer::new();
+        let body = id_body(&local_id);
+        writer.add(PayloadType::IDI, |out| out.extend(&body));
+        if common.initial_contact {
+            writer.notify(Notify::new(NotifyType::INITIAL_CONTACT, &[]));
+        }
+        if let RemoteIdentity::Is(identity) = &config.remote_id {
+            writer.add(PayloadType::IDR, |out| out.extend(id_body(identity)));
+        }
+        let signed = transcript.signed(Role::Initiator, &keys, &body);
+        let auth = psk_auth(keys.prf, secret.secret.expose(), signed);
+        writer.add(PayloadType::AUTH, |out| Typed::new(AUTH_METHOD_PSK, auth.expose()).encode(out));
+        let child_spi = cx.child_spi();
+        let offer = proposal::offer(&config.esp, &child_spi.to_be_bytes(), Groups::Ignored);
+        writer.add(PayloadType::SA, |out| sa::encode(&offer, out));
+        writer.add(PayloadType::TSI, |out| ts::encode(&config.local_ts, out));
+        writer.add(PayloadType::TSR, |out| ts::encode(&config.remote_ts, out));
+        let header = protect::header(common, ExchangeType::IKE_AUTH, false, 1);
+        let request = match protector.seal(cx, header, &writer) {
+            Ok(request) => request,
+            Err(error) => return fail(cx, explain::protocol(&config, common, &error.to_string())),
+        };
+        cx.out.transmit(common.local, common.remote, request.clone());
+        Phase::AuthSent(Box::new(Self {
+            psk_origin: secret.origin.clone(),
+            config,
+            suite,
+            local_id,
+            keys,
+            protector,
+            transcript,
+            child_spi,
+            request,
+            retransmit: Retransmit::start(cx.now, &cx.settings.retransmission),
+        }))
+    }
+
+    pub fn config(&self) -> &Arc<ConnectionConfig> {
+        &self.config
+    }
+
+    pub fn deadline(&self) -> Instant {
+        self.retransmit.due
+    }
+
+    pub fn handle_timeout(mut self: Box<Self>, common: &mut Common, cx: &mut Cx<'_>) -> Phase {
+        match self.retransmit.poll(cx.now, &cx.settings.retransmission) {
+            Due::Wait => {}
+            Due::Send => {
+                cx.out.notice(Notice::Retransmitting {
+                    connection: self.config.name.clone(),
+                    exchange: ExchangeType::IKE_AUTH.to_string(),
+                    sent: self.retransmit.sent,
+                    of: cx.settings.retransmission.tries,
+                    remote: common.remote,
+                });
+                cx.out.transmit(common.local, common.remote, self.request.clone());
+            }
+            Due::GiveUp => {
+                let refusal = explain::no_auth_answer(&self.config, common, self.retransmit.sent, cx.now);
+                return fail(cx, refusal);
+            }
+        }
+        Phase::AuthSent(self)
+    }
+
+    pub fn handle_datagram(self: Box<Self>, common: &mut Common, cx: &mut Cx<'_>, datagram: &Datagram<'_>) -> Phase {
+        let header = &datagram.header;
+        if header.exchange == ExchangeType::IKE_SA_INIT && header.flags.is_response() {
+            cx.out.drop(IkeDrop::Retransmission);
+            return Phase::AuthSent(self);
+        }
+        if header.exchange != ExchangeType::IKE_AUTH || !header.flags.is_response() || header.message_id != 1 {
+            if let Some(kind) = protect::unprotected_error(datagram) {
+                cx.out.drop(IkeDrop::Unauthenticated);
+                cx.out.notice(Notice::UnauthenticatedError {
+                    connection: self.config.name.clone(),
+                    remote: datagram.remote,
+                    notify: kind.to_string(),
+                });
+            } else {
+                cx.out.drop(IkeDrop::Unexpected);
+            }
+            return Phase::AuthSent(self);
+        }
+        let opened = match self.protector.open(datagram) {
+            Ok(opened) => opened,
+            Err(reason) => {
+                cx.out.drop(reason);
+                return Phase::AuthSent(self);
+            }
+        };
+        let payloads = match Payloads::collect_all(opened.first, &opened.plaintext) {
+            Ok(payloads) => payloads,
+            Err(error) => return fail(cx, explain::protocol(&self.config, common, &error.to_string())),
+        };
+        self.finish(common, cx, datagram, &payloads)
+    }
+
+    fn finish(self: Box<Self>, common: &mut Common, cx: &mut Cx<'_>, datagram: &Datagram<'_>, payloads: &[Payload<'_>]) -> Phase {
+        let mut idr = None;
+        let mut auth = None;
+        let mut offer = ChildOffer::default();
+        for payload in payloads {
+            match payload {
+                Payload::IdR(id) => idr = Some(*id),
+                Payload::Auth(value) => auth = Some(*value),
+                other => offer.take(other),
+            }
+        }
+        let refused = respond::notifies(payloads).find(|notify| notify.kind.is_error()).copied();
+        let (Some(idr), Some(auth)) = (idr, auth) else {
+            let refusal = match refused {
+                Some(notify) => explain::auth_refused(&self.config, common, notify.kind, &self.local_id, &self.psk_origin),
+                None => explain::protocol(&self.config, common, "the IKE_AUTH response has no IDr and AUTH payloads"),
+            };
+            return fail(cx, refusal);
+        };
+        let identity = Identity::from_wire(idr.kind, idr.data);
+        let failure = if auth.kind != AUTH_METHOD_PSK {
+            Err(explain::other_method(&self.config, common, &identity, auth.kind))
+        } else if !accepts_identity(&self.config, common.remote.ip(), &identity) {
+            Err(explain::wrong_identity(&self.config, common, &identity))
+        } else {
+            match psk::find(cx.secrets, &self.local_id, &identity) {
+                None => Err(explain::no_secret(&self.config, common, &self.local_id, &identity)),
+                Some(secret) => {
+                    let proof = verify_peer(secret, Role::Responder, &self.keys, &self.transcript, idr, auth.data);
+                    proof.ok_or_else(|| explain::wrong_psk(&self.config, common, &identity, &secret.origin))
+                }
+            }
+        };
+        let Self { config, suite, local_id, keys, mut protector, transcript, child_spi, .. } = *self;
+        let proof = match failure {
+            Ok(proof) => proof,
+            Err(refusal) => {
+                // The responder believes the SA is up: "the initiator … MAY send a Delete" so that
+                // it need not wait for its own liveness check. One try, as nothing is kept here.
+                let mut writer = Writer::new();
+                writer.notify(Notify::new(NotifyType::AUTHENTICATION_FAILED, &[]));
+                super::informational::write_delete_ike(&mut writer);
+                let header = protect::header(common, ExchangeType::INFORMATIONAL, false, 2);
+                if let Ok(bytes) = protector.seal(cx, header, &writer) {
+                    cx.out.transmit(common.local, common.remote, bytes);
+                }
+                return fail(cx, refusal);
+            }
+        };
+        // The response is authentic: a port mapped anew on its way counts from here on.
+        if common.nat.remote {
+            common.remote = datagram.remote;
+        }
+        let began = common.began;
+        let mut established = Established::new(cx, config.clone(), suite, keys, protector, proof, local_id, 2, 0);
+        established.announce(common, cx, false);
+        let result = match refused {
+            Some(notify) => Err(explain::child_refused(&config, common, notify.kind, Groups::Ignored)),
+            None => child::accept_answer(&config, common, &offer, Groups::Ignored),
+        };
+        match result {
+            Ok(agreed) => {
+                let nonces = (&transcript.nonce_i[..], &transcript.nonce_r[..]);
+                match child::derive(&established.keys, agreed, child_spi, nonces, None, Role::Initiator) {
+                    Ok(new) => established.install_child(common, cx, new, None, began),
+                    Err(error) => {
+                        let refusal = explain::protocol(&config, common, &error.to_string());
+                        return established.give_up(common, cx, refusal);
+                    }
+                }
+                Phase::Established(Box::new(established))
+            }
+            // An IKE SA without a child serves nothing here: delete it, try again later.
+            Err(refusal) => established.give_up(common, cx, refusal),
+        }
+    }
+}
+
+/// Tells the endpoint that an IKE SA is gone.
+pub(crate) fn down(common: &Common, cx: &mut Cx<'_>, connection: &Arc<str>, reason: DownReason) {
+    cx.out.notice(Notice::Down { connection: connection.clone(), remote: common.remote, reason });
+    cx.out.effects.push(Effect::Down { connection: connection.clone(), reason });
+}
+
+/// Selectors of the two sides from our point of view, when `initiator` sent TSi.
+pub(crate) fn by_side<T>(initiator: Role, ts_i: T, ts_r: T) -> (T, T) {
+    match initiator {
+        Role::Initiator => (ts_i, ts_r),
+        Role::Responder => (ts_r, ts_i),
+    }
+}

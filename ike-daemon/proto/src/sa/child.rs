@@ -1,0 +1,282 @@
+//! Child SAs: what the two ends agree on, their keys, and the pair the data plane gets.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use espada_common::sa::{ChildSa, ChildSaId, Encapsulation, EspSuite, HalfSa, Mode, Path, TrafficSelector};
+
+use super::auth::by_side;
+use super::context::{Common, Cx};
+use super::explain;
+use crate::config::ConnectionConfig;
+use crate::crypto::keys::{ChildKeys, DirectionKeys, IkeKeys};
+use crate::crypto::prf::PrfError;
+use crate::proposal::{self, DhGroup, EspChoice, Groups, Protocol, Transform, WireProposal};
+use crate::refusal::{Refusal, RefusalKind};
+use crate::selector::{self, Sides};
+use crate::status::{ChildSaStatus, Role};
+use crate::wire::{NotifyType, Payload, PayloadType, Writer, sa, ts};
+
+/// Payloads of a message that are about a child SA.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ChildOffer {
+    pub proposals: Vec<WireProposal>,
+    pub ts_i: Vec<TrafficSelector>,
+    pub ts_r: Vec<TrafficSelector>,
+}
+
+impl ChildOffer {
+    /// Keeps a payload if it is one of them.
+    pub fn take(&mut self, payload: &Payload<'_>) {
+        match payload {
+            Payload::Sa(proposals) => self.proposals = proposals.iter().map(|body| body.to_proposal()).collect(),
+            Payload::TsI(selectors) => self.ts_i.clone_from(selectors),
+            Payload::TsR(selectors) => self.ts_r.clone_from(selectors),
+            _ => {}
+        }
+    }
+}
+
+/// What both ends want.
+#[derive(Clone, Debug)]
+pub(crate) struct Agreed {
+    pub choice: EspChoice,
+    pub peer_spi: u32,
+    number: u8,
+    transforms: Vec<Transform>,
+    ts_i: Vec<TrafficSelector>,
+    ts_r: Vec<TrafficSelector>,
+}
+
+impl Agreed {
+    /// The responder's SA, TSi and TSr payloads.
+    pub fn write(&self, writer: &mut Writer, spi: u32) {
+        let answer = WireProposal {
+            number: self.number,
+            protocol: Protocol::Esp,
+            spi: spi.to_be_bytes().to_vec(),
+            transforms: self.transforms.clone(),
+        };
+        writer.add(PayloadType::SA, |out| sa::encode(std::slice::from_ref(&answer), out));
+        writer.add(PayloadType::TSI, |out| ts::encode(&self.ts_i, out));
+        writer.add(PayloadType::TSR, |out| ts::encode(&self.ts_r, out));
+    }
+}
+
+/// Why a child SA cannot be: what the peer is told and what people are.
+pub(crate) struct ChildRefused {
+    pub notify: NotifyType,
+    pub refusal: Refusal,
+}
+
+/// The SPI of a proposal for ESP: not one of the reserved ones.
+fn esp_spi(proposal: &WireProposal) -> Option<u32> {
+    let spi = u32::from_be_bytes(proposal.spi.as_slice().try_into().ok()?);
+    (spi > 255).then_some(spi)
+}
+
+/// Responder: chooses from what the peer offers. `group`: that of its KE payload.
+pub(crate) fn select(
+    config: &ConnectionConfig,
+    common: &Common,
+    offer: &ChildOffer,
+    groups: Groups,
+    group: Option<DhGroup>,
+) -> Result<Agreed, ChildRefused> {
+    let selection = proposal::select_esp(&config.esp, &offer.proposals, groups, group).map_err(|mismatch| {
+        ChildRefused {
+            notify: NotifyType::NO_PROPOSAL_CHOSEN,
+            refusal: explain::proposal_mismatch(config, common.remote, RefusalKind::ChildProposal, &mismatch),
+        }
+    })?;
+    let spi = offer.proposals.get(selection.index).and_then(esp_spi);
+    let peer_spi = spi.ok_or_else(|| ChildRefused {
+        notify: NotifyType::INVALID_SYNTAX,
+        refusal: explain::protocol(config, common, "the ESP proposal has no SPI of four octets above 255"),
+    })?;
+    let ours = Sides { local: config.local_ts.clone(), remote: config.remote_ts.clone() };
+    let theirs = Sides { local: offer.ts_r.clone(), remote: offer.ts_i.clone() };
+    match selector::negotiate(&ours, &theirs) {
+        Ok(narrowed) => Ok(Agreed {
+            choice: selection.suite,
+            peer_spi,
+            number: selection.number,
+            transforms: selection.transforms,
+            ts_i: narrowed.remote,
+            ts_r: narrowed.local,
+        }),
+        Err(mismatch) => Err(ChildRefused {
+            notify: NotifyType::TS_UNACCEPTABLE,
+            refusal: explain::selector_mismatch(config, common, &mismatch),
+        }),
+    }
+}
+
+/// Initiator: checks what the peer chose of our offer.
+pub(crate) fn accept_answer(
+    config: &ConnectionConfig,
+    common: &Common,
+    answer: &ChildOffer,
+    groups: Groups,
+) -> Result<Agreed, Refusal> {
+    let [chosen] = &answer.proposals[..] else {
+        return Err(explain::protocol(config, common, "the response does not hold exactly one ESP proposal"));
+    };
+    let choice = proposal::verify_esp(&config.esp, chosen, groups)
+        .map_err(|error| explain::bad_choice(config, common, "esp", &error))?;
+    let Some(peer_spi) = esp_spi(chosen) else {
+        return Err(explain::protocol(config, common, "the peer's ESP SPI is not four octets above 255"));
+    };
+    let within = !answer.ts_i.is_empty()
+        && !answer.ts_r.is_empty()
+        && selector::is_subset(&answer.ts_i, &config.local_ts)
+        && selector::is_subset(&answer.ts_r, &config.remote_ts);
+    if !within {
+        return Err(explain::widened(config, common, answer));
+    }
+    Ok(Agreed {
+        choice,
+        peer_spi,
+        number: chosen.number,
+        transforms: chosen.transforms.clone(),
+        ts_i: answer.ts_i.clone(),
+        ts_r: answer.ts_r.clone(),
+    })
+}
+
+/// Everything about a child SA except its name and path.
+pub(crate) struct NewChild {
+    pub suite: EspSuite,
+    spi_in: u32,
+    spi_out: u32,
+    inbound: DirectionKeys,
+    outbound: DirectionKeys,
+    local_ts: Vec<TrafficSelector>,
+    remote_ts: Vec<TrafficSelector>,
+}
+
+/// Derives the keys of what was agreed. `role` is ours in the exchange that made it.
+pub(crate) fn derive(
+    keys: &IkeKeys,
+    agreed: Agreed,
+    spi_in: u32,
+    (nonce_i, nonce_r): (&[u8], &[u8]),
+    shared_secret: Option<&espada_common::sa::SecretBytes>,
+    role: Role,
+) -> Result<NewChild, PrfError> {
+    let suite = agreed.choice.suite;
+    let keys = ChildKeys::derive(keys, &suite, nonce_i, nonce_r, shared_secret)?;
+    let (outbound, inbound) = by_side(role, keys.initiator_to_responder, keys.responder_to_initiator);
+    let (local_ts, remote_ts) = by_side(role, agreed.ts_i, agreed.ts_r);
+    Ok(NewChild { suite, spi_in, spi_out: agreed.peer_spi, inbound, outbound, local_ts, remote_ts })
+}
+
+/// An installed child SA.
+#[derive(Clone, Debug)]
+pub(crate) struct Child {
+    pub id: ChildSaId,
+    pub spi_in: u32,
+    pub spi_out: u32,
+    suite: EspSuite,
+    encapsulation: Encapsulation,
+    pub local_ts: Vec<TrafficSelector>,
+    pub remote_ts: Vec<TrafficSelector>,
+    since: Instant,
+    /// When it is rekeyed, unless that is under way.
+    pub rekey_at: Option<Instant>,
+    pub expires: Instant,
+    /// Another took over.
+    pub replaced: bool,
+}
+
+/// Where a child SA of this IKE SA travels.
+pub(crate) fn path(common: &Common) -> Path {
+    let encapsulation = if common.nat.udp() { Encapsulation::Udp } else { Encapsulation::Esp };
+    Path { local: common.local, remote: common.remote, encapsulation }
+}
+
+impl Child {
+    /// Installs a new pair in the data plane.
+    pub fn install(
+        common: &Common,
+        cx: &mut Cx<'_>,
+        config: &Arc<ConnectionConfig>,
+        new: NewChild,
+        old: Option<ChildSaId>,
+        rekey_at: Instant,
+    ) -> Self {
+        let id = cx.out.next_child_id();
+        let path = path(common);
+        let child = Self {
+            id,
+            spi_in: new.spi_in,
+            spi_out: new.spi_out,
+            suite: new.suite,
+            encapsulation: path.encapsulation,
+            local_ts: new.local_ts.clone(),
+            remote_ts: new.remote_ts.clone(),
+            since: cx.now,
+            rekey_at: Some(rekey_at),
+            expires: cx.now + config.child_lifetime.hard,
+            replaced: false,
+        };
+        let half = |spi, keys: DirectionKeys| HalfSa {
+            spi,
+            encryption_key: keys.encryption_key,
+            integrity_key: keys.integrity_key,
+        };
+        let sa = ChildSa {
+            id,
+            connection: config.name.clone(),
+            suite: new.suite,
+            inbound: half(new.spi_in, new.inbound),
+            outbound: half(new.spi_out, new.outbound),
+            path,
+            mode: Mode::Tunnel,
+            local_ts: new.local_ts,
+            remote_ts: new.remote_ts,
+            replay_window: config.replay_window,
+        };
+        cx.out.install(common.local_spi(), sa, old);
+        child
+    }
+
+    /// A notice that it is up.
+    pub fn up(&self, config: &ConnectionConfig, elapsed: std::time::Duration) -> crate::notice::Notice {
+        crate::notice::Notice::ChildUp {
+            connection: config.name.clone(),
+            id: self.id,
+            suite: self.suite.to_string(),
+            spi_in: self.spi_in,
+            spi_out: self.spi_out,
+            encapsulation: self.encapsulation,
+            local_ts: self.local_ts.clone(),
+            remote_ts: self.remote_ts.clone(),
+            elapsed,
+        }
+    }
+
+    /// A snapshot.
+    pub fn status(&self, now: Instant) -> ChildSaStatus {
+        ChildSaStatus {
+            id: self.id,
+            spi_in: self.spi_in,
+            spi_out: self.spi_out,
+            suite: self.suite.to_string(),
+            encapsulation: self.encapsulation,
+            local_ts: self.local_ts.clone(),
+            remote_ts: self.remote_ts.clone(),
+            age: now.saturating_duration_since(self.since),
+            rekey_in: self.rekey_at.map(|at| at.saturating_duration_since(now)),
+        }
+    }
+}
+
+/// Moves children to a new address of the peer.
+pub(crate) fn move_all(common: &mut Common, cx: &mut Cx<'_>, children: &[Child], remote: SocketAddr) {
+    common.remote = remote;
+    for child in children {
+        cx.out.move_path(child.id, path(common));
+    }
+}

@@ -1,0 +1,542 @@
+//! An IKE SA whose two ends are authenticated: its message IDs, timers and child SAs.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use espada_common::sa::ChildSaId;
+
+use super::auth::{PeerProof, down};
+use super::child::{self, Child, NewChild};
+use super::context::{Common, Cx, Effect};
+use super::protect::{self, Protector};
+use super::rekey::{ChildRequest, IkeRequest};
+use super::respond::Lingering;
+use super::retransmit::{Due, Retransmit};
+use super::{Datagram, Phase};
+use crate::config::{ConnectionConfig, Lifetime};
+use crate::crypto::Random;
+use crate::crypto::keys::IkeKeys;
+use crate::endpoint::Transmit;
+use crate::identity::Identity;
+use crate::notice::{DownReason, Notice};
+use crate::proposal::IkeSuite;
+use crate::refusal::Refusal;
+use crate::status::{IkeDrop, IkeSaStatus};
+use crate::wire::{ExchangeType, Notify, NotifyType, Payloads, Writer};
+
+/// How long a response to the last message of an IKE SA stays at hand.
+const LINGER: Duration = Duration::from_secs(30);
+
+/// Both ends are authenticated.
+pub(crate) struct Established {
+    pub config: Arc<ConnectionConfig>,
+    pub suite: IkeSuite,
+    pub keys: IkeKeys,
+    protector: Protector,
+    pub proof: PeerProof,
+    pub local_id: Identity,
+    since: Instant,
+    /// Message ID of our next request.
+    next_id: u32,
+    /// Message ID of the peer's next request.
+    expected_id: u32,
+    /// The peer's last request and our response to it.
+    answered: Option<(Vec<u8>, Vec<u8>)>,
+    /// Our request that waits for its response: the window is one message (section 2.3).
+    outstanding: Option<Outstanding>,
+    pub queue: VecDeque<Task>,
+    pub children: Vec<Child>,
+    last_heard: Instant,
+    last_sent: Instant,
+    pub rekey_at: Instant,
+    expires: Instant,
+    /// A delete of it was sent or waits to be.
+    pub deleting: bool,
+    /// A rekeyed IKE SA took over; its end is nothing to tell of.
+    pub superseded: bool,
+}
+
+/// A request that waits for its turn.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Task {
+    /// An empty INFORMATIONAL request.
+    Liveness,
+    /// Delete this IKE SA.
+    DeleteIke,
+    /// Delete a child SA that is no longer used.
+    DeleteChild { id: ChildSaId, spi_in: u32 },
+    /// Make a child SA, as the successor of `old` if given.
+    CreateChild { old: Option<ChildSaId> },
+    /// Replace this IKE SA.
+    RekeyIke,
+}
+
+/// A request under way.
+struct Outstanding {
+    id: u32,
+    exchange: ExchangeType,
+    pending: Pending,
+    packet: Vec<u8>,
+    retransmit: Retransmit,
+}
+
+/// What a response is awaited for.
+pub(crate) enum Pending {
+    Liveness,
+    DeleteIke,
+    DeleteChild { id: ChildSaId },
+    Child(Box<ChildRequest>),
+    Ike(Box<IkeRequest>),
+}
+
+/// When an SA made now is to be rekeyed.
+pub(crate) fn rekey_time(cx: &mut Cx<'_>, lifetime: &Lifetime) -> Instant {
+    let mut octets = [0; 4];
+    cx.rng.fill(&mut octets);
+    let share = f64::from(u32::from_be_bytes(octets)) / f64::from(u32::MAX);
+    cx.now + lifetime.soft.saturating_sub(lifetime.jitter.mul_f64(share))
+}
+
+impl Established {
+    /// Takes the authenticated peer's proof; message IDs go on from the handshake's.
+    #[allow(clippy::too_many_arguments)]
+    pub fn new(
+        cx: &mut Cx<'_>,
+        config: Arc<ConnectionConfig>,
+        suite: IkeSuite,
+        keys: IkeKeys,
+        protector: Protector,
+        proof: PeerProof,
+        local_id: Identity,
+        next_id: u32,
+        expected_id: u32,
+    ) -> Self {
+        let rekey_at = rekey_time(cx, &config.ike_lifetime);
+        Self {
+            expires: cx.now + config.ike_lifetime.hard,
+            config,
+            suite,
+            keys,
+            protector,
+            proof,
+            local_id,
+            since: cx.now,
+            next_id,
+            expected_id,
+            answered: None,
+            outstanding: None,
+            queue: VecDeque::new(),
+            children: Vec::new(),
+            last_heard: cx.now,
+            last_sent: cx.now,
+            rekey_at,
+            deleting: false,
+            superseded: false,
+        }
+    }
+
+    pub fn is_deleting(&self) -> bool {
+        self.deleting
+    }
+
+    /// Tells of the new IKE SA.
+    pub fn announce(&self, common: &Common, cx: &mut Cx<'_>, initial_contact: bool) {
+        cx.out.notice(Notice::Established {
+            connection: self.config.name.clone(),
+            role: common.role,
+            initiator_spi: common.spi_i,
+            responder_spi: common.spi_r,
+            suite: self.suite.to_string(),
+            local: common.local,
+            remote: common.remote,
+            local_id: self.local_id.to_string(),
+            remote_id: self.proof.identity().to_string(),
+            elapsed: cx.now.saturating_duration_since(common.began),
+        });
+        cx.out.effects.push(Effect::Established {
+            spi: common.local_spi(),
+            connection: self.config.name.clone(),
+            initial_contact,
+        });
+    }
+
+    /// Installs a child SA negotiated since `began`.
+    pub fn install_child(
+        &mut self,
+        common: &Common,
+        cx: &mut Cx<'_>,
+        new: NewChild,
+        old: Option<ChildSaId>,
+        began: Instant,
+    ) {
+        let rekey_at = rekey_time(cx, &self.config.child_lifetime);
+        let child = Child::install(common, cx, &self.config, new, old, rekey_at);
+        let elapsed = cx.now.saturating_duration_since(began);
+        cx.out.notice(child.up(&self.config, elapsed));
+        self.children.push(child);
+    }
+
+    /// Takes a child SA out of the data plane.
+    pub fn remove_child(&mut self, cx: &mut Cx<'_>, id: ChildSaId, reason: DownReason) {
+        if let Some(at) = self.children.iter().position(|child| child.id == id) {
+            self.children.remove(at);
+            cx.out.remove(id);
+            cx.out.notice(Notice::ChildDown { connection: self.config.name.clone(), id, reason });
+        }
+    }
+
+    fn remove_children(&mut self, cx: &mut Cx<'_>, reason: DownReason) {
+        while let Some(id) = self.children.first().map(|child| child.id) {
+            self.remove_child(cx, id, reason);
+        }
+    }
+
+    /// Removes what hangs on it and asks the peer to forget it.
+    fn begin_delete(&mut self, cx: &mut Cx<'_>, reason: DownReason) {
+        self.remove_children(cx, reason);
+        self.deleting = true;
+        self.queue.clear();
+        self.queue.push_back(Task::DeleteIke);
+    }
+
+    /// The negotiation of what it is for failed: delete it and tell.
+    pub fn give_up(mut self, common: &Common, cx: &mut Cx<'_>, refusal: Refusal) -> Phase {
+        cx.out.effects.push(Effect::Failed { refusal: Arc::new(refusal), retry: true });
+        self.begin_delete(cx, DownReason::Refused);
+        self.pump(common, cx);
+        Phase::Established(Box::new(self))
+    }
+
+    /// Deletes it in an orderly way.
+    pub fn terminate(mut self: Box<Self>, common: &Common, cx: &mut Cx<'_>, reason: DownReason) -> Phase {
+        if !self.deleting {
+            self.begin_delete(cx, reason);
+            if !self.superseded {
+                down(common, cx, &self.config.name, reason);
+            }
+        }
+        self.pump(common, cx);
+        Phase::Established(self)
+    }
+
+    /// Forgets it at once; the peer is told once, in case it is still there.
+    pub fn abandon(mut self: Box<Self>, common: &Common, cx: &mut Cx<'_>, reason: DownReason) -> Phase {
+        self.remove_children(cx, reason);
+        let mut writer = Writer::new();
+        super::informational::write_delete_ike(&mut writer);
+        let header = protect::header(common, ExchangeType::INFORMATIONAL, false, self.next_id);
+        if let Ok(bytes) = self.protector.seal(cx, header, &writer) {
+            cx.out.transmit(common.local, common.remote, bytes);
+        }
+        cx.out.notice(Notice::Down { connection: self.config.name.clone(), remote: common.remote, reason });
+        Phase::Gone
+    }
+
+    /// The peer deleted it: its children are gone, our response stays at hand for a while.
+    pub fn deleted_by_peer(mut self: Box<Self>, common: &Common, cx: &mut Cx<'_>) -> Phase {
+        self.remove_children(cx, DownReason::PeerDeleted);
+        if !self.superseded && !self.deleting {
+            down(common, cx, &self.config.name, DownReason::PeerDeleted);
+        }
+        match self.answered {
+            Some((request, response)) => {
+                Phase::Lingering(Box::new(Lingering { request, response, expires: cx.now + LINGER, half_open: false }))
+            }
+            None => Phase::Gone,
+        }
+    }
+
+    /// Answers the peer's request; the answer is kept for when it comes again.
+    pub fn respond(&mut self, common: &Common, cx: &mut Cx<'_>, datagram: &Datagram<'_>, writer: &Writer) {
+        let header = protect::header(common, datagram.header.exchange, true, datagram.header.message_id);
+        if let Ok(response) = self.protector.seal(cx, header, writer) {
+            cx.out.transmit(datagram.local, datagram.remote, response.clone());
+            self.answered = Some((datagram.bytes.to_vec(), response));
+            self.expected_id = self.expected_id.saturating_add(1);
+            self.last_sent = cx.now;
+        }
+    }
+
+    /// Sends a request of ours; its response will be handled as `pending` says.
+    pub fn request(
+        &mut self,
+        common: &Common,
+        cx: &mut Cx<'_>,
+        exchange: ExchangeType,
+        writer: &Writer,
+        pending: Pending,
+    ) {
+        let id = self.next_id;
+        let header = protect::header(common, exchange, false, id);
+        if let Ok(packet) = self.protector.seal(cx, header, writer) {
+            self.next_id = id.saturating_add(1);
+            cx.out.transmit(common.local, common.remote, packet.clone());
+            self.last_sent = cx.now;
+            let retransmit = Retransmit::start(cx.now, &cx.settings.retransmission);
+            self.outstanding = Some(Outstanding { id, exchange, pending, packet, retransmit });
+        }
+    }
+
+    /// What our request under way is about.
+    pub fn pending(&self) -> Option<&Pending> {
+        self.outstanding.as_ref().map(|outstanding| &outstanding.pending)
+    }
+
+    /// Sends the next request that waits, when none is under way.
+    pub fn pump(&mut self, common: &Common, cx: &mut Cx<'_>) {
+        while self.outstanding.is_none()
+            && let Some(task) = self.queue.pop_front()
+        {
+            match task {
+                Task::Liveness => {
+                    self.request(common, cx, ExchangeType::INFORMATIONAL, &Writer::new(), Pending::Liveness);
+                }
+                Task::DeleteIke => {
+                    let mut writer = Writer::new();
+                    super::informational::write_delete_ike(&mut writer);
+                    self.request(common, cx, ExchangeType::INFORMATIONAL, &writer, Pending::DeleteIke);
+                }
+                Task::DeleteChild { id, spi_in } => {
+                    let mut writer = Writer::new();
+                    super::informational::write_delete_children(&mut writer, vec![spi_in]);
+                    self.request(common, cx, ExchangeType::INFORMATIONAL, &writer, Pending::DeleteChild { id });
+                }
+                Task::CreateChild { old } => self.request_child(common, cx, old, None),
+                Task::RekeyIke => self.request_rekey(common, cx, None),
+            }
+        }
+    }
+
+    /// Asks whether the peer lives, unless a request is under way that will tell.
+    fn probe(&mut self) {
+        if self.outstanding.is_none() && self.queue.is_empty() {
+            self.queue.push_back(Task::Liveness);
+        }
+    }
+
+    /// Proof of life by other means than IKE.
+    pub fn heard(&mut self, at: Instant) {
+        self.last_heard = self.last_heard.max(at);
+    }
+
+    /// When something is due.
+    pub fn deadline(&self, common: &Common, keepalive: Duration) -> Option<Instant> {
+        let outstanding = self.outstanding.as_ref().map(|outstanding| outstanding.retransmit.due);
+        if self.deleting {
+            return outstanding.or(Some(self.expires));
+        }
+        let idle = self.outstanding.is_none();
+        let dpd = self.config.dpd.filter(|_| idle).map(|dpd| self.last_heard + dpd.delay);
+        let keepalive = common.nat.local.then(|| self.last_sent + keepalive);
+        let rekey = (idle && !self.superseded).then_some(self.rekey_at);
+        let children = self.children.iter().flat_map(|child| {
+            // A rekey that is due waits while a request is under way.
+            [Some(child.expires), child.rekey_at.filter(|_| idle)].into_iter().flatten()
+        });
+        let single = [outstanding, dpd, keepalive, rekey, Some(self.expires)];
+        single.into_iter().flatten().chain(children).min()
+    }
+
+    pub fn handle_timeout(mut self: Box<Self>, common: &mut Common, cx: &mut Cx<'_>) -> Phase {
+        if let Some(outstanding) = &mut self.outstanding {
+            match outstanding.retransmit.poll(cx.now, &cx.settings.retransmission) {
+                Due::Wait => {}
+                Due::Send => {
+                    cx.out.notice(Notice::Retransmitting {
+                        connection: self.config.name.clone(),
+                        exchange: outstanding.exchange.to_string(),
+                        sent: outstanding.retransmit.sent,
+                        of: cx.settings.retransmission.tries,
+                        remote: common.remote,
+                    });
+                    cx.out.transmit(common.local, common.remote, outstanding.packet.clone());
+                    self.last_sent = cx.now;
+                }
+                Due::GiveUp => return self.dead(common, cx),
+            }
+        }
+        if self.deleting {
+            return if cx.now >= self.expires { Phase::Gone } else { Phase::Established(self) };
+        }
+        if cx.now >= self.expires {
+            return self.terminate(common, cx, DownReason::Expired);
+        }
+        if common.nat.local && cx.now >= self.last_sent + cx.settings.nat_keepalive {
+            self.last_sent = cx.now;
+            let payload = vec![0xff];
+            cx.out.transmits.push_back(Transmit {
+                local: common.local,
+                remote: common.remote,
+                payload,
+                keepalive: true,
+            });
+        }
+        self.renew(cx);
+        if self.config.dpd.is_some_and(|dpd| cx.now >= self.last_heard + dpd.delay) {
+            self.probe();
+        }
+        self.pump(common, cx);
+        Phase::Established(self)
+    }
+
+    /// Queues rekeys that are due and drops child SAs past their lifetime.
+    fn renew(&mut self, cx: &mut Cx<'_>) {
+        let expired = self.children.iter().find(|child| cx.now >= child.expires).map(|child| child.id);
+        if let Some(id) = expired {
+            self.expire_child(cx, id);
+        }
+        if self.outstanding.is_some() || self.superseded {
+            return;
+        }
+        if cx.now >= self.rekey_at && !self.queue.contains(&Task::RekeyIke) {
+            self.queue.push_back(Task::RekeyIke);
+        }
+        for child in &mut self.children {
+            if child.rekey_at.take_if(|at| *at <= cx.now).is_some() {
+                self.queue.push_back(Task::CreateChild { old: Some(child.id) });
+            }
+        }
+    }
+
+    /// A child SA is past its hard lifetime.
+    pub fn expire_child(&mut self, cx: &mut Cx<'_>, id: ChildSaId) {
+        if let Some(spi_in) = self.children.iter().find(|child| child.id == id).map(|child| child.spi_in) {
+            self.remove_child(cx, id, DownReason::Expired);
+            self.queue.push_back(Task::DeleteChild { id, spi_in });
+        }
+    }
+
+    /// A child SA is to be rekeyed before its time.
+    pub fn rekey_child(&mut self, id: ChildSaId) {
+        let task = Task::CreateChild { old: Some(id) };
+        let child = self.children.iter_mut().find(|child| child.id == id);
+        let due = child.is_some_and(|child| child.rekey_at.take().is_some());
+        if due && !self.deleting {
+            self.queue.push_back(task);
+        }
+    }
+
+    /// Traffic needs a child SA and there is none.
+    pub fn acquire(&mut self) {
+        let task = Task::CreateChild { old: None };
+        let on_its_way = self.queue.contains(&task) || matches!(self.pending(), Some(Pending::Child(_)));
+        if self.children.is_empty() && !on_its_way && !self.deleting {
+            self.queue.push_back(task);
+        }
+    }
+
+    /// Nobody answers.
+    fn dead(mut self: Box<Self>, common: &Common, cx: &mut Cx<'_>) -> Phase {
+        if !self.deleting && !self.superseded {
+            self.remove_children(cx, DownReason::DeadPeer);
+            down(common, cx, &self.config.name, DownReason::DeadPeer);
+        }
+        Phase::Gone
+    }
+
+    pub fn handle_datagram(
+        mut self: Box<Self>,
+        common: &mut Common,
+        cx: &mut Cx<'_>,
+        datagram: &Datagram<'_>,
+    ) -> Phase {
+        let header = &datagram.header;
+        if header.flags.is_response() {
+            let fits = |out: &&Outstanding| out.id == header.message_id && out.exchange == header.exchange;
+            if self.outstanding.as_ref().filter(fits).is_none() {
+                self.stray_response(common, cx, datagram);
+                return Phase::Established(self);
+            }
+        } else if let Some((_, response)) = self.answered.as_ref().filter(|(request, _)| request == datagram.bytes) {
+            // "retransmission of a request … the responder MUST resend its response" (section 2.1).
+            cx.out.drop(IkeDrop::Retransmission);
+            cx.out.transmit(datagram.local, datagram.remote, response.clone());
+            return Phase::Established(self);
+        } else if header.message_id != self.expected_id {
+            cx.out.drop(IkeDrop::MessageId);
+            return Phase::Established(self);
+        }
+        let opened = match self.protector.open(datagram) {
+            Ok(opened) => opened,
+            Err(reason) => {
+                cx.out.drop(reason);
+                return Phase::Established(self);
+            }
+        };
+        // Fresh and authentic from here on.
+        self.last_heard = cx.now;
+        if common.nat.remote && common.remote != datagram.remote {
+            self.move_peer(common, cx, datagram.remote);
+        }
+        let payloads = Payloads::collect_all(opened.first, &opened.plaintext);
+        let mut phase = if header.flags.is_response() {
+            let Some(outstanding) = self.outstanding.take() else {
+                return Phase::Established(self);
+            };
+            match payloads {
+                Ok(payloads) => self.handle_response(common, cx, outstanding.pending, &payloads),
+                Err(_) => {
+                    cx.out.drop(IkeDrop::Malformed);
+                    self.terminate(common, cx, DownReason::ProtocolError)
+                }
+            }
+        } else {
+            match payloads {
+                Ok(payloads) => self.handle_request(common, cx, datagram, &payloads),
+                Err(_) => {
+                    cx.out.drop(IkeDrop::Malformed);
+                    let mut writer = Writer::new();
+                    writer.notify(Notify::new(NotifyType::INVALID_SYNTAX, &[]));
+                    self.respond(common, cx, datagram, &writer);
+                    Phase::Established(self)
+                }
+            }
+        };
+        if let Phase::Established(established) = &mut phase {
+            established.pump(common, cx);
+        }
+        phase
+    }
+
+    /// A response nobody waits for, or an unprotected error: a hint at most.
+    fn stray_response(&mut self, common: &Common, cx: &mut Cx<'_>, datagram: &Datagram<'_>) {
+        let Some(kind) = protect::unprotected_error(datagram) else {
+            let old = datagram.header.message_id < self.next_id;
+            return cx.out.drop(if old { IkeDrop::Retransmission } else { IkeDrop::MessageId });
+        };
+        cx.out.drop(IkeDrop::Unauthenticated);
+        // "MUST NOT … conclude that the other endpoint has failed based on … unprotected" messages,
+        // but it may ask (section 2.4); not more often than once in ten seconds.
+        let asked = cx.now.saturating_duration_since(self.last_sent) < Duration::from_secs(10);
+        if !self.deleting && !asked {
+            cx.out.notice(Notice::UnauthenticatedError {
+                connection: self.config.name.clone(),
+                remote: datagram.remote,
+                notify: kind.to_string(),
+            });
+            self.probe();
+            self.pump(common, cx);
+        }
+    }
+
+    /// The peer is reached at another address or port from now on.
+    pub fn move_peer(&mut self, common: &mut Common, cx: &mut Cx<'_>, remote: SocketAddr) {
+        if common.remote == remote || self.deleting {
+            return;
+        }
+        cx.out.notice(Notice::PeerMoved { connection: self.config.name.clone(), from: common.remote, to: remote });
+        child::move_all(common, cx, &self.children, remote);
+    }
+
+    pub fn fill_status(&self, now: Instant, status: &mut IkeSaStatus) {
+        status.state = if self.deleting { "deleting" } else { "established" };
+        status.suite = self.suite.to_string();
+        status.local_id = Some(self.local_id.to_string());
+        status.remote_id = Some(self.proof.identity().to_string());
+        status.age = now.saturating_duration_since(self.since);
+        status.rekey_in = Some(self.rekey_at.saturating_duration_since(now)).filter(|_| !self.deleting);
+        status.children = self.children.iter().map(|child| child.status(now)).collect();
+    }
+}

@@ -1,0 +1,373 @@
+//! Refusals in words: everything known, and the setting that would cure it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::child::ChildOffer;
+use super::context::{Common, Cx};
+use super::Datagram;
+use crate::config::{ConnectionConfig, RemoteAddress, RemoteIdentity};
+use crate::identity::Identity;
+use crate::proposal::{DhGroup, Groups, Mismatch, Offer, VerifyError};
+use crate::refusal::{Fix, Refusal, RefusalKind, RefusedBy};
+use crate::selector::{TsMismatch, format_list};
+use crate::status::Role;
+use crate::wire::NotifyType;
+
+fn lines(text: impl ToString) -> Vec<String> {
+    text.to_string().lines().map(str::to_owned).collect()
+}
+
+fn refusal(
+    kind: RefusalKind,
+    by: RefusedBy,
+    role: Role,
+    config: &ConnectionConfig,
+    summary: String,
+    details: Vec<String>,
+    fix: Option<Fix>,
+) -> Refusal {
+    Refusal { kind, by, role, connection: Some(config.name.clone()), summary, details, fix }
+}
+
+/// We refuse every proposal the peer sent.
+pub(crate) fn proposal_mismatch(config: &ConnectionConfig, peer: SocketAddr, kind: RefusalKind, mismatch: &Mismatch) -> Refusal {
+    let (setting, what) = match kind {
+        RefusalKind::IkeProposal => ("ike", "IKE"),
+        _ => ("esp", "ESP"),
+    };
+    let fix = mismatch.suggestion().map(|suggestion| {
+        let insecure = if suggestion.needs_insecure() { " together with insecure = true" } else { "" };
+        Fix::new(
+            &config.origin,
+            setting,
+            format!("{setting} = \"{suggestion}\"{insecure} would meet what the peer sent, or change the peer"),
+        )
+    });
+    let summary = format!("we accept none of the {what} proposals of {peer}");
+    refusal(kind, RefusedBy::Us, Role::Responder, config, summary, lines(mismatch), fix)
+}
+
+/// The peer's choice is not one of ours.
+pub(crate) fn bad_choice(config: &ConnectionConfig, common: &Common, setting: &str, error: &VerifyError) -> Refusal {
+    let kind = if setting == "ike" { RefusalKind::IkeProposal } else { RefusalKind::ChildProposal };
+    let fix = Fix::new(&config.origin, setting, "compare it with the peer's configuration; the peer broke RFC 7296 section 2.7");
+    let summary = format!("{} chose a proposal we did not offer", common.remote);
+    refusal(kind, RefusedBy::Us, common.role, config, summary, lines(error), Some(fix))
+}
+
+/// The peer refused IKE_SA_INIT.
+pub(crate) fn init_refused(config: &ConnectionConfig, common: &Common, kind: NotifyType) -> Refusal {
+    let peer = common.remote;
+    if kind != NotifyType::NO_PROPOSAL_CHOSEN {
+        let summary = format!("{peer} answered IKE_SA_INIT with {kind}");
+        let details = vec!["the peer's log says more".to_owned()];
+        return refusal(RefusalKind::Notify(kind), RefusedBy::Peer, Role::Initiator, config, summary, details, None);
+    }
+    let mut details = lines(Offer { proposals: &config.ike, groups: Groups::Negotiated });
+    details.push("the peer does not say what it would accept; it may also have no connection for our address".into());
+    let fix = Fix::new(&config.origin, "ike", "use the peer's IKE (phase 1) encryption, integrity, PRF and DH group");
+    let summary = format!("{peer} accepts none of our IKE proposals");
+    refusal(RefusalKind::IkeProposal, RefusedBy::Peer, Role::Initiator, config, summary, details, Some(fix))
+}
+
+/// The peer insists on a group that a retry cannot give.
+pub(crate) fn invalid_ke(config: &ConnectionConfig, common: &Common, wanted: Option<u16>) -> Refusal {
+    let wanted = match wanted.map(|id| (id, DhGroup::from_id(id))) {
+        Some((_, Some(group))) => format!("DH group {} ({group})", group.id()),
+        Some((id, None)) => format!("DH group {id}, which Espada does not have"),
+        None => "a DH group it does not name".to_owned(),
+    };
+    let details = lines(Offer { proposals: &config.ike, groups: Groups::Negotiated });
+    let fix = Fix::new(&config.origin, "ike", format!("the peer wants {wanted}: add it here, or one of ours there"));
+    let summary = format!("{} wants {wanted}", common.remote);
+    refusal(RefusalKind::KeyExchange, RefusedBy::Peer, Role::Initiator, config, summary, details, Some(fix))
+}
+
+/// IKE_SA_INIT was never answered.
+pub(crate) fn no_init_answer(config: &ConnectionConfig, common: &Common, sent: u32, now: Instant) -> Refusal {
+    let (local, remote) = (common.local, common.remote);
+    let seconds = now.saturating_duration_since(common.began).as_secs();
+    let details = vec![
+        format!("{sent} IKE_SA_INIT requests from {local} to {remote} in {seconds} s, nothing usable came back"),
+        format!("is {} the peer's address, and does it run IKEv2?", remote.ip()),
+        format!("do firewalls on the way and at the peer let UDP {} and 4500 through, both ways?", remote.port()),
+        format!("does the peer have a connection for our address ({}, or what a NAT makes of it)?", local.ip()),
+    ];
+    let fix = Fix::new(&config.origin, "remote.address", "check it, and the points above");
+    let summary = format!("{remote} does not answer");
+    refusal(RefusalKind::NoAnswer, RefusedBy::Nobody, Role::Initiator, config, summary, details, Some(fix))
+}
+
+/// IKE_SA_INIT was answered, IKE_AUTH never.
+pub(crate) fn no_auth_answer(config: &ConnectionConfig, common: &Common, sent: u32, now: Instant) -> Refusal {
+    let (local, remote) = (common.local, common.remote);
+    let seconds = now.saturating_duration_since(common.began).as_secs();
+    let mut details = vec![
+        format!("{sent} IKE_AUTH requests from {local} to {remote} in {seconds} s, nothing usable came back"),
+        "IKE_SA_INIT was answered, so the peer is there".to_owned(),
+    ];
+    if common.nat.udp() {
+        details.push(format!("since then we use UDP {}: do all firewalls let it through, both ways?", remote.port()));
+    }
+    details.push("IKE_AUTH is larger: are IP fragments lost on the way?".to_owned());
+    details.push("the peer may drop it without an answer when it knows no such identity; its log says".to_owned());
+    let summary = format!("{remote} does not answer IKE_AUTH");
+    refusal(RefusalKind::NoAnswer, RefusedBy::Nobody, Role::Initiator, config, summary, details, None)
+}
+
+/// The peer began but never authenticated.
+pub(crate) fn auth_never_came(config: &ConnectionConfig, common: &Common, waited: Duration) -> Refusal {
+    let details = vec![
+        format!("{} sent IKE_SA_INIT, got our answer sent from {}, and nothing usable followed", common.remote, common.local),
+        "do firewalls let UDP 500 and 4500 through, both ways? does the peer's log say it refused our answer?".to_owned(),
+    ];
+    let summary = format!("{} never sent IKE_AUTH within {} s", common.remote, waited.as_secs());
+    refusal(RefusalKind::NoAnswer, RefusedBy::Nobody, Role::Responder, config, summary, details, None)
+}
+
+/// A first request that no connection covers.
+pub(crate) fn no_connection(cx: &Cx<'_>, datagram: &Datagram<'_>) -> Refusal {
+    let (local, remote) = (datagram.local.ip(), datagram.remote);
+    let mut details = Vec::new();
+    for config in cx.connections.iter().take(8) {
+        let ours = config.local_address.map_or("any address".to_owned(), |address| address.to_string());
+        let theirs = match config.remote_address {
+            RemoteAddress::Address(address) => address.to_string(),
+            RemoteAddress::Any => "any address".to_owned(),
+        };
+        details.push(format!("connection `{}` is for {theirs} to {ours}", config.name));
+    }
+    Refusal {
+        kind: RefusalKind::Notify(NotifyType::NO_PROPOSAL_CHOSEN),
+        by: RefusedBy::Us,
+        role: Role::Responder,
+        connection: None,
+        summary: format!("{remote} calls {local}, and no connection is for these addresses"),
+        details,
+        fix: None,
+    }
+}
+
+/// The peer refused our IKE_AUTH request as a whole.
+pub(crate) fn auth_refused(
+    config: &ConnectionConfig,
+    common: &Common,
+    kind: NotifyType,
+    local_id: &Identity,
+    psk_origin: &str,
+) -> Refusal {
+    let peer = common.remote;
+    if kind != NotifyType::AUTHENTICATION_FAILED {
+        let summary = format!("{peer} answered IKE_AUTH with {kind}");
+        let details = vec!["the peer's log says more".to_owned()];
+        return refusal(RefusalKind::Notify(kind), RefusedBy::Peer, Role::Initiator, config, summary, details, None);
+    }
+    let asked = match &config.remote_id {
+        RemoteIdentity::Is(identity) => format!("we asked for the peer as {identity}"),
+        _ => "we did not ask for an identity of the peer".to_owned(),
+    };
+    let details = vec![
+        format!("we said we are {local_id}"),
+        asked,
+        format!("we used the pre-shared key at {psk_origin}"),
+        "the peer refuses for one of: another pre-shared key, no connection for our identity or address, \
+         no identity of its own as we asked for, certificates or EAP wanted instead of a key; its log says which"
+            .to_owned(),
+    ];
+    let fix = Fix::new(
+        &config.origin,
+        "local.id",
+        format!("the peer must expect this identity from us ({local_id}); then compare the pre-shared keys"),
+    );
+    let summary = format!("{peer} does not accept us as {local_id}");
+    refusal(RefusalKind::Authentication, RefusedBy::Peer, Role::Initiator, config, summary, details, Some(fix))
+}
+
+/// The peer's AUTH payload does not fit the key we have for it.
+pub(crate) fn wrong_psk(config: &ConnectionConfig, common: &Common, identity: &Identity, origin: &str) -> Refusal {
+    let summary = format!("{identity} ({}) has another pre-shared key than we have for it", common.remote);
+    let details = vec![
+        format!("the peer says it is {identity}"),
+        format!("we checked it with the pre-shared key at {origin}, and it does not fit"),
+    ];
+    let fix = Fix {
+        setting: "secret".to_owned(),
+        file: Some(origin.to_owned()),
+        line: None,
+        current: Some("(not shown)".to_owned()),
+        suggestion: "set the same secret on both ends; mind quotes, blanks and a 0x or base64 prefix".to_owned(),
+    };
+    refusal(RefusalKind::Authentication, RefusedBy::Us, common.role, config, summary, details, Some(fix))
+}
+
+/// There is no key for this pair.
+pub(crate) fn no_secret(config: &ConnectionConfig, common: &Common, local: &Identity, remote: &Identity) -> Refusal {
+    let summary = format!("there is no pre-shared key for {local} and {remote}");
+    let details = vec![format!("the peer is {remote} ({}), we are {local}", common.remote)];
+    let fix = Fix {
+        setting: "psk".to_owned(),
+        file: Some("secrets.toml".to_owned()),
+        line: None,
+        current: None,
+        suggestion: format!("add [[psk]] with ids = [\"{local}\", \"{remote}\"]"),
+    };
+    refusal(RefusalKind::Authentication, RefusedBy::Us, common.role, config, summary, details, Some(fix))
+}
+
+/// The responder proved to be somebody else than configured.
+pub(crate) fn wrong_identity(config: &ConnectionConfig, common: &Common, identity: &Identity) -> Refusal {
+    let expected = expected_identity(config, common);
+    let summary = format!("{} says it is {identity}, we expect {expected}", common.remote);
+    let details = vec![format!("we expect   {expected}"), format!("the peer is {identity}")];
+    let fix = Fix::new(
+        &config.origin,
+        "remote.id",
+        format!("remote.id = \"{identity}\" would accept it, if that is who the peer should be"),
+    );
+    refusal(RefusalKind::Authentication, RefusedBy::Us, common.role, config, summary, details, Some(fix))
+}
+
+fn expected_identity(config: &ConnectionConfig, common: &Common) -> String {
+    match (&config.remote_id, config.remote_address) {
+        (RemoteIdentity::Is(identity), _) => identity.to_string(),
+        (RemoteIdentity::Any, _) => "anybody".to_owned(),
+        (RemoteIdentity::Address, RemoteAddress::Address(address)) => address.to_string(),
+        (RemoteIdentity::Address, RemoteAddress::Any) => common.remote.ip().to_string(),
+    }
+}
+
+/// The initiator is, or asks for, somebody no connection names.
+pub(crate) fn unknown_identity(
+    candidates: &[Arc<ConnectionConfig>],
+    common: &Common,
+    identity: &Identity,
+    asked: Option<&Identity>,
+) -> Refusal {
+    let mut details = vec![format!("the peer says it is {identity}")];
+    if let Some(asked) = asked {
+        details.push(format!("it asks for us as {asked}"));
+    }
+    for config in candidates.iter().take(8) {
+        let ours = super::context::local_identity(config, common.local);
+        details.push(format!("connection `{}` expects {} and is {ours}", config.name, expected_identity(config, common)));
+    }
+    let first = candidates.first();
+    let peer_fits = first.is_some_and(|config| super::auth::accepts_identity(config, common.remote.ip(), identity));
+    let fix = first.map(|config| match asked {
+        Some(asked) if peer_fits => {
+            Fix::new(&config.origin, "local.id", format!("local.id = \"{asked}\" would be who the peer asks for"))
+        }
+        _ => Fix::new(
+            &config.origin,
+            "remote.id",
+            format!("remote.id = \"{identity}\" would accept it, if that is who the peer should be"),
+        ),
+    });
+    Refusal {
+        kind: RefusalKind::Authentication,
+        by: RefusedBy::Us,
+        role: Role::Responder,
+        connection: first.map(|config| config.name.clone()),
+        summary: match asked {
+            Some(asked) if peer_fits => format!("{} asks for {asked}, which we are not", common.remote),
+            _ => format!("{} says it is {identity}, which no connection expects", common.remote),
+        },
+        details,
+        fix,
+    }
+}
+
+/// The peer authenticates by other means than a key.
+pub(crate) fn other_method(config: &ConnectionConfig, common: &Common, identity: &Identity, method: u8) -> Refusal {
+    let name = match method {
+        1 => "an RSA signature",
+        3 => "a DSS signature",
+        9..=11 => "an ECDSA signature",
+        12 => "a secure password (RFC 6467)",
+        13 => "no authentication (RFC 7619)",
+        14 => "a digital signature (RFC 7427)",
+        _ => "a method unknown here",
+    };
+    let summary = format!("{identity} ({}) authenticates with {name}, we want a pre-shared key", common.remote);
+    let details = vec!["we accept   pre-shared key (method 2)".to_owned(), format!("the peer uses {name} (method {method})")];
+    let fix = Fix::new(&config.origin, "auth", "set the peer to authenticate with a pre-shared key");
+    refusal(RefusalKind::Authentication, RefusedBy::Us, common.role, config, summary, details, Some(fix))
+}
+
+/// The initiator wants EAP.
+pub(crate) fn wants_eap(config: Option<&Arc<ConnectionConfig>>, common: &Common, identity: &Identity) -> Refusal {
+    Refusal {
+        kind: RefusalKind::Authentication,
+        by: RefusedBy::Us,
+        role: Role::Responder,
+        connection: config.map(|config| config.name.clone()),
+        summary: format!("{identity} ({}) wants to authenticate with EAP, we want a pre-shared key", common.remote),
+        details: vec!["the IKE_AUTH request has no AUTH payload, which asks for EAP (RFC 7296 section 2.16)".to_owned()],
+        fix: config.map(|config| Fix::new(&config.origin, "auth", "set the peer to authenticate with a pre-shared key")),
+    }
+}
+
+/// We refuse the peer's selectors.
+pub(crate) fn selector_mismatch(config: &ConnectionConfig, common: &Common, mismatch: &TsMismatch) -> Refusal {
+    let fix = mismatch.suggestions().first().map(|suggestion| {
+        let (side, _) = suggestion.setting.split_once('.').unwrap_or((suggestion.setting, ""));
+        Fix::new(
+            &config.origin,
+            suggestion.setting,
+            format!("{side}.{suggestion} would meet what the peer sent, or change the peer"),
+        )
+    });
+    let summary = format!("the traffic selectors of {} and ours have nothing in common", common.remote);
+    refusal(RefusalKind::TrafficSelectors, RefusedBy::Us, common.role, config, summary, lines(mismatch), fix)
+}
+
+/// The peer's selectors are not within what we offered.
+pub(crate) fn widened(config: &ConnectionConfig, common: &Common, answer: &ChildOffer) -> Refusal {
+    let details = vec![
+        format!("we offered local {}, remote {}", format_list(&config.local_ts), format_list(&config.remote_ts)),
+        format!("the peer chose local {}, remote {}", format_list(&answer.ts_i), format_list(&answer.ts_r)),
+    ];
+    let fix = Fix::new(&config.origin, "remote.subnets", "compare the subnets with the peer's; a responder may only narrow them");
+    let summary = format!("{} chose traffic selectors outside what we offered", common.remote);
+    refusal(RefusalKind::TrafficSelectors, RefusedBy::Us, common.role, config, summary, details, Some(fix))
+}
+
+/// The peer authenticated us but refused the child SA.
+pub(crate) fn child_refused(config: &ConnectionConfig, common: &Common, kind: NotifyType, groups: Groups) -> Refusal {
+    let peer = common.remote;
+    let (refusal_kind, summary, details, fix) = match kind {
+        NotifyType::NO_PROPOSAL_CHOSEN => {
+            let mut details = lines(Offer { proposals: &config.esp, groups });
+            details.push("the peer does not say what it would accept; some peers answer so to selectors as well".into());
+            let fix = Fix::new(&config.origin, "esp", "use the peer's ESP (phase 2) encryption, integrity and PFS group");
+            (RefusalKind::ChildProposal, format!("{peer} accepts none of our ESP proposals"), details, Some(fix))
+        }
+        NotifyType::TS_UNACCEPTABLE | NotifyType::SINGLE_PAIR_REQUIRED => {
+            let details = vec![
+                format!("we offered local {}", format_list(&config.local_ts)),
+                format!("we offered remote {}", format_list(&config.remote_ts)),
+                "the peer does not say what it would accept: its remote must be our local and the other way round".into(),
+            ];
+            let hint = if kind == NotifyType::SINGLE_PAIR_REQUIRED {
+                "the peer takes one subnet on each side only: make a connection for each pair"
+            } else {
+                "use the subnets the peer has configured; local and remote are exchanged there"
+            };
+            let fix = Fix::new(&config.origin, "remote.subnets", hint);
+            (RefusalKind::TrafficSelectors, format!("{peer} accepts none of our traffic selectors"), details, Some(fix))
+        }
+        _ => {
+            let details = vec!["the peer's log says more".to_owned()];
+            (RefusalKind::Notify(kind), format!("{peer} refused the child SA with {kind}"), details, None)
+        }
+    };
+    refusal(refusal_kind, RefusedBy::Peer, common.role, config, summary, details, fix)
+}
+
+/// Something that no setting cures.
+pub(crate) fn protocol(config: &ConnectionConfig, common: &Common, what: &str) -> Refusal {
+    let summary = format!("the exchange with {} went wrong: {what}", common.remote);
+    refusal(RefusalKind::Protocol, RefusedBy::Us, common.role, config, summary, Vec::new(), None)
+}

@@ -1,0 +1,249 @@
+//! IKE_SA_INIT as initiator (RFC 7296 section 1.2), with COOKIE (2.6) and INVALID_KE_PAYLOAD (1.3).
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::auth::AuthSent;
+use super::context::{Common, Cx, Effect};
+use super::nat::{self, Nat};
+use super::retransmit::{Due, Retransmit};
+use super::{Datagram, IkeSa, Phase, explain, protect, respond};
+use crate::config::{ConnectionConfig, EncapsulationPolicy};
+use crate::crypto::dh::KeyExchange;
+use crate::crypto::keys::{IkeContext, SkeySeed};
+use crate::notice::Notice;
+use crate::proposal::{self, DhGroup, Groups};
+use crate::refusal::Refusal;
+use crate::status::{IkeDrop, Role};
+use crate::wire::id::KeyExchangeData;
+use crate::wire::sa::ProposalBody;
+use crate::wire::{ExchangeType, Notify, NotifyType, Payload, PayloadType, Payloads, Writer, sa};
+
+/// Requests that may follow the first because the responder wants a cookie or another group.
+const MAX_RESTARTS: u8 = 5;
+
+/// Waiting for the IKE_SA_INIT response.
+pub(crate) struct InitSent {
+    config: Arc<ConnectionConfig>,
+    exchange: KeyExchange,
+    nonce: Vec<u8>,
+    cookie: Option<Vec<u8>>,
+    request: Vec<u8>,
+    retransmit: Retransmit,
+    restarts: u8,
+    tried: Vec<DhGroup>,
+}
+
+/// Begins a connection: the SA and its first request.
+///
+/// `initial_contact`: there is no other IKE SA with this peer.
+pub(crate) fn start(
+    cx: &mut Cx<'_>,
+    config: Arc<ConnectionConfig>,
+    local: SocketAddr,
+    remote: SocketAddr,
+    initial_contact: bool,
+) -> IkeSa {
+    let common = Common {
+        role: Role::Initiator,
+        spi_i: cx.ike_spi(),
+        spi_r: 0,
+        local,
+        remote,
+        began: cx.now,
+        initial_contact,
+        nat: Nat { forced: config.encapsulation == EncapsulationPolicy::Udp, ..Nat::default() },
+    };
+    cx.out.notice(Notice::Initiated { connection: config.name.clone(), local, remote });
+    let group = config.ike.iter().flat_map(|proposal| proposal.groups.first().copied()).next();
+    let group = group.unwrap_or(DhGroup::Curve25519);
+    let mut phase = InitSent {
+        exchange: KeyExchange::generate(group, &mut cx.rng),
+        nonce: cx.nonce(),
+        cookie: None,
+        request: Vec::new(),
+        retransmit: Retransmit::start(cx.now, &cx.settings.retransmission),
+        restarts: 0,
+        tried: vec![group],
+        config,
+    };
+    phase.send(&common, cx);
+    IkeSa { common, phase: Phase::InitSent(Box::new(phase)) }
+}
+
+impl InitSent {
+    pub fn config(&self) -> &Arc<ConnectionConfig> {
+        &self.config
+    }
+
+    pub fn deadline(&self) -> Instant {
+        self.retransmit.due
+    }
+
+    /// Builds the request and sends it for the first time.
+    fn send(&mut self, common: &Common, cx: &mut Cx<'_>) {
+        let mut writer = Writer::new();
+        if let Some(cookie) = &self.cookie {
+            // "MUST … include the received COOKIE notification as the first payload".
+            writer.notify(Notify::new(NotifyType::COOKIE, cookie));
+        }
+        let offer = proposal::offer(&self.config.ike, &[], Groups::Negotiated);
+        writer.add(PayloadType::SA, |out| sa::encode(&offer, out));
+        let ke = KeyExchangeData { group: self.exchange.group().id(), data: self.exchange.public_value() };
+        writer.add(PayloadType::KE, |out| ke.encode(out));
+        writer.add(PayloadType::NONCE, |out| out.extend(&self.nonce));
+        nat::write(&mut writer, common.spi_i, 0, common.local, common.remote, common.nat.forced);
+        self.request = writer.message(protect::header(common, ExchangeType::IKE_SA_INIT, false, 0));
+        self.retransmit = Retransmit::start(cx.now, &cx.settings.retransmission);
+        cx.out.transmit(common.local, common.remote, self.request.clone());
+    }
+
+    pub fn handle_timeout(mut self: Box<Self>, common: &mut Common, cx: &mut Cx<'_>) -> Phase {
+        match self.retransmit.poll(cx.now, &cx.settings.retransmission) {
+            Due::Wait => {}
+            Due::Send => {
+                cx.out.notice(Notice::Retransmitting {
+                    connection: self.config.name.clone(),
+                    exchange: ExchangeType::IKE_SA_INIT.to_string(),
+                    sent: self.retransmit.sent,
+                    of: cx.settings.retransmission.tries,
+                    remote: common.remote,
+                });
+                cx.out.transmit(common.local, common.remote, self.request.clone());
+            }
+            Due::GiveUp => {
+                let refusal = explain::no_init_answer(&self.config, common, self.retransmit.sent, cx.now);
+                return fail(cx, refusal);
+            }
+        }
+        Phase::InitSent(self)
+    }
+
+    pub fn handle_datagram(mut self: Box<Self>, common: &mut Common, cx: &mut Cx<'_>, datagram: &Datagram<'_>) -> Phase {
+        let header = &datagram.header;
+        if header.exchange != ExchangeType::IKE_SA_INIT || !header.flags.is_response() || header.message_id != 0 {
+            cx.out.drop(IkeDrop::Unexpected);
+            return Phase::InitSent(self);
+        }
+        let payloads = match Payloads::collect_all(header.next_payload, datagram.body) {
+            Ok(payloads) => payloads,
+            Err(_) => {
+                // Forged or damaged: a proper answer may still come.
+                cx.out.drop(IkeDrop::Malformed);
+                return Phase::InitSent(self);
+            }
+        };
+        for notify in respond::notifies(&payloads) {
+            match notify.kind {
+                // A late copy of an answer that was acted on already.
+                NotifyType::COOKIE if self.cookie.as_deref() == Some(notify.data) => return Phase::InitSent(self),
+                NotifyType::COOKIE if self.restarts < MAX_RESTARTS && (1..=64).contains(&notify.data.len()) => {
+                    self.restarts += 1;
+                    self.cookie = Some(notify.data.to_vec());
+                    self.send(common, cx);
+                    return Phase::InitSent(self);
+                }
+                NotifyType::INVALID_KE_PAYLOAD => return self.other_group(common, cx, notify.data),
+                kind if kind.is_error() => {
+                    let refusal = explain::init_refused(&self.config, common, kind);
+                    return fail(cx, refusal);
+                }
+                _ => {}
+            }
+        }
+        let mut chosen: Option<&ProposalBody<'_>> = None;
+        let (mut ke, mut nonce_r) = (None, None);
+        for payload in &payloads {
+            match payload {
+                Payload::Sa(proposals) => match &proposals[..] {
+                    [one] => chosen = Some(one),
+                    _ => chosen = None,
+                },
+                Payload::Ke(data) => ke = Some(*data),
+                Payload::Nonce(data) => nonce_r = Some(*data),
+                _ => {}
+            }
+        }
+        let (Some(chosen), Some(ke), Some(nonce_r), true) = (chosen, ke, nonce_r, header.responder_spi != 0) else {
+            cx.out.drop(IkeDrop::Malformed);
+            return Phase::InitSent(self);
+        };
+        let suite = match proposal::verify_ike(&self.config.ike, &chosen.to_proposal()) {
+            Ok(suite) => suite,
+            Err(error) => return fail(cx, explain::bad_choice(&self.config, common, "ike", &error)),
+        };
+        if ke.group != suite.group.id() || suite.group != self.exchange.group() {
+            cx.out.drop(IkeDrop::Malformed);
+            return Phase::InitSent(self);
+        }
+        let found = nat::detect(
+            respond::notifies(&payloads),
+            header.initiator_spi,
+            header.responder_spi,
+            datagram.local,
+            datagram.remote,
+        );
+        let Self { config, exchange, nonce, request, .. } = *self;
+        let shared = match exchange.shared_secret(ke.data) {
+            Ok(shared) => shared,
+            Err(error) => return fail(cx, explain::protocol(&config, common, &error.to_string())),
+        };
+        common.spi_r = header.responder_spi;
+        common.nat = Nat { forced: common.nat.forced, ..found };
+        if found.local || found.remote {
+            cx.out.notice(Notice::NatDetected {
+                connection: Some(config.name.clone()),
+                local: found.local,
+                remote: found.remote,
+                peer: common.remote,
+            });
+        }
+        if common.nat.udp() {
+            // "the initiator MUST … switch to port 4500" (section 2.23).
+            common.local.set_port(cx.settings.nat_port);
+            common.remote.set_port(cx.settings.nat_port);
+        }
+        let context = IkeContext {
+            nonce_i: &nonce,
+            nonce_r,
+            spi_i: common.spi_i.to_be_bytes(),
+            spi_r: common.spi_r.to_be_bytes(),
+        };
+        let keys = match SkeySeed::initial(suite.prf, &context, &shared).into_keys(&suite, &context) {
+            Ok(keys) => keys,
+            Err(error) => return fail(cx, explain::protocol(&config, common, &error.to_string())),
+        };
+        AuthSent::start(common, cx, config, suite, keys, super::auth::Transcript {
+            init_request: request,
+            init_response: datagram.bytes.to_vec(),
+            nonce_r: nonce_r.to_vec(),
+            nonce_i: nonce,
+        })
+    }
+
+    /// The responder wants another group: "the initiator MUST again propose its full set".
+    fn other_group(mut self: Box<Self>, common: &Common, cx: &mut Cx<'_>, data: &[u8]) -> Phase {
+        let wanted = <[u8; 2]>::try_from(data).ok().map(u16::from_be_bytes);
+        let group = wanted.and_then(DhGroup::from_id);
+        let offered = |group: &DhGroup| self.config.ike.iter().any(|proposal| proposal.groups.contains(group));
+        match group {
+            // A late copy of an answer that was acted on already.
+            Some(group) if group == self.exchange.group() => Phase::InitSent(self),
+            Some(group) if offered(&group) && !self.tried.contains(&group) && self.restarts < MAX_RESTARTS => {
+                self.restarts += 1;
+                self.tried.push(group);
+                self.exchange = KeyExchange::generate(group, &mut cx.rng);
+                self.send(common, cx);
+                Phase::InitSent(self)
+            }
+            _ => fail(cx, explain::invalid_ke(&self.config, common, wanted)),
+        }
+    }
+}
+
+/// Ends a negotiation of ours.
+pub(crate) fn fail(cx: &mut Cx<'_>, refusal: Refusal) -> Phase {
+    cx.out.effects.push(Effect::Failed { refusal: Arc::new(refusal), retry: true });
+    Phase::Gone
+}

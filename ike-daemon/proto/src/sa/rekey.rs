@@ -1,0 +1,498 @@
+//! CREATE_CHILD_SA: new child SAs, and rekeying of child and IKE SAs (RFC 7296 sections 1.3 and 2.8).
+//!
+//! Of two rekeys of the same SA that cross, each end refuses the other's with TEMPORARY_FAILURE
+//! (section 2.25) and tries again after a random time.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use espada_common::sa::{ChildSaId, SecretBytes};
+
+use super::child::{self, ChildOffer};
+use super::established::{Established, Pending, Task};
+use super::protect::Protector;
+use super::respond::notifies;
+use super::{Common, Cx, Datagram, Effect, IkeSa, Phase, explain};
+use crate::crypto::Random;
+use crate::crypto::dh::KeyExchange;
+use crate::crypto::keys::{IkeContext, IkeKeys, SkeySeed};
+use crate::notice::DownReason;
+use crate::proposal::{self, DhGroup, Groups, IkeSuite, Protocol, WireProposal};
+use crate::refusal::Refusal;
+use crate::status::Role;
+use crate::wire::id::KeyExchangeData;
+use crate::wire::{ExchangeType, Notify, NotifyType, Payload, PayloadType, Writer, sa, ts};
+
+/// ESP in notify payloads.
+const PROTOCOL_ESP: u8 = 3;
+
+/// A CREATE_CHILD_SA request of ours for a child SA.
+pub(crate) struct ChildRequest {
+    old: Option<ChildSaId>,
+    spi_in: u32,
+    nonce: Vec<u8>,
+    exchange: Option<KeyExchange>,
+    began: Instant,
+    /// The group was the peer's wish.
+    retried: bool,
+}
+
+/// A CREATE_CHILD_SA request of ours for the successor of the IKE SA.
+pub(crate) struct IkeRequest {
+    spi: u64,
+    nonce: Vec<u8>,
+    exchange: KeyExchange,
+    began: Instant,
+    retried: bool,
+}
+
+/// The payloads of a CREATE_CHILD_SA message.
+#[derive(Default)]
+struct Parts<'a> {
+    offer: ChildOffer,
+    nonce: Option<&'a [u8]>,
+    ke: Option<KeyExchangeData<'a>>,
+    /// SPI of the child SA to be replaced, the one its sender receives with.
+    rekeys: Option<u32>,
+    error: Option<Notify<'a>>,
+}
+
+impl<'a> Parts<'a> {
+    fn of(payloads: &'a [Payload<'a>]) -> Self {
+        let mut parts = Self::default();
+        for payload in payloads {
+            match payload {
+                Payload::Nonce(data) => parts.nonce = Some(data),
+                Payload::Ke(data) => parts.ke = Some(*data),
+                other => parts.offer.take(other),
+            }
+        }
+        for notify in notifies(payloads) {
+            if notify.kind == NotifyType::REKEY_SA {
+                parts.rekeys = notify.spi.try_into().ok().map(u32::from_be_bytes);
+            } else if notify.kind.is_error() {
+                parts.error = parts.error.or(Some(*notify));
+            }
+        }
+        parts
+    }
+
+    fn group(&self) -> Option<DhGroup> {
+        self.ke.and_then(|ke| DhGroup::from_id(ke.group))
+    }
+}
+
+/// The group an INVALID_KE_PAYLOAD notify asks for.
+fn wanted_group(notify: &Notify<'_>) -> Option<DhGroup> {
+    let id = <[u8; 2]>::try_from(notify.data).ok().map(u16::from_be_bytes);
+    id.and_then(DhGroup::from_id)
+}
+
+/// When a rekey that failed for now is tried again: in ten to twenty seconds.
+fn later(cx: &mut Cx<'_>) -> Instant {
+    let mut octets = [0; 2];
+    cx.rng.fill(&mut octets);
+    cx.now + Duration::from_secs(10) + Duration::from_millis(u64::from(u16::from_be_bytes(octets)) * 10 / 66)
+}
+
+impl Established {
+    /// Asks for a child SA. `group` is set when the peer asked for it.
+    pub fn request_child(
+        &mut self,
+        common: &Common,
+        cx: &mut Cx<'_>,
+        old: Option<ChildSaId>,
+        group: Option<DhGroup>,
+    ) {
+        let replaced = old.and_then(|id| self.children.iter().find(|child| child.id == id));
+        if old.is_some() && replaced.is_none_or(|child| child.replaced) {
+            return;
+        }
+        let rekeys = replaced.map(|child| child.spi_in.to_be_bytes());
+        let retried = group.is_some();
+        let first = self.config.esp.iter().find_map(|proposal| proposal.groups.first().copied());
+        let exchange = group.or(first).map(|group| KeyExchange::generate(group, &mut cx.rng));
+        let (spi_in, nonce) = (cx.child_spi(), cx.nonce());
+        let mut writer = Writer::new();
+        if let Some(spi) = &rekeys {
+            writer.notify(Notify { protocol: PROTOCOL_ESP, spi, kind: NotifyType::REKEY_SA, data: &[] });
+        }
+        let offer = proposal::offer(&self.config.esp, &spi_in.to_be_bytes(), Groups::Negotiated);
+        writer.add(PayloadType::SA, |out| sa::encode(&offer, out));
+        writer.add(PayloadType::NONCE, |out| out.extend(&nonce));
+        if let Some(exchange) = &exchange {
+            write_ke(&mut writer, exchange);
+        }
+        writer.add(PayloadType::TSI, |out| ts::encode(&self.config.local_ts, out));
+        writer.add(PayloadType::TSR, |out| ts::encode(&self.config.remote_ts, out));
+        let pending = Pending::Child(Box::new(ChildRequest { old, spi_in, nonce, exchange, began: cx.now, retried }));
+        self.request(common, cx, ExchangeType::CREATE_CHILD_SA, &writer, pending);
+    }
+
+    /// The peer's answer to our request for a child SA.
+    pub fn child_answered(
+        &mut self,
+        common: &Common,
+        cx: &mut Cx<'_>,
+        request: ChildRequest,
+        payloads: &[Payload<'_>],
+    ) {
+        let parts = Parts::of(payloads);
+        let (old, spi_in, began) = (request.old, request.spi_in, request.began);
+        if let Some(notify) = parts.error {
+            let wanted = wanted_group(&notify);
+            let offered = |group: &DhGroup| self.config.esp.iter().any(|proposal| proposal.groups.contains(group));
+            match notify.kind {
+                NotifyType::INVALID_KE_PAYLOAD if !request.retried && wanted.as_ref().is_some_and(offered) => {
+                    return self.request_child(common, cx, old, wanted);
+                }
+                NotifyType::CHILD_SA_NOT_FOUND if old.is_some() => {
+                    // The peer lost it: what we send there is lost as well.
+                    if let Some(id) = old {
+                        self.remove_child(cx, id, DownReason::PeerDeleted);
+                    }
+                    return self.acquire();
+                }
+                NotifyType::TEMPORARY_FAILURE => {}
+                kind => {
+                    let refusal = explain::child_refused(&self.config, common, kind, Groups::Negotiated);
+                    cx.out.effects.push(Effect::Failed { refusal: Arc::new(refusal), retry: false });
+                }
+            }
+            return self.rekey_child_later(cx, old);
+        }
+        match self.finish_child(common, request, &parts) {
+            Ok(new) => {
+                self.install_child(common, cx, new, old, began);
+                if let Some(child) = self.children.iter_mut().find(|child| Some(child.id) == old) {
+                    child.replaced = true;
+                    self.queue.push_back(Task::DeleteChild { id: child.id, spi_in: child.spi_in });
+                }
+            }
+            Err(refusal) => {
+                cx.out.effects.push(Effect::Failed { refusal: Arc::new(refusal), retry: false });
+                // The peer has installed its half.
+                let id = cx.out.next_child_id();
+                self.queue.push_back(Task::DeleteChild { id, spi_in });
+                self.rekey_child_later(cx, old);
+            }
+        }
+    }
+
+    fn rekey_child_later(&mut self, cx: &mut Cx<'_>, old: Option<ChildSaId>) {
+        let at = later(cx);
+        if let Some(child) = self.children.iter_mut().find(|child| Some(child.id) == old) {
+            child.rekey_at = Some(at);
+        }
+    }
+
+    fn finish_child(
+        &self,
+        common: &Common,
+        request: ChildRequest,
+        parts: &Parts<'_>,
+    ) -> Result<child::NewChild, Refusal> {
+        let config = &self.config;
+        let broken = |what: &str| explain::protocol(config, common, what);
+        let agreed = child::accept_answer(config, common, &parts.offer, Groups::Negotiated)?;
+        let nonce_r = parts.nonce.ok_or_else(|| broken("the CREATE_CHILD_SA response has no nonce"))?;
+        let shared = match (agreed.choice.group, request.exchange) {
+            (None, _) => None,
+            (Some(group), Some(exchange)) if group == exchange.group() => {
+                let ke = parts.ke.filter(|ke| ke.group == group.id());
+                let ke = ke.ok_or_else(|| broken("the CREATE_CHILD_SA response has no KE payload of its group"))?;
+                Some(exchange.shared_secret(ke.data).map_err(|error| broken(&error.to_string()))?)
+            }
+            _ => return Err(broken("the peer chose another DH group than that of our KE payload")),
+        };
+        child::derive(
+            &self.keys,
+            agreed,
+            request.spi_in,
+            (&request.nonce, nonce_r),
+            shared.as_ref(),
+            Role::Initiator,
+        )
+        .map_err(|error| broken(&error.to_string()))
+    }
+
+    /// Answers a CREATE_CHILD_SA request.
+    pub fn answer_create_child(
+        &mut self,
+        common: &Common,
+        cx: &mut Cx<'_>,
+        datagram: &Datagram<'_>,
+        payloads: &[Payload<'_>],
+    ) {
+        let parts = Parts::of(payloads);
+        let mut writer = Writer::new();
+        let is_ike = parts.offer.proposals.first().is_some_and(|proposal| proposal.protocol == Protocol::Ike);
+        let result = if is_ike {
+            self.answer_rekey(common, cx, &parts, &mut writer)
+        } else {
+            self.answer_child(common, cx, &parts, &mut writer)
+        };
+        if let Err(NotifyOut { kind, protocol, spi, data }) = result {
+            writer = Writer::new();
+            writer.notify(Notify { protocol, spi: &spi, kind, data: &data });
+        }
+        self.respond(common, cx, datagram, &writer);
+    }
+
+    fn answer_child(
+        &mut self,
+        common: &Common,
+        cx: &mut Cx<'_>,
+        parts: &Parts<'_>,
+        writer: &mut Writer,
+    ) -> Result<(), NotifyOut> {
+        let Some(nonce_i) = parts.nonce else {
+            return Err(NotifyType::INVALID_SYNTAX.into());
+        };
+        if self.deleting || self.superseded || matches!(self.pending(), Some(Pending::Ike(_))) {
+            return Err(NotifyType::TEMPORARY_FAILURE.into());
+        }
+        let mut old = None;
+        if let Some(spi) = parts.rekeys {
+            let child = self.children.iter().find(|child| child.spi_out == spi);
+            let Some(child) = child.filter(|child| !child.replaced) else {
+                let spi = spi.to_be_bytes().to_vec();
+                return Err(NotifyOut { protocol: PROTOCOL_ESP, spi, ..NotifyType::CHILD_SA_NOT_FOUND.into() });
+            };
+            let id = child.id;
+            if matches!(self.pending(), Some(Pending::Child(request)) if request.old == Some(id)) {
+                return Err(NotifyType::TEMPORARY_FAILURE.into());
+            }
+            self.queue.retain(|task| *task != Task::CreateChild { old: Some(id) });
+            old = Some(id);
+        }
+        let agreed = child::select(&self.config, common, &parts.offer, Groups::Negotiated, parts.group());
+        let agreed = agreed.map_err(|refused| {
+            cx.out.effects.push(Effect::Failed { refusal: Arc::new(refused.refusal), retry: false });
+            NotifyOut::from(refused.notify)
+        })?;
+        let spi_in = cx.child_spi();
+        let nonce_r = cx.nonce();
+        agreed.write(writer, spi_in);
+        writer.add(PayloadType::NONCE, |out| out.extend(&nonce_r));
+        let shared = match agreed.choice.group {
+            Some(group) => Some(exchange_keys(cx, group, parts, writer)?),
+            None => None,
+        };
+        let nonces = (nonce_i, &nonce_r[..]);
+        let new = child::derive(&self.keys, agreed, spi_in, nonces, shared.as_ref(), Role::Responder)
+            .map_err(|_| NotifyOut::from(NotifyType::NO_PROPOSAL_CHOSEN))?;
+        let began = cx.now;
+        self.install_child(common, cx, new, old, began);
+        if let Some(child) = self.children.iter_mut().find(|child| Some(child.id) == old) {
+            child.replaced = true;
+            child.rekey_at = None;
+        }
+        Ok(())
+    }
+
+    /// Asks for a successor of this IKE SA.
+    pub fn request_rekey(&mut self, common: &Common, cx: &mut Cx<'_>, group: Option<DhGroup>) {
+        let retried = group.is_some();
+        let exchange = KeyExchange::generate(group.unwrap_or(self.suite.group), &mut cx.rng);
+        let (spi, nonce) = (cx.ike_spi(), cx.nonce());
+        let mut writer = Writer::new();
+        let offer = proposal::offer(&self.config.ike, &spi.to_be_bytes(), Groups::Negotiated);
+        writer.add(PayloadType::SA, |out| sa::encode(&offer, out));
+        writer.add(PayloadType::NONCE, |out| out.extend(&nonce));
+        write_ke(&mut writer, &exchange);
+        let pending = Pending::Ike(Box::new(IkeRequest { spi, nonce, exchange, began: cx.now, retried }));
+        self.request(common, cx, ExchangeType::CREATE_CHILD_SA, &writer, pending);
+    }
+
+    /// The peer's answer to our request to rekey this IKE SA.
+    pub fn rekey_answered(
+        &mut self,
+        common: &Common,
+        cx: &mut Cx<'_>,
+        request: IkeRequest,
+        payloads: &[Payload<'_>],
+    ) {
+        let parts = Parts::of(payloads);
+        if let Some(notify) = parts.error {
+            let wanted = wanted_group(&notify);
+            let offered = |group: &DhGroup| self.config.ike.iter().any(|proposal| proposal.groups.contains(group));
+            if notify.kind == NotifyType::INVALID_KE_PAYLOAD && !request.retried && wanted.as_ref().is_some_and(offered)
+            {
+                return self.request_rekey(common, cx, wanted);
+            }
+            if notify.kind != NotifyType::TEMPORARY_FAILURE {
+                let refusal = explain::child_refused(&self.config, common, notify.kind, Groups::Negotiated);
+                cx.out.effects.push(Effect::Failed { refusal: Arc::new(refusal), retry: false });
+            }
+            self.rekey_at = later(cx);
+            return;
+        }
+        match self.finish_rekey(common, request, &parts) {
+            Ok((new, suite, keys)) => {
+                self.hand_over(cx, new, suite, keys);
+                self.deleting = true;
+                self.queue.clear();
+                self.queue.push_back(Task::DeleteIke);
+            }
+            Err(refusal) => {
+                cx.out.effects.push(Effect::Failed { refusal: Arc::new(refusal), retry: false });
+                self.rekey_at = later(cx);
+            }
+        }
+    }
+
+    fn finish_rekey(
+        &self,
+        common: &Common,
+        request: IkeRequest,
+        parts: &Parts<'_>,
+    ) -> Result<(Common, IkeSuite, IkeKeys), Refusal> {
+        let config = &self.config;
+        let broken = |what: &str| explain::protocol(config, common, what);
+        let ([chosen], Some(nonce_r), Some(ke)) = (&parts.offer.proposals[..], parts.nonce, parts.ke) else {
+            return Err(broken("the response to our IKE rekey lacks payloads"));
+        };
+        let suite = proposal::verify_ike(&config.ike, chosen)
+            .map_err(|error| explain::bad_choice(config, common, "ike", &error))?;
+        let spi_r = ike_spi(chosen).ok_or_else(|| broken("the peer's new IKE SPI is not eight octets"))?;
+        if suite.group != request.exchange.group() || ke.group != suite.group.id() {
+            return Err(broken("the peer chose another DH group than that of our KE payload"));
+        }
+        let shared = request.exchange.shared_secret(ke.data).map_err(|error| broken(&error.to_string()))?;
+        let new = Common {
+            role: Role::Initiator,
+            spi_i: request.spi,
+            spi_r,
+            began: request.began,
+            ..common.clone()
+        };
+        let keys = self
+            .successor_keys(&new, &suite, &request.nonce, nonce_r, &shared)
+            .ok_or_else(|| broken("the keys of the new IKE SA cannot be derived"))?;
+        Ok((new, suite, keys))
+    }
+
+    fn answer_rekey(
+        &mut self,
+        common: &Common,
+        cx: &mut Cx<'_>,
+        parts: &Parts<'_>,
+        writer: &mut Writer,
+    ) -> Result<(), NotifyOut> {
+        let Some(nonce_i) = parts.nonce else {
+            return Err(NotifyType::INVALID_SYNTAX.into());
+        };
+        let busy = self.queue.iter().any(|task| matches!(task, Task::CreateChild { .. }))
+            || matches!(self.pending(), Some(Pending::Ike(_) | Pending::Child(_) | Pending::DeleteChild { .. }));
+        if self.deleting || self.superseded || busy {
+            return Err(NotifyType::TEMPORARY_FAILURE.into());
+        }
+        let offered = &parts.offer.proposals;
+        let selection = proposal::select_ike(&self.config.ike, offered, parts.group()).map_err(|mismatch| {
+            let kind = crate::refusal::RefusalKind::IkeProposal;
+            let refusal = explain::proposal_mismatch(&self.config, common.remote, kind, &mismatch);
+            cx.out.effects.push(Effect::Failed { refusal: Arc::new(refusal), retry: false });
+            NotifyOut::from(NotifyType::NO_PROPOSAL_CHOSEN)
+        })?;
+        let suite = selection.suite;
+        let Some(spi_i) = offered.get(selection.index).and_then(ike_spi) else {
+            return Err(NotifyType::INVALID_SYNTAX.into());
+        };
+        let new = Common { role: Role::Responder, spi_i, spi_r: cx.ike_spi(), began: cx.now, ..common.clone() };
+        let nonce_r = cx.nonce();
+        let answer = WireProposal {
+            number: selection.number,
+            protocol: Protocol::Ike,
+            spi: new.spi_r.to_be_bytes().to_vec(),
+            transforms: selection.transforms,
+        };
+        writer.add(PayloadType::SA, |out| sa::encode(std::slice::from_ref(&answer), out));
+        writer.add(PayloadType::NONCE, |out| out.extend(&nonce_r));
+        let shared = exchange_keys(cx, suite.group, parts, writer)?;
+        let keys = self
+            .successor_keys(&new, &suite, nonce_i, &nonce_r, &shared)
+            .ok_or_else(|| NotifyOut::from(NotifyType::NO_PROPOSAL_CHOSEN))?;
+        self.hand_over(cx, new, suite, keys);
+        Ok(())
+    }
+
+    fn successor_keys(
+        &self,
+        new: &Common,
+        suite: &IkeSuite,
+        nonce_i: &[u8],
+        nonce_r: &[u8],
+        shared: &SecretBytes,
+    ) -> Option<IkeKeys> {
+        let context = IkeContext {
+            nonce_i,
+            nonce_r,
+            spi_i: new.spi_i.to_be_bytes(),
+            spi_r: new.spi_r.to_be_bytes(),
+        };
+        SkeySeed::rekeyed(&self.keys, suite.prf, &context, shared).into_keys(suite, &context).ok()
+    }
+
+    /// Gives the child SAs to the successor, which the endpoint adopts: "the new IKE SA inherits all
+    /// of the original IKE SA's Child SAs" (section 2.8). The peers stay who they proved to be.
+    fn hand_over(&mut self, cx: &mut Cx<'_>, new: Common, suite: IkeSuite, keys: IkeKeys) {
+        let Ok(protector) = Protector::new(&suite, &keys, new.role) else {
+            return;
+        };
+        let (config, proof, local_id) = (self.config.clone(), self.proof.clone(), self.local_id.clone());
+        let mut successor = Established::new(cx, config, suite, keys, protector, proof, local_id, 0, 0);
+        successor.children = std::mem::take(&mut self.children);
+        for child in &successor.children {
+            cx.out.rehome(child.id, new.local_spi());
+        }
+        // Deletes of replaced child SAs go on there; what else waits is done by the rekey.
+        let tasks = std::mem::take(&mut self.queue).into_iter();
+        successor.queue = tasks.filter(|task| matches!(task, Task::DeleteChild { .. })).collect();
+        self.superseded = true;
+        successor.announce(&new, cx, false);
+        let phase = Phase::Established(Box::new(successor));
+        cx.out.effects.push(Effect::Adopt(Box::new(IkeSa { common: new, phase })));
+    }
+}
+
+/// The SPI of a proposal for an IKE SA.
+fn ike_spi(proposal: &WireProposal) -> Option<u64> {
+    let spi = u64::from_be_bytes(proposal.spi.as_slice().try_into().ok()?);
+    (spi != 0).then_some(spi)
+}
+
+fn write_ke(writer: &mut Writer, exchange: &KeyExchange) {
+    let ke = KeyExchangeData { group: exchange.group().id(), data: exchange.public_value() };
+    writer.add(PayloadType::KE, |out| ke.encode(out));
+}
+
+/// The responder's half of a key exchange in `group`.
+fn exchange_keys(
+    cx: &mut Cx<'_>,
+    group: DhGroup,
+    parts: &Parts<'_>,
+    writer: &mut Writer,
+) -> Result<SecretBytes, NotifyOut> {
+    let Some(ke) = parts.ke.filter(|ke| ke.group == group.id()) else {
+        let data = group.id().to_be_bytes().to_vec();
+        return Err(NotifyOut { data, ..NotifyType::INVALID_KE_PAYLOAD.into() });
+    };
+    let exchange = KeyExchange::generate(group, &mut cx.rng);
+    write_ke(writer, &exchange);
+    exchange.shared_secret(ke.data).map_err(|_| NotifyType::INVALID_SYNTAX.into())
+}
+
+/// An error to answer with.
+struct NotifyOut {
+    kind: NotifyType,
+    protocol: u8,
+    spi: Vec<u8>,
+    data: Vec<u8>,
+}
+
+impl From<NotifyType> for NotifyOut {
+    fn from(kind: NotifyType) -> Self {
+        Self { kind, protocol: 0, spi: Vec::new(), data: Vec::new() }
+    }
+}

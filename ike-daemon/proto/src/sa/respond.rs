@@ -1,0 +1,432 @@
+//! IKE_SA_INIT and IKE_AUTH as responder (RFC 7296 section 1.2).
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::auth::{AUTH_METHOD_PSK, PeerProof, Transcript, accepts_identity, id_body, verify_peer};
+use super::child::{self, Agreed, ChildOffer};
+use super::context::{Common, Cx, Effect, local_identity};
+use super::established::Established;
+use super::nat::{self, Nat};
+use super::protect::{self, Protector};
+use super::{Datagram, IkeSa, Phase, explain, psk};
+use crate::config::{ConnectionConfig, EncapsulationPolicy, RemoteAddress};
+use crate::crypto::auth::psk_auth;
+use crate::crypto::dh::KeyExchange;
+use crate::crypto::keys::{IkeContext, IkeKeys, SkeySeed};
+use crate::identity::Identity;
+use crate::notice::Notice;
+use crate::proposal::{self, DhGroup, Groups, IkeSuite, Protocol, WireProposal};
+use crate::refusal::{Refusal, RefusalKind};
+use crate::status::{IkeDrop, Role};
+use crate::wire::id::{KeyExchangeData, Typed};
+use crate::wire::{ExchangeType, Notify, NotifyType, Payload, PayloadType, Payloads, Writer, sa};
+
+/// Why a first request gets no IKE SA, and what its sender is told.
+pub(crate) struct InitRefused {
+    pub kind: NotifyType,
+    pub data: Vec<u8>,
+    /// What people are told, unless it is routine or nonsense.
+    pub refusal: Option<Arc<Refusal>>,
+}
+
+impl InitRefused {
+    fn new(kind: NotifyType) -> Self {
+        Self { kind, data: Vec::new(), refusal: None }
+    }
+}
+
+/// The notifies among payloads.
+pub(crate) fn notifies<'a>(payloads: &'a [Payload<'a>]) -> impl Iterator<Item = &'a Notify<'a>> {
+    payloads.iter().filter_map(|payload| match payload {
+        Payload::Notify(notify) => Some(notify),
+        _ => None,
+    })
+}
+
+/// A critical payload that RFC 7296 does not define (section 2.5).
+pub(crate) fn unknown_critical(payloads: &[Payload<'_>]) -> Option<PayloadType> {
+    payloads.iter().find_map(|payload| match payload {
+        Payload::Other { kind, critical: true, .. } if !kind.is_defined() => Some(*kind),
+        _ => None,
+    })
+}
+
+/// Half open: waiting for the IKE_AUTH request.
+pub(crate) struct InitReplied {
+    /// Connections whose addresses fit and that accept the suite, best first.
+    candidates: Vec<Arc<ConnectionConfig>>,
+    pub suite: IkeSuite,
+    keys: IkeKeys,
+    protector: Protector,
+    transcript: Transcript,
+    pub expires: Instant,
+}
+
+/// Connections that a peer at these addresses may mean: those that name its address first.
+fn candidates(cx: &Cx<'_>, datagram: &Datagram<'_>) -> Vec<Arc<ConnectionConfig>> {
+    let (local, remote) = (datagram.local.ip(), datagram.remote.ip());
+    let local_fits = |config: &&Arc<ConnectionConfig>| config.local_address.is_none_or(|address| address == local);
+    let named = |config: &&Arc<ConnectionConfig>| config.remote_address == RemoteAddress::Address(remote);
+    let any = |config: &&Arc<ConnectionConfig>| config.remote_address == RemoteAddress::Any;
+    let fitting = || cx.connections.iter().filter(local_fits);
+    fitting().filter(named).chain(fitting().filter(any)).cloned().collect()
+}
+
+/// Takes in a first request. With `Err` nothing is kept.
+pub(crate) fn accept(cx: &mut Cx<'_>, datagram: &Datagram<'_>, payloads: &[Payload<'_>]) -> Result<IkeSa, InitRefused> {
+    let (mut offered, mut ke, mut nonce_i) = (None, None, None);
+    for payload in payloads {
+        match payload {
+            Payload::Sa(proposals) => offered = Some(proposals),
+            Payload::Ke(data) => ke = Some(*data),
+            Payload::Nonce(data) => nonce_i = Some(*data),
+            _ => {}
+        }
+    }
+    let (Some(offered), Some(ke), Some(nonce_i)) = (offered, ke, nonce_i) else {
+        return Err(InitRefused::new(NotifyType::INVALID_SYNTAX));
+    };
+    let offered: Vec<WireProposal> = offered.iter().map(|proposal| proposal.to_proposal()).collect();
+    let candidates = candidates(cx, datagram);
+    let Some(first) = candidates.first() else {
+        return Err(InitRefused {
+            refusal: Some(Arc::new(explain::no_connection(cx, datagram))),
+            ..InitRefused::new(NotifyType::NO_PROPOSAL_CHOSEN)
+        });
+    };
+    let group = DhGroup::from_id(ke.group);
+    let selections = candidates.iter().map(|config| proposal::select_ike(&config.ike, &offered, group));
+    let Some(selection) = selections.filter_map(Result::ok).next() else {
+        let mismatch = proposal::select_ike(&first.ike, &offered, group);
+        return Err(InitRefused {
+            refusal: mismatch.err().map(|mismatch| {
+                Arc::new(explain::proposal_mismatch(first, datagram.remote, RefusalKind::IkeProposal, &mismatch))
+            }),
+            ..InitRefused::new(NotifyType::NO_PROPOSAL_CHOSEN)
+        });
+    };
+    let suite = selection.suite;
+    if ke.group != suite.group.id() {
+        return Err(InitRefused {
+            data: suite.group.id().to_be_bytes().to_vec(),
+            ..InitRefused::new(NotifyType::INVALID_KE_PAYLOAD)
+        });
+    }
+    let answer = WireProposal {
+        number: selection.number,
+        protocol: Protocol::Ike,
+        spi: Vec::new(),
+        transforms: selection.transforms,
+    };
+    let accepts = |config: &Arc<ConnectionConfig>| {
+        proposal::select_ike(&config.ike, std::slice::from_ref(&answer), group).is_ok()
+    };
+    let candidates: Vec<_> = candidates.into_iter().filter(accepts).collect();
+
+    let exchange = KeyExchange::generate(suite.group, &mut cx.rng);
+    let public = exchange.public_value().to_vec();
+    let invalid = |_| InitRefused::new(NotifyType::INVALID_SYNTAX);
+    let shared = exchange.shared_secret(ke.data).map_err(invalid)?;
+    let nonce_r = cx.nonce();
+    let spi_i = datagram.header.initiator_spi;
+    let found = nat::detect(notifies(payloads), spi_i, 0, datagram.local, datagram.remote);
+    let forced = candidates.first().is_some_and(|config| config.encapsulation == EncapsulationPolicy::Udp);
+    let common = Common {
+        role: Role::Responder,
+        spi_i,
+        spi_r: cx.ike_spi(),
+        local: datagram.local,
+        remote: datagram.remote,
+        began: cx.now,
+        initial_contact: false,
+        nat: Nat { forced, ..found },
+    };
+    let context = IkeContext {
+        nonce_i,
+        nonce_r: &nonce_r,
+        spi_i: common.spi_i.to_be_bytes(),
+        spi_r: common.spi_r.to_be_bytes(),
+    };
+    let unusable = |_| InitRefused::new(NotifyType::NO_PROPOSAL_CHOSEN);
+    let keys = SkeySeed::initial(suite.prf, &context, &shared).into_keys(&suite, &context).map_err(unusable)?;
+    let unusable = |_| InitRefused::new(NotifyType::NO_PROPOSAL_CHOSEN);
+    let protector = Protector::new(&suite, &keys, Role::Responder).map_err(unusable)?;
+
+    let mut writer = Writer::new();
+    writer.add(PayloadType::SA, |out| sa::encode(std::slice::from_ref(&answer), out));
+    let ke = KeyExchangeData { group: suite.group.id(), data: &public };
+    writer.add(PayloadType::KE, |out| ke.encode(out));
+    writer.add(PayloadType::NONCE, |out| out.extend(&nonce_r));
+    nat::write(&mut writer, common.spi_i, common.spi_r, common.local, common.remote, forced);
+    let response = writer.message(protect::header(&common, ExchangeType::IKE_SA_INIT, true, 0));
+    cx.out.transmit(common.local, common.remote, response.clone());
+    let phase = InitReplied {
+        candidates,
+        suite,
+        keys,
+        protector,
+        transcript: Transcript {
+            init_request: datagram.bytes.to_vec(),
+            init_response: response,
+            nonce_i: nonce_i.to_vec(),
+            nonce_r,
+        },
+        expires: cx.now + cx.settings.half_open.timeout,
+    };
+    Ok(IkeSa { common, phase: Phase::InitReplied(Box::new(phase)) })
+}
+
+/// What an IKE_AUTH request holds.
+struct AuthRequest<'a> {
+    idi: Typed<'a>,
+    idr: Option<Identity>,
+    auth: Typed<'a>,
+    offer: ChildOffer,
+    initial_contact: bool,
+}
+
+impl InitReplied {
+    /// The connection, where only one can be meant.
+    pub fn config(&self) -> Option<&Arc<ConnectionConfig>> {
+        self.candidates.first()
+    }
+
+    /// The first request came again.
+    pub fn repeated_init(&self, common: &Common, cx: &mut Cx<'_>, datagram: &Datagram<'_>) {
+        cx.out.drop(IkeDrop::Retransmission);
+        if datagram.bytes == self.transcript.init_request {
+            cx.out.transmit(common.local, common.remote, self.transcript.init_response.clone());
+        }
+    }
+
+    pub fn handle_timeout(self: Box<Self>, common: &Common, cx: &mut Cx<'_>) -> Phase {
+        if cx.now < self.expires {
+            return Phase::InitReplied(self);
+        }
+        if let Some(config) = self.candidates.first() {
+            let refusal = explain::auth_never_came(config, common, cx.settings.half_open.timeout);
+            cx.out.effects.push(Effect::Failed { refusal: Arc::new(refusal), retry: false });
+        }
+        Phase::Gone
+    }
+
+    pub fn handle_datagram(self: Box<Self>, common: &mut Common, cx: &mut Cx<'_>, datagram: &Datagram<'_>) -> Phase {
+        let header = &datagram.header;
+        if header.exchange != ExchangeType::IKE_AUTH || header.flags.is_response() || header.message_id != 1 {
+            cx.out.drop(IkeDrop::Unexpected);
+            return Phase::InitReplied(self);
+        }
+        let opened = match self.protector.open(datagram) {
+            Ok(opened) => opened,
+            Err(reason) => {
+                cx.out.drop(reason);
+                return Phase::InitReplied(self);
+            }
+        };
+        // From here on the sender is the one of the first request: "MUST respond to the address
+        // and port from which it was received" (section 2.11).
+        common.local = datagram.local;
+        common.remote = datagram.remote;
+        let payloads = match Payloads::collect_all(opened.first, &opened.plaintext) {
+            Ok(payloads) => payloads,
+            Err(error) => return self.refuse_syntax(common, cx, datagram, NotifyType::INVALID_SYNTAX, &[], &error.to_string()),
+        };
+        if let Some(kind) = unknown_critical(&payloads) {
+            let what = format!("unknown critical {kind}");
+            let notify = NotifyType::UNSUPPORTED_CRITICAL_PAYLOAD;
+            return self.refuse_syntax(common, cx, datagram, notify, &[kind.0], &what);
+        }
+        let (mut idi, mut idr, mut auth) = (None, None, None);
+        let mut offer = ChildOffer::default();
+        for payload in &payloads {
+            match payload {
+                Payload::IdI(id) => idi = Some(*id),
+                Payload::IdR(id) => idr = Some(Identity::from_wire(id.kind, id.data)),
+                Payload::Auth(value) => auth = Some(*value),
+                other => offer.take(other),
+            }
+        }
+        let initial_contact = notifies(&payloads).any(|notify| notify.kind == NotifyType::INITIAL_CONTACT);
+        let Some(idi) = idi else {
+            let what = "the IKE_AUTH request has no IDi payload";
+            return self.refuse_syntax(common, cx, datagram, NotifyType::INVALID_SYNTAX, &[], what);
+        };
+        let Some(auth) = auth else {
+            // No AUTH payload asks for EAP (section 2.16).
+            let refusal = explain::wants_eap(self.candidates.first(), common, &Identity::from_wire(idi.kind, idi.data));
+            return self.refuse(common, cx, datagram, NotifyType::AUTHENTICATION_FAILED, &[], refusal);
+        };
+        self.finish(common, cx, datagram, AuthRequest { idi, idr, auth, offer, initial_contact })
+    }
+
+    fn finish(self: Box<Self>, common: &mut Common, cx: &mut Cx<'_>, datagram: &Datagram<'_>, request: AuthRequest<'_>) -> Phase {
+        let identity = Identity::from_wire(request.idi.kind, request.idi.data);
+        let (configs, proof) = match self.authenticate(common, cx, &request, &identity) {
+            Ok(proven) => proven,
+            Err(refusal) => {
+                return self.refuse(common, cx, datagram, NotifyType::AUTHENTICATION_FAILED, &[], refusal);
+            }
+        };
+        // Of several connections with this peer the selectors and proposals tell which is meant.
+        let mut agreed: Option<(Arc<ConnectionConfig>, Agreed)> = None;
+        let mut refused = None;
+        for config in &configs {
+            match child::select(config, common, &request.offer, Groups::Ignored, None) {
+                Ok(child) => {
+                    agreed = Some((config.clone(), child));
+                    break;
+                }
+                Err(error) => refused = refused.or(Some((config.clone(), error))),
+            }
+        }
+        let config = match (&agreed, &refused) {
+            (Some((config, _)), _) | (None, Some((config, _))) => config.clone(),
+            (None, None) => return Phase::Gone,
+        };
+        let Self { suite, keys, protector, transcript, .. } = *self;
+        let local_id = local_identity(&config, common.local);
+        let body = id_body(&local_id);
+        let signed = transcript.signed(Role::Responder, &keys, &body);
+        let Some(secret) = psk::find(cx.secrets, &local_id, &identity) else {
+            return Phase::Gone;
+        };
+        let auth = psk_auth(keys.prf, secret.secret.expose(), signed);
+        let mut writer = Writer::new();
+        writer.add(PayloadType::IDR, |out| out.extend(&body));
+        writer.add(PayloadType::AUTH, |out| Typed::new(AUTH_METHOD_PSK, auth.expose()).encode(out));
+
+        if common.nat.local || common.nat.remote {
+            cx.out.notice(Notice::NatDetected {
+                connection: Some(config.name.clone()),
+                local: common.nat.local,
+                remote: common.nat.remote,
+                peer: common.remote,
+            });
+        }
+        let began = common.began;
+        let mut established = Established::new(cx, config.clone(), suite, keys, protector, proof, local_id, 0, 1);
+        established.announce(common, cx, request.initial_contact);
+        let nonces = (&transcript.nonce_i[..], &transcript.nonce_r[..]);
+        let child_spi = cx.child_spi();
+        let new = match agreed {
+            Some((_, agreed)) => {
+                agreed.write(&mut writer, child_spi);
+                child::derive(&established.keys, agreed, child_spi, nonces, None, Role::Responder).ok()
+            }
+            None => None,
+        };
+        match (new, refused) {
+            (Some(new), _) => {
+                // Before the response: the peer may send ESP as soon as it has it.
+                established.install_child(common, cx, new, None, began);
+            }
+            (None, Some((_, error))) => {
+                // "the IKE SA is still created as usual" (section 1.2).
+                writer.notify(Notify::new(error.notify, &[]));
+                cx.out.effects.push(Effect::Failed { refusal: Arc::new(error.refusal), retry: false });
+            }
+            (None, None) => writer.notify(Notify::new(NotifyType::NO_PROPOSAL_CHOSEN, &[])),
+        }
+        established.respond(common, cx, datagram, &writer);
+        Phase::Established(Box::new(established))
+    }
+
+    /// Finds the connections that fit the identities and proves the peer's.
+    fn authenticate(
+        &self,
+        common: &Common,
+        cx: &Cx<'_>,
+        request: &AuthRequest<'_>,
+        identity: &Identity,
+    ) -> Result<(Vec<Arc<ConnectionConfig>>, PeerProof), Refusal> {
+        let fits = |config: &&Arc<ConnectionConfig>| {
+            let ours = local_identity(config, common.local);
+            accepts_identity(config, common.remote.ip(), identity)
+                && request.idr.as_ref().is_none_or(|asked| asked.matches(&ours))
+        };
+        let configs: Vec<_> = self.candidates.iter().filter(fits).cloned().collect();
+        let Some(config) = configs.first() else {
+            return Err(explain::unknown_identity(&self.candidates, common, identity, request.idr.as_ref()));
+        };
+        if request.auth.kind != AUTH_METHOD_PSK {
+            return Err(explain::other_method(config, common, identity, request.auth.kind));
+        }
+        let local_id = local_identity(config, common.local);
+        let Some(secret) = psk::find(cx.secrets, &local_id, identity) else {
+            return Err(explain::no_secret(config, common, &local_id, identity));
+        };
+        let proof = verify_peer(secret, Role::Initiator, &self.keys, &self.transcript, request.idi, request.auth.data);
+        let proof = proof.ok_or_else(|| explain::wrong_psk(config, common, identity, &secret.origin))?;
+        // The key is one of this pair of identities: connections under another of ours need their own.
+        let configs = configs.into_iter().filter(|config| local_identity(config, common.local) == local_id).collect();
+        Ok((configs, proof))
+    }
+
+    fn refuse_syntax(
+        self: Box<Self>,
+        common: &Common,
+        cx: &mut Cx<'_>,
+        datagram: &Datagram<'_>,
+        kind: NotifyType,
+        data: &[u8],
+        what: &str,
+    ) -> Phase {
+        let Some(config) = self.candidates.first() else {
+            return Phase::Gone;
+        };
+        let refusal = explain::protocol(config, common, what);
+        self.refuse(common, cx, datagram, kind, data, refusal)
+    }
+
+    /// Answers with an error. The answer is kept for a while: the request may come again.
+    fn refuse(
+        mut self: Box<Self>,
+        common: &Common,
+        cx: &mut Cx<'_>,
+        datagram: &Datagram<'_>,
+        kind: NotifyType,
+        data: &[u8],
+        refusal: Refusal,
+    ) -> Phase {
+        cx.out.effects.push(Effect::Failed { refusal: Arc::new(refusal), retry: false });
+        let mut writer = Writer::new();
+        writer.notify(Notify::new(kind, data));
+        let header = protect::header(common, ExchangeType::IKE_AUTH, true, 1);
+        let Ok(response) = self.protector.seal(cx, header, &writer) else {
+            return Phase::Gone;
+        };
+        cx.out.transmit(datagram.local, datagram.remote, response.clone());
+        Phase::Lingering(Box::new(Lingering {
+            request: datagram.bytes.to_vec(),
+            response,
+            expires: self.expires,
+            half_open: true,
+        }))
+    }
+}
+
+/// Over, except that the last response stays at hand in case its request comes again.
+pub(crate) struct Lingering {
+    pub request: Vec<u8>,
+    pub response: Vec<u8>,
+    pub expires: Instant,
+    /// The peer never authenticated.
+    pub half_open: bool,
+}
+
+impl Lingering {
+    pub fn handle_datagram(self: Box<Self>, cx: &mut Cx<'_>, datagram: &Datagram<'_>) -> Phase {
+        if datagram.bytes == self.request {
+            cx.out.drop(IkeDrop::Retransmission);
+            cx.out.transmit(datagram.local, datagram.remote, self.response.clone());
+        } else {
+            cx.out.drop(IkeDrop::Unexpected);
+        }
+        Phase::Lingering(self)
+    }
+
+    pub fn handle_timeout(self: Box<Self>, cx: &mut Cx<'_>) -> Phase {
+        if cx.now < self.expires { Phase::Lingering(self) } else { Phase::Gone }
+    }
+}

@@ -1,6 +1,6 @@
 //! What every part of Espada agrees on: the packet parser, the BPF map ABI, drop reasons,
 //! the replay window and (feature `std`) the description of security associations.
-#![cfg_attr(not(feature = "std"), no_std)]
+#![cfg_attr(not(any(test, feature = "std")), no_std)]
 #![forbid(unsafe_code)]
 
 pub mod abi;

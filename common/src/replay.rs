@@ -98,8 +98,8 @@ impl<B: AsRef<[u64]> + AsMut<[u64]>> ReplayWindow<B> {
     }
 
     fn fresh(&self, seq: u64) -> Result<(), Replayed> {
-        // RFC 4303 section 3.3.3: "The first packet sent using a given SA will contain a sequence
-        // number of 1."
+        // RFC 4303 section 3.3.3: "the first packet sent using a given SA will contain a sequence
+        // number of 1".
         if seq == 0 {
             return Err(Replayed);
         }

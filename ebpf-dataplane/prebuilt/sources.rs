@@ -24,6 +24,9 @@ pub const SOURCES: [&str; 7] = [
     "ebpf-dataplane/prebuilt/sources.rs",
 ];
 
+/// Files in those folders that only tests compile.
+const TEST_ONLY: [&str; 2] = ["sample.rs", "tests.rs"];
+
 /// Every source file, sorted, as paths from `root`.
 pub fn source_files(root: &std::path::Path) -> std::io::Result<Vec<std::path::PathBuf>> {
     let mut pending: Vec<_> = SOURCES.iter().map(std::path::PathBuf::from).collect();
@@ -33,7 +36,7 @@ pub fn source_files(root: &std::path::Path) -> std::io::Result<Vec<std::path::Pa
             for entry in std::fs::read_dir(root.join(&path))? {
                 pending.push(path.join(entry?.file_name()));
             }
-        } else {
+        } else if !TEST_ONLY.iter().any(|name| path.ends_with(name)) {
             files.push(path);
         }
     }

@@ -8,6 +8,10 @@ pub mod eth;
 pub mod ipv4;
 pub mod ipv6;
 pub mod parse;
+#[cfg(any(test, feature = "sample"))]
+pub mod sample;
+#[cfg(test)]
+mod tests;
 pub mod udp;
 
 use core::fmt;

@@ -10,7 +10,7 @@ use aya::maps::{
     Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues, XskMap,
 };
 use espada_common::abi::{
-    ABI_VERSION, CONFIG_GUARD, ClassedAddress, FrontEndConfig, SA_FLAG_STEER_XSK, SaCounters,
+    ABI_VERSION, CONFIG_GUARD, ClassedAddress, FragmentKey, FrontEndConfig, SA_FLAG_STEER_XSK, SaCounters,
     SaInEntry, SaOutEntry, SaOutKey, SpiKey, maps,
 };
 use espada_common::drops::DropReason;
@@ -22,9 +22,9 @@ use super::policy::{ProtectedPair, TriePrefix, compile};
 use super::{FrontEndError, InCounters, chain};
 
 // Keys and values are arrays of octets to aya, and `espada_common::abi` structs to everybody else.
-type Octets<T> = <T as AsOctets>::Array;
+pub(super) type Octets<T> = <T as AsOctets>::Array;
 
-trait AsOctets {
+pub(super) trait AsOctets {
     type Array;
 }
 
@@ -43,6 +43,7 @@ octets!(
     SaOutEntry,
     SaCounters,
     ClassedAddress,
+    FragmentKey,
     FrontEndConfig
 );
 

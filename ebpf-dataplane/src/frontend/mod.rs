@@ -7,6 +7,7 @@
 pub mod attach;
 mod counters;
 mod maps;
+pub mod inspect;
 pub mod pin;
 pub mod policy;
 mod syscall;

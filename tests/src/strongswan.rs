@@ -1,5 +1,5 @@
-//! strongSwan as the peer: charon with the kernel-libipsec plugin (ESP in UDP over a TUN device),
-//! in a mount namespace of its own so that several run beside each other and beside the system's.
+//! strongSwan as the peer: charon with the kernel-libipsec plugin (ESP in UDP over a TUN device) or
+//! with the kernel's own ESP where there is one, in a mount namespace of its own so that several run beside each other and beside the system's.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -14,10 +14,20 @@ use crate::process::{Process, WorkDir};
 const CHARON: &str = "/usr/lib/ipsec/charon";
 const LIBIPSEC: &str = "/usr/lib/ipsec/plugins/libstrongswan-kernel-libipsec.so";
 const PLUGINS: &str = "random nonce openssl aes sha1 sha2 hmac kdf gcm gmp pem x509 pubkey \
-                       constraints kernel-libipsec kernel-netlink socket-default vici updown";
+                       constraints";
+const NETWORK_PLUGINS: &str = "kernel-netlink socket-default vici updown";
 
 /// The largest inner packet that kernel-libipsec carries.
 pub const INNER_MTU: u32 = 1400;
+
+/// What carries strongSwan's ESP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Carrier {
+    /// Its own code over a TUN device, always in UDP.
+    Libipsec,
+    /// The kernel (XFRM), native where there is no NAT.
+    Kernel,
+}
 
 /// One connection of strongSwan, in the words of swanctl.conf. It is always called `net`.
 #[derive(Clone, Debug)]
@@ -40,6 +50,8 @@ pub struct Connection<'a> {
     pub remote_ts: &'a str,
     /// The pre-shared key.
     pub psk: &'a str,
+    /// Who does the ESP.
+    pub carrier: Carrier,
 }
 
 /// A running charon.
@@ -59,6 +71,38 @@ pub fn missing() -> Option<String> {
         })
 }
 
+/// Why the kernel cannot carry strongSwan's ESP, if it cannot.
+pub fn missing_kernel_esp() -> Option<String> {
+    if let Some(reason) = missing() {
+        return Some(reason);
+    }
+    let probe = || -> Result<()> {
+        let netns = Netns::new(&format!(
+            "{}{}-xfrm",
+            crate::cleanup::PREFIX,
+            std::process::id()
+        ))?;
+        let key = format!("0x{}", "11".repeat(20));
+        let state = [
+            "src",
+            "192.0.2.1",
+            "dst",
+            "192.0.2.2",
+            "proto",
+            "esp",
+            "spi",
+            "0x1000",
+        ];
+        let cipher = ["mode", "tunnel", "aead", "rfc4106(gcm(aes))", &key, "128"];
+        netns
+            .ip(&[&["xfrm", "state", "add"][..], &state, &cipher].concat())
+            .map(drop)
+    };
+    probe()
+        .err()
+        .map(|error| format!("this kernel has no ESP ({})", error.root_cause()))
+}
+
 impl StrongSwan {
     /// Starts charon in a gateway's namespace with one connection loaded.
     pub fn start(
@@ -70,7 +114,10 @@ impl StrongSwan {
         let files = work.file(&format!("strongswan-{}", netns.name()));
         std::fs::create_dir(&files)?;
         let root = files.to_str().context("a path in UTF-8")?.to_owned();
-        std::fs::write(files.join("strongswan.conf"), daemon_configuration(&files))?;
+        std::fs::write(
+            files.join("strongswan.conf"),
+            daemon_configuration(&files, connection.carrier),
+        )?;
         std::fs::write(files.join("swanctl.conf"), connection.render()?)?;
         // /run is charon's own: its pid file and control socket have fixed names there.
         let script = format!("mount -t tmpfs tmpfs /run && mkdir /run/lock && exec {CHARON}");
@@ -221,13 +268,24 @@ secrets {{ ike-net {{ id-local = {}
     }
 }
 
-fn daemon_configuration(files: &Path) -> String {
+fn daemon_configuration(files: &Path, carrier: Carrier) -> String {
+    let libipsec = match carrier {
+        Carrier::Libipsec => "kernel-libipsec",
+        Carrier::Kernel => "",
+    };
     // Level 2 of cfg shows the proposals and selectors of both sides. The mark keeps charon's own
-    // packets out of the routing table that leads into its TUN device.
+    // packets out of the routing table that leads into its TUN device (the kernel's ESP needs none).
+    let marks = match carrier {
+        Carrier::Libipsec => {
+            "kernel-netlink { fwmark = !0x42 }
+        socket-default { fwmark = 0x42 }"
+        }
+        Carrier::Kernel => "",
+    };
     format!(
         "charon {{
     load_modular = no
-    load = {PLUGINS}
+    load = {PLUGINS} {libipsec} {NETWORK_PLUGINS}
     threads = 16
     install_routes = yes
     retransmit_timeout = 1.0
@@ -238,8 +296,7 @@ fn daemon_configuration(files: &Path) -> String {
                        append = yes
                        flush_line = yes }} }}
     plugins {{
-        kernel-netlink {{ fwmark = !0x42 }}
-        socket-default {{ fwmark = 0x42 }}
+        {marks}
     }}
 }}
 ",

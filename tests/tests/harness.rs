@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use espada_tests::process::WorkDir;
-use espada_tests::strongswan::{self, Connection, StrongSwan};
+use espada_tests::strongswan::{self, Carrier, Connection, StrongSwan};
 use espada_tests::topology::{Line, Wan, addr};
 use espada_tests::{cannot_run, capture, skip, topology, traffic};
 
@@ -28,6 +28,7 @@ fn connection(local: &'static str, remote: &'static str) -> Connection<'static> 
         local_ts,
         remote_ts,
         psk: "nine herons",
+        carrier: Carrier::Libipsec,
     }
 }
 

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use espada_tests::capture;
 use espada_tests::espada::{Config, Espada, PSK};
 use espada_tests::process::WorkDir;
-use espada_tests::strongswan::{self, Connection, StrongSwan};
+use espada_tests::strongswan::{self, Carrier, Connection, StrongSwan};
 use espada_tests::topology::{self, Line, Wan, addr};
 use espada_tests::{cleanup, traffic};
 use serde_json::Value;
@@ -246,6 +246,7 @@ fn start_peer(args: &Args, line: &Line, work: &WorkDir) -> Result<Peer> {
                 local_ts: addr::LAN_B,
                 remote_ts: addr::LAN_A,
                 psk: PSK,
+                carrier: Carrier::Libipsec,
             };
             Peer::StrongSwan(StrongSwan::start(&line.gw_b, work, &connection, args.keep)?)
         }

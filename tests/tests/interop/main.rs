@@ -1,13 +1,14 @@
 //! Espada at gateway A, strongSwan at gateway B: both roles, the suites that matter, and refusals.
 
 mod agree;
+mod kernel;
 mod refuse;
 
 use anyhow::Result;
 use espada_tests::espada::{Config, Espada, PSK};
 use espada_tests::process::WorkDir;
 use espada_tests::scenario::{self, ID_A, ID_B};
-use espada_tests::strongswan::{Connection, StrongSwan};
+use espada_tests::strongswan::{Carrier, Connection, StrongSwan};
 use espada_tests::topology::{Line, Wan, addr};
 
 /// Espada and strongSwan, running. Fields are dropped in this order.
@@ -38,6 +39,7 @@ fn start(
         local_ts: addr::LAN_B,
         remote_ts: addr::LAN_A,
         psk: PSK,
+        carrier: Carrier::Libipsec,
     };
     change(&mut ours, &mut theirs);
     let strongswan = StrongSwan::start(&line.gw_b, &work, &theirs, false)?;

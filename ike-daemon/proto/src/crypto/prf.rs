@@ -8,7 +8,7 @@ use zeroize::Zeroize;
 
 use crate::proposal::Prf;
 
-/// A key or an input that RFC 7296 does not allow.
+/// More asked of a PRF than it can give.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PrfError {
     /// The iteration counter of prf+ is one octet.

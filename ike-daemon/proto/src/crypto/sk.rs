@@ -208,7 +208,7 @@ impl IkeCipher {
                 body.extend_from_slice(tag.as_ref());
             }
             Kind::Cbc { key, mac, icv_len } => {
-                // "Senders … MUST select a new unpredictable IV for every message" (section 3.14).
+                // "Senders MUST select a new unpredictable IV for every message" (section 3.14).
                 random.fill(iv);
                 cbc_encrypt(self.cipher, key.expose(), iv, ciphertext)?;
                 let icv = icv(mac, prefix, &body);
@@ -268,8 +268,8 @@ impl IkeCipher {
             }
         };
 
-        // "The recipient MUST accept any amount of padding" that fits (section 3.14); its octets
-        // may have any value.
+        // "… but the recipient MUST accept any length that results in proper alignment", and the
+        // padding "MAY contain any value chosen by the sender" (section 3.14).
         let pad_len = plaintext.pop().ok_or(SkError::Padding)?;
         let end = plaintext
             .len()

@@ -1,6 +1,6 @@
 //! Inbound: from ESP to inner IP packets.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -218,12 +218,9 @@ impl Inbound {
             sa.counters.drops.add(reason);
             return pool.put(frame);
         }
-        // RFC 4303 section 3.4.3: "If the received packet falls within the window and is not a
-        // duplicate, or if the packet is to the right of the window, then the receiver proceeds to
-        // integrity verification. If the integrity check fails, the receiver MUST discard the
-        // received IP datagram as invalid [...] The receive window is updated only if the
-        // integrity verification succeeds." Hence check here, authenticate in the cipher, and
-        // commit in `accept`.
+        // RFC 4303 section 3.4.3 rejects duplicates and what lies left of the window before the
+        // integrity check, and then: "The receive window is updated only if the integrity
+        // verification succeeds." Hence check here, authenticate in the cipher, commit in `accept`.
         match sa.window.check(header.seq) {
             Ok(seq) => {
                 frame.meta_mut().spi = header.spi;
@@ -308,8 +305,8 @@ fn strip_outer(frame: &mut Frame) -> Result<usize, DropReason> {
                 header.fragment_offset == 0 && !header.more_fragments,
                 header.tos,
                 data.get(8).copied().unwrap_or(0),
-                std::net::IpAddr::from(header.source),
-                std::net::IpAddr::from(header.destination),
+                IpAddr::from(header.source),
+                IpAddr::from(header.destination),
             )
         }
         _ => {
@@ -322,8 +319,8 @@ fn strip_outer(frame: &mut Frame) -> Result<usize, DropReason> {
                 upper.fragment.is_none(),
                 header.tos,
                 header.hop_limit,
-                header.source.into(),
-                header.destination.into(),
+                IpAddr::from(header.source.octets()),
+                IpAddr::from(header.destination.octets()),
             )
         }
     };
@@ -389,7 +386,7 @@ fn unwrap(
         .ok_or(DropReason::BadPadding)?;
     if pad
         .iter()
-        .zip(1u8..)
+        .zip(1..=u8::MAX)
         .any(|(octet, number)| *octet != number)
     {
         return Err(DropReason::BadPadding);

@@ -402,7 +402,7 @@ fn wrap(
         .map_err(room)?;
     // RFC 4303 section 2.4: "the first padding byte appended to the plaintext is numbered 1, with
     // subsequent padding bytes making up a monotonically increasing sequence".
-    for (octet, number) in trailer[..padding].iter_mut().zip(1..) {
+    for (octet, number) in trailer[..padding].iter_mut().zip(1..=u8::MAX) {
         *octet = number;
     }
     trailer[padding] = padding as u8;

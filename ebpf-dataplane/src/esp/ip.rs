@@ -102,8 +102,10 @@ pub fn parse(packet: &[u8]) -> Option<Inner> {
             let rest = packet.get(upper.offset..header.total_len)?;
             Some(Inner {
                 flow: Flow {
-                    source: header.source.into(),
-                    destination: header.destination.into(),
+                    // Not as the shared parser's `Address` converts: an IPv4-mapped address in an IPv6
+                    // packet is no IPv4 address, and must not match IPv4 selectors.
+                    source: IpAddr::from(header.source.octets()),
+                    destination: IpAddr::from(header.destination.octets()),
                     protocol: upper.protocol,
                     ports: ports(upper.protocol, rest, fragment)?,
                 },
@@ -288,7 +290,7 @@ pub mod ecn {
     /// The inner field after decapsulation (RFC 6040 figure 4); `None`: drop the packet.
     pub const fn decapsulated(inner: u8, outer: u8) -> Option<u8> {
         match (inner & 3, outer & 3) {
-            // "the packet was dropped" in place of a mark its transport does not understand.
+            // A mark its transport does not understand: dropping is the signal it does.
             (NOT_ECT, CE) => None,
             (NOT_ECT, _) => Some(NOT_ECT),
             (CE, _) | (_, CE) => Some(CE),

@@ -127,6 +127,11 @@ fn padding_dummies_and_next_headers() {
     );
     assert!(give(&mut b, vec![0, 0, 200, protocol::IPV4]).is_empty());
     assert_eq!(b.sa_drops(1, DropReason::BadPadding), 2);
+    let longest: Vec<u8> = (1..=255).collect();
+    assert_eq!(
+        give(&mut b, trailer(inner.clone(), &longest, protocol::IPV4)),
+        std::slice::from_ref(&inner)
+    );
     // Traffic flow confidentiality padding behind the inner packet.
     let mut longer = inner.clone();
     longer.extend([0xaa; 300]);

@@ -346,6 +346,18 @@ fn router_errors_pass_when_the_packet_they_are_about_would() {
 }
 
 #[test]
+fn ipv4_mapped_addresses_do_not_match_ipv4_selectors() {
+    let (mut a, _) = gcm_pair(Encapsulation::Esp);
+    let mapped = packet("::ffff:10.0.0.5", "::ffff:10.1.0.7", 17, &[0; 2000]);
+    assert!(ip::parse(&mapped).unwrap().is_v6());
+    assert!(a.send(&[mapped]).is_empty());
+    assert_eq!(
+        a.stats.outbound_drops.snapshot()[DropReason::NoPolicy as usize],
+        1
+    );
+}
+
+#[test]
 fn transport_mode_refuses_fragments() {
     let mut sa = child(1, GCM, path(Encapsulation::Esp, false));
     sa.mode = Mode::Transport;

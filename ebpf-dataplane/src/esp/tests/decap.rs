@@ -271,7 +271,7 @@ fn ecn_is_combined_as_rfc_6040_says() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(ProptestConfig::with_cases(250))]
 
     #[test]
     fn garbage_never_panics_and_never_leaks_frames(

@@ -369,7 +369,7 @@ fn transport_mode_refuses_fragments() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(ProptestConfig::with_cases(250))]
 
     #[test]
     fn garbage_never_panics_and_never_leaks_frames(

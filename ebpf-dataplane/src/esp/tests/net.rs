@@ -314,7 +314,8 @@ impl Gateway {
 
 /// Gateways A and B with the pair of SAs `sa` (as A has it).
 pub fn pair(sa: &ChildSa, config: Config) -> (Gateway, Gateway) {
-    let arena = Arena::new(256, 16384).unwrap();
+    let frame_size = if config.path_mtu > 4096 { 16384 } else { 4608 };
+    let arena = Arena::new(256, frame_size).unwrap();
     let mut a = Gateway::new(config, arena.take(128));
     let mut b = Gateway::new(config, arena.take(128));
     let other = mirror(sa);

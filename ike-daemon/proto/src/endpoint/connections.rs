@@ -192,6 +192,10 @@ impl<R: Random> Endpoint<R> {
 
     /// A negotiation failed: tell people, and try again where that is wanted.
     pub(super) fn failed(&mut self, now: Instant, refusal: &Arc<Refusal>, retry: bool) {
+        let up = |name| self.sas.values().any(|entry| entry.sa.is_established() && entry.sa.connection() == Some(name));
+        if !retry && refusal.kind == RefusalKind::NoAnswer && refusal.connection.as_ref().is_some_and(up) {
+            return; // An attempt that the peer gave up before the one that worked.
+        }
         self.out.notice(Notice::Refused(refusal.clone()));
         let Some(name) = &refusal.connection else {
             return;

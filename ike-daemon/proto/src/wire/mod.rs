@@ -15,3 +15,6 @@ pub use header::{ExchangeType, Flags, HEADER_LEN, Header};
 pub use notify::{Notify, NotifyType};
 pub use payload::{MAX_PAYLOADS, Payload, PayloadType, Payloads, Writer};
 pub use reader::{DecodeError, Reader};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,7 @@
+mod handshake;
+mod lifecycle;
+mod loss;
+mod nat;
+mod pair;
+mod refusals;
+mod robustness;

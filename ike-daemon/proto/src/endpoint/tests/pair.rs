@@ -1,0 +1,393 @@
+//! Two endpoints on a virtual clock, with a network between them that delays, loses, duplicates,
+//! reorders and translates.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use espada_common::sa::{ChildSa, ChildSaId, Command, Policy, SecretBytes};
+
+use crate::config::*;
+use crate::crypto::Random;
+use crate::proposal::{Proposal, Protocol};
+use crate::refusal::Refusal;
+use crate::selector;
+use crate::{ConnectionConfig, Endpoint, EndpointConfig, Notice, PskSecret, Transmit};
+
+pub const A: &str = "192.0.2.1";
+pub const B: &str = "198.51.100.2";
+pub const NAT: &str = "203.0.113.9";
+
+/// SplitMix64: repeatable, and good enough to stand in for a network.
+#[derive(Clone)]
+pub struct TestRng(pub u64);
+
+impl TestRng {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub fn below(&mut self, n: u64) -> u64 {
+        self.next() % n
+    }
+}
+
+impl Random for TestRng {
+    fn fill(&mut self, buf: &mut [u8]) {
+        for chunk in buf.chunks_mut(8) {
+            chunk.copy_from_slice(&self.next().to_le_bytes()[..chunk.len()]);
+        }
+    }
+}
+
+/// What the network does to datagrams.
+#[derive(Clone, Copy)]
+pub struct Network {
+    pub latency: Duration,
+    /// Further delay at random: more than the spacing of messages reorders them.
+    pub jitter: Duration,
+    pub loss_percent: u64,
+    pub duplicate_percent: u64,
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        Self { latency: Duration::from_millis(10), jitter: Duration::ZERO, loss_percent: 0, duplicate_percent: 0 }
+    }
+}
+
+/// One end with what it told the data plane and people.
+pub struct End {
+    pub endpoint: Endpoint<TestRng>,
+    pub address: IpAddr,
+    pub commands: Vec<Command>,
+    pub notices: Vec<Notice>,
+    pub sas: BTreeMap<ChildSaId, ChildSa>,
+    pub policies: BTreeMap<String, Policy>,
+    pub sent: Vec<Transmit>,
+    pub keepalives: usize,
+}
+
+impl End {
+    fn new(address: &str, settings: EndpointConfig, seed: u64) -> Self {
+        Self {
+            endpoint: Endpoint::new(settings, TestRng(seed)),
+            address: address.parse().unwrap(),
+            commands: Vec::new(),
+            notices: Vec::new(),
+            sas: BTreeMap::new(),
+            policies: BTreeMap::new(),
+            sent: Vec::new(),
+            keepalives: 0,
+        }
+    }
+
+    fn collect(&mut self) {
+        while let Some(notice) = self.endpoint.poll_notice() {
+            self.notices.push(notice);
+        }
+        while let Some(command) = self.endpoint.poll_command() {
+            match &command {
+                Command::InstallPolicy(policy) => {
+                    self.policies.insert(policy.connection.to_string(), policy.clone());
+                }
+                Command::RemovePolicy { connection } => {
+                    self.policies.remove(&**connection).expect("a policy that is there");
+                }
+                Command::InstallSa(sa) => {
+                    assert!(self.sas.insert(sa.id, (**sa).clone()).is_none());
+                }
+                Command::RekeySa { old, new } => {
+                    assert!(self.sas.contains_key(old), "the rekeyed SA is there");
+                    assert!(self.sas.insert(new.id, (**new).clone()).is_none());
+                }
+                Command::RemoveSa { id } => {
+                    self.sas.remove(id).expect("an SA that is there");
+                }
+                Command::MovePath { id, path } => self.sas.get_mut(id).expect("an SA that is there").path = *path,
+            }
+            self.commands.push(command);
+        }
+    }
+
+    pub fn refusals(&self) -> Vec<&Refusal> {
+        let refusals = self.notices.iter().filter_map(|notice| match notice {
+            Notice::Refused(refusal) => Some(&**refusal),
+            _ => None,
+        });
+        refusals.collect()
+    }
+
+    pub fn state(&self, now: Instant) -> &'static str {
+        self.endpoint.status(now)[0].state
+    }
+
+    pub fn established(&self) -> usize {
+        self.notices.iter().filter(|notice| matches!(notice, Notice::Established { .. })).count()
+    }
+}
+
+/// Translates A's addresses.
+#[derive(Default)]
+pub struct Translator {
+    ports: HashMap<u16, u16>,
+    next: u16,
+}
+
+impl Translator {
+    /// Forgets all mappings, as a restarted NAT does.
+    pub fn restart(&mut self) {
+        self.ports.clear();
+    }
+}
+
+pub struct Pair {
+    pub now: Instant,
+    pub a: End,
+    pub b: End,
+    pub network: Network,
+    pub nat: Option<Translator>,
+    /// Datagrams from A, or to A, that are swallowed.
+    pub cut: bool,
+    rng: TestRng,
+    /// By arrival and number: to, from, payload.
+    flying: BTreeMap<(Instant, u64), (SocketAddr, SocketAddr, Vec<u8>)>,
+    count: u64,
+}
+
+impl Pair {
+    /// A runs `a`, B runs `b`, both with the same key.
+    pub fn new(a: ConnectionConfig, b: ConnectionConfig) -> Self {
+        Self::seeded(1, EndpointConfig::default(), a, b)
+    }
+
+    pub fn seeded(seed: u64, settings: EndpointConfig, a: ConnectionConfig, b: ConnectionConfig) -> Self {
+        let mut pair = Self {
+            now: Instant::now(),
+            a: End::new(A, settings.clone(), seed * 3 + 1),
+            b: End::new(B, settings, seed * 3 + 2),
+            network: Network::default(),
+            nat: None,
+            cut: false,
+            rng: TestRng(seed * 3),
+            flying: BTreeMap::new(),
+            count: 0,
+        };
+        pair.a.endpoint.set_secrets(vec![psk("correct horse")]);
+        pair.b.endpoint.set_secrets(vec![psk("correct horse")]);
+        pair.b.endpoint.set_connections(pair.now, vec![b]);
+        pair.a.endpoint.set_connections(pair.now, vec![a]);
+        pair
+    }
+
+    /// Sends what waits to be sent.
+    pub fn flush(&mut self) {
+        for from_a in [true, false] {
+            let end = if from_a { &mut self.a } else { &mut self.b };
+            end.collect();
+            while let Some(transmit) = end.endpoint.poll_transmit() {
+                end.sent.push(transmit.clone());
+                let Transmit { mut local, remote, payload, keepalive } = transmit;
+                assert_eq!(local.ip(), end.address, "sent from an address of its own");
+                if keepalive {
+                    assert_eq!((local.port(), &payload[..]), (4500, &[0xff][..]));
+                    end.keepalives += 1;
+                    continue;
+                }
+                if from_a && let Some(nat) = &mut self.nat {
+                    let next = &mut nat.next;
+                    let port = *nat.ports.entry(local.port()).or_insert_with(|| {
+                        *next += 1;
+                        20000 + *next
+                    });
+                    local = SocketAddr::new(NAT.parse().unwrap(), port);
+                }
+                let copies = if self.rng.below(100) < self.network.duplicate_percent { 2 } else { 1 };
+                for _ in 0..copies {
+                    if self.cut || self.rng.below(100) < self.network.loss_percent {
+                        continue;
+                    }
+                    let jitter = self.network.jitter.as_micros() as u64;
+                    let jitter = Duration::from_micros(self.rng.below(jitter + 1));
+                    self.count += 1;
+                    let arrival = self.now + self.network.latency + jitter;
+                    self.flying.insert((arrival, self.count), (remote, local, payload.clone()));
+                }
+            }
+        }
+    }
+
+    /// Lets the next thing happen, if it does before `end`.
+    fn step(&mut self, end: Instant) -> bool {
+        self.flush();
+        let arrival = self.flying.keys().next().map(|(at, _)| *at);
+        let timers = [self.a.endpoint.poll_timeout(), self.b.endpoint.poll_timeout()];
+        let Some(next) = timers.into_iter().flatten().chain(arrival).min() else {
+            return false;
+        };
+        if next > end {
+            return false;
+        }
+        self.now = self.now.max(next);
+        if arrival.is_some_and(|at| at <= self.now) {
+            let (_, (mut to, from, payload)) = self.flying.pop_first().unwrap();
+            if let Some(nat) = self.nat.as_ref().filter(|_| to.ip().to_string() == NAT) {
+                match nat.ports.iter().find(|(_, outside)| **outside == to.port()) {
+                    Some((inside, _)) => to = SocketAddr::new(self.a.address, *inside),
+                    None => return true,
+                }
+            }
+            let end = if to.ip() == self.a.address { &mut self.a } else { &mut self.b };
+            if to.ip() == end.address {
+                end.endpoint.handle_datagram(self.now, to, from, &payload);
+            }
+        }
+        self.a.endpoint.handle_timeout(self.now);
+        self.b.endpoint.handle_timeout(self.now);
+        self.flush();
+        true
+    }
+
+    /// Lets time pass.
+    pub fn run(&mut self, time: Duration) {
+        let end = self.now + time;
+        let mut steps = 0;
+        while self.step(end) {
+            steps += 1;
+            assert!(steps < 200_000, "the endpoints do not come to rest");
+        }
+        self.now = end;
+    }
+
+    /// Lets time pass until `done`, at most `limit`.
+    pub fn run_until(&mut self, limit: Duration, done: impl Fn(&Self) -> bool) -> bool {
+        let end = self.now + limit;
+        self.flush();
+        while !done(self) {
+            if !self.step(end) {
+                return false;
+            }
+        }
+        true
+    }
+
+    pub fn settle(&mut self) {
+        self.run(Duration::from_secs(5));
+    }
+
+    /// Both have exactly one child SA and it is the same.
+    pub fn assert_connected(&self) {
+        assert_eq!((self.a.sas.len(), self.b.sas.len()), (1, 1), "{:#?}\n{:#?}", self.a.notices, self.b.notices);
+        assert_same(self.a.sas.values().next().unwrap(), self.b.sas.values().next().unwrap());
+        for end in [&self.a, &self.b] {
+            assert_eq!(end.endpoint.counters().half_open, 0);
+            let status = &end.endpoint.status(self.now)[0];
+            assert_eq!(status.state, "established");
+            assert!(status.last_error.is_none());
+            assert_eq!(status.ike_sas.iter().filter(|sa| sa.state == "established").count(), 1);
+        }
+    }
+
+    /// Neither has anything left of any SA.
+    pub fn assert_nothing_left(&self) {
+        for end in [&self.a, &self.b] {
+            assert!(end.sas.is_empty());
+            assert!(end.endpoint.sas.is_empty(), "{:#?}", end.endpoint.status(self.now));
+            assert!(end.endpoint.init_index.is_empty());
+            assert!(end.endpoint.half_open.is_empty());
+            assert_eq!(end.endpoint.half_open_total, 0);
+            assert_eq!(end.endpoint.out.child_count(), 0);
+        }
+    }
+}
+
+/// Each receives what the other sends.
+pub fn assert_same(a: &ChildSa, b: &ChildSa) {
+    for (from, to) in [(&a.outbound, &b.inbound), (&b.outbound, &a.inbound)] {
+        assert_eq!(from.spi, to.spi);
+        assert_eq!(from.encryption_key.expose(), to.encryption_key.expose());
+        assert_eq!(from.integrity_key.expose(), to.integrity_key.expose());
+        assert_eq!(from.encryption_key.expose().len(), a.suite.cipher.keymat_len());
+    }
+    assert_ne!(a.outbound.encryption_key.expose(), a.inbound.encryption_key.expose());
+    assert_eq!(a.suite, b.suite);
+    assert_eq!((&a.local_ts, &a.remote_ts), (&b.remote_ts, &b.local_ts));
+    assert_eq!(a.path.encapsulation, b.path.encapsulation);
+}
+
+pub fn psk(secret: &str) -> PskSecret {
+    PskSecret {
+        ids: Vec::new(),
+        secret: SecretBytes::new(secret.as_bytes().to_vec()),
+        origin: "secrets.toml:1".to_owned(),
+    }
+}
+
+fn proposals(protocol: Protocol, text: &str) -> Vec<Proposal> {
+    text.split(',').map(|text| Proposal::parse(protocol, text, true).unwrap().proposal).collect()
+}
+
+/// A connection from `local` to `remote` that starts by itself.
+pub fn connection(local: &str, remote: &str, ike: &str, esp: &str) -> ConnectionConfig {
+    let lifetime = Lifetime {
+        soft: Duration::from_secs(4 * 3600),
+        hard: Duration::from_secs(5 * 3600),
+        jitter: Duration::from_secs(600),
+    };
+    let settings = ["ike", "esp", "auth", "local.id", "local.subnets", "remote.id", "remote.subnets", "remote.address"];
+    let settings = settings.iter().enumerate().map(|(index, name)| {
+        let value = match *name {
+            "ike" => format!("\"{ike}\""),
+            "esp" => format!("\"{esp}\""),
+            _ => "…".to_owned(),
+        };
+        ((*name).to_owned(), SettingLine { line: index as u32 + 3, value })
+    });
+    ConnectionConfig {
+        name: "site".into(),
+        local_address: Some(local.parse().unwrap()),
+        remote_address: RemoteAddress::Address(remote.parse().unwrap()),
+        remote_port: 500,
+        local_id: None,
+        remote_id: RemoteIdentity::Address,
+        ike: proposals(Protocol::Ike, ike),
+        esp: proposals(Protocol::Esp, esp),
+        local_ts: vec![selector::parse("10.1.0.0/16").unwrap()],
+        remote_ts: vec![selector::parse("10.2.0.0/16").unwrap()],
+        dpd: Some(Dpd { delay: Duration::from_secs(30), action: DpdAction::Restart }),
+        start: StartAction::Start,
+        encapsulation: EncapsulationPolicy::Auto,
+        replay_window: 4096,
+        ike_lifetime: lifetime,
+        child_lifetime: lifetime,
+        origin: SettingOrigin { file: "site.toml".to_owned(), settings: settings.collect() },
+    }
+}
+
+pub const IKE: &str = "aes256gcm16-prfsha256-x25519";
+pub const ESP: &str = "aes256gcm16";
+
+/// The initiator's connection.
+pub fn initiator() -> ConnectionConfig {
+    connection(A, B, IKE, ESP)
+}
+
+/// The same seen from B, which waits.
+pub fn responder() -> ConnectionConfig {
+    mirrored(&initiator())
+}
+
+/// A connection as the other end has it; it does not start by itself.
+pub fn mirrored(config: &ConnectionConfig) -> ConnectionConfig {
+    let mut other = config.clone();
+    let RemoteAddress::Address(remote) = config.remote_address else { panic!("has a remote address") };
+    other.local_address = Some(remote);
+    other.remote_address = RemoteAddress::Address(config.local_address.unwrap());
+    std::mem::swap(&mut other.local_ts, &mut other.remote_ts);
+    other.start = StartAction::None;
+    other
+}

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use espada_dataplane::bench;
 
 use crate::config::{self, SecretsPolicy};
 use crate::control::{self, Answer, Request};
@@ -109,8 +110,23 @@ enum Command {
         /// The configuration file.
         file: PathBuf,
     },
+    /// Measure parts of the data plane on this machine.
+    Bench {
+        #[command(subcommand)]
+        what: Bench,
+    },
     /// Show the version.
     Version,
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// ESP encapsulation and decapsulation of bursts in memory, on one core.
+    Engine {
+        /// JSON instead of a table.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// Runs the program with the arguments it was started with.
@@ -170,6 +186,9 @@ fn run(command: Command) -> anyhow::Result<Exit> {
         } => status(&runtime.runtime_dir, name, json),
         Command::Reload { runtime } => ask(&runtime.runtime_dir, &Request::Reload),
         Command::Check { file } => check(&file),
+        Command::Bench {
+            what: Bench::Engine { json },
+        } => bench_engine(json),
         Command::Version => {
             writeln!(io::stdout(), "espada {}", env!("CARGO_PKG_VERSION"))?;
             Ok(Exit::Success)
@@ -260,4 +279,14 @@ fn status(runtime_dir: &Path, name: Option<String>, json: bool) -> anyhow::Resul
             ),
         },
     )
+}
+
+fn bench_engine(json: bool) -> anyhow::Result<Exit> {
+    let rows = bench::engine(&bench::Options::default())?;
+    if json {
+        writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&rows)?)?;
+    } else {
+        write!(io::stdout(), "{}", bench::Table(&rows))?;
+    }
+    Ok(Exit::Success)
 }

@@ -56,6 +56,28 @@ pub fn output(argv: &[&str]) -> Result<Output> {
     })
 }
 
+/// Cargo, as if it were called from a shell. Under `cargo run` and `cargo test` the environment
+/// describes the calling package; build scripts take such variables for a change and compile
+/// anew what was there already (ring's does).
+pub fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    for (name, _) in std::env::vars_os() {
+        let of_the_caller = name.to_str().is_some_and(|name| {
+            name.starts_with("CARGO_PKG_")
+                || name.starts_with("CARGO_MANIFEST_")
+                || name.starts_with("CARGO_BIN_")
+                || matches!(
+                    name,
+                    "CARGO_CRATE_NAME" | "CARGO_PRIMARY_PACKAGE" | "OUT_DIR"
+                )
+        });
+        if of_the_caller {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
 /// True when `program` can be found on PATH or is an absolute path that exists.
 pub fn have(program: &str) -> bool {
     if program.starts_with('/') {

@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Output};
+use std::process::{ExitStatus, Output};
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -102,7 +102,7 @@ fn find_binary() -> Result<PathBuf> {
         .parent()
         .context("the workspace's folder")?
         .join("Cargo.toml");
-    let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+    let output = cmd::cargo()
         .args([
             "build",
             "--release",

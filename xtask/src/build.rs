@@ -2,9 +2,9 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use espada_tests::cmd::cargo;
 
 use crate::process::{self, say};
 use crate::strip::strip;
@@ -39,11 +39,12 @@ pub fn run(args: &Args) -> Result<()> {
 /// Builds the espada binary and says where it is.
 pub fn build_espada() -> Result<PathBuf> {
     say("espada: compiling");
-    process::run(
-        Command::new(env!("CARGO"))
-            .current_dir(process::root())
-            .args(["build", "--release", "--package", "espada"]),
-    )?;
+    process::run(cargo().current_dir(process::root()).args([
+        "build",
+        "--release",
+        "--package",
+        "espada",
+    ]))?;
     Ok(process::target_dir().join("release/espada"))
 }
 
@@ -156,7 +157,7 @@ fn compile(toolchain: &Toolchain) -> Result<Vec<u8>> {
         );
     }
     process::run(
-        Command::new(env!("CARGO"))
+        cargo()
             .current_dir(process::root().join("ebpf-dataplane/ebpf"))
             .args([
                 "build",

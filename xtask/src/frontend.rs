@@ -3,6 +3,7 @@
 use std::process::Command;
 
 use anyhow::Result;
+use espada_tests::cmd::cargo;
 
 use crate::process;
 
@@ -34,19 +35,15 @@ pub fn unload(args: &UnloadArgs) -> Result<()> {
 }
 
 fn loader(arguments: &[&str]) -> Result<()> {
-    process::run(
-        Command::new(env!("CARGO"))
-            .current_dir(process::root())
-            .args([
-                "build",
-                "--quiet",
-                "--release",
-                "--package",
-                "espada-dataplane",
-                "--bin",
-                "espada-frontend",
-            ]),
-    )?;
+    process::run(cargo().current_dir(process::root()).args([
+        "build",
+        "--quiet",
+        "--release",
+        "--package",
+        "espada-dataplane",
+        "--bin",
+        "espada-frontend",
+    ]))?;
     process::run_with_output(
         Command::new(process::target_dir().join("release/espada-frontend")).args(arguments),
     )

@@ -5,6 +5,7 @@ use std::process::Command;
 use std::{env, fs};
 
 use anyhow::{Context, Result, bail};
+use espada_tests::cmd::cargo;
 
 use crate::debian::{Archive, TempDir};
 use crate::process::{self, say};
@@ -193,7 +194,7 @@ fn install_bpf_linker() -> Result<()> {
     ));
     let tools = toolchain::tools_dir();
     process::run(
-        Command::new(env!("CARGO"))
+        cargo()
             .args([
                 "install",
                 "--quiet",

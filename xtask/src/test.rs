@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use espada_tests::cmd::cargo;
 
 use crate::process::{self, say};
 use crate::{build, setup};
@@ -74,7 +75,7 @@ pub fn run(args: &Args) -> Result<()> {
     let mut results = Vec::new();
     for tier in tiers {
         say(format_args!("\n==== {}", tier.title()));
-        let mut command = Command::new(env!("CARGO"));
+        let mut command = cargo();
         command
             .current_dir(process::root())
             .env("ESPADA_BIN", &espada)

@@ -67,7 +67,10 @@ fn unload(interface: &str) -> Result<()> {
     let links = pin::remove(&folder(interface)?)
         .with_context(|| format!("the front end is not loaded on {interface}"))?;
     let filters = attach::detach_clsact(interface);
-    println!("{interface}: detached {} programs, removed the maps", links.len() + filters);
+    println!(
+        "{interface}: detached {} programs, removed the maps",
+        links.len() + filters
+    );
     Ok(())
 }
 
@@ -76,7 +79,10 @@ fn show(interface: &str) -> Result<()> {
     let maps = inspect::pinned_maps(&folder)?;
     println!("maps in {}:", folder.display());
     for map in maps {
-        println!("  {:22} {:14} {:>6} of {} entries", map.name, map.kind, map.entries, map.max_entries);
+        println!(
+            "  {:22} {:14} {:>6} of {} entries",
+            map.name, map.kind, map.entries, map.max_entries
+        );
     }
     Ok(())
 }
@@ -87,7 +93,12 @@ fn folder(interface: &str) -> Result<PathBuf> {
     if interface.is_empty() || interface.contains('/') || interface.starts_with('.') {
         bail!("`{interface}` is no interface name");
     }
-    let namespace = std::fs::read_link("/proc/self/ns/net").context("cannot read /proc/self/ns/net")?;
-    let digits: String = namespace.to_string_lossy().chars().filter(char::is_ascii_digit).collect();
+    let namespace =
+        std::fs::read_link("/proc/self/ns/net").context("cannot read /proc/self/ns/net")?;
+    let digits: String = namespace
+        .to_string_lossy()
+        .chars()
+        .filter(char::is_ascii_digit)
+        .collect();
     Ok(pin::instance_dir(&format!("load-{digits}-{interface}")))
 }

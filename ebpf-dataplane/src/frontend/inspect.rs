@@ -39,7 +39,9 @@ pub fn pinned_maps(folder: &Path) -> Result<Vec<MapSummary>, FrontEndError> {
     names.sort();
     names
         .into_iter()
-        .map(|name| summary(folder, &name).map_err(|error| fail(format!("map {name}: {}", chain(&error)))))
+        .map(|name| {
+            summary(folder, &name).map_err(|error| fail(format!("map {name}: {}", chain(&error))))
+        })
         .collect()
 }
 
@@ -50,7 +52,8 @@ fn check_version(folder: &Path) -> Result<(), String> {
         let config: Array<_, Octets<FrontEndConfig>> = Map::from_map_data(data)?.try_into()?;
         Ok(transmute!(config.get(&0, 0)?))
     };
-    let config = read().map_err(|error| format!("cannot read {}: {}", maps::CONFIG, chain(&error)))?;
+    let config =
+        read().map_err(|error| format!("cannot read {}: {}", maps::CONFIG, chain(&error)))?;
     if config.abi_version != ABI_VERSION {
         return Err(format!(
             "its maps are of version {}, this program knows version {ABI_VERSION}: unload them with the \
@@ -75,12 +78,16 @@ fn summary(folder: &Path, name: &str) -> Result<MapSummary, MapError> {
         maps::SA_IN_STATS => count(
             PerCpuHashMap::<_, Octets<abi::SpiKey>, Octets<abi::SaCounters>>::try_from(map)?.keys(),
         )?,
-        maps::SA_OUT => {
-            count(HashMap::<_, Octets<abi::SaOutKey>, Octets<abi::SaOutEntry>>::try_from(map)?.keys())?
+        maps::SA_OUT => count(
+            HashMap::<_, Octets<abi::SaOutKey>, Octets<abi::SaOutEntry>>::try_from(map)?.keys(),
+        )?,
+        maps::FRAGMENTS => {
+            count(HashMap::<_, Octets<abi::FragmentKey>, u32>::try_from(map)?.keys())?
         }
-        maps::FRAGMENTS => count(HashMap::<_, Octets<abi::FragmentKey>, u32>::try_from(map)?.keys())?,
         maps::SPD_REMOTE => count(LpmTrie::<_, Octets<Address>, u32>::try_from(map)?.keys())?,
-        maps::SPD_LOCAL => count(LpmTrie::<_, Octets<abi::ClassedAddress>, u32>::try_from(map)?.keys())?,
+        maps::SPD_LOCAL => {
+            count(LpmTrie::<_, Octets<abi::ClassedAddress>, u32>::try_from(map)?.keys())?
+        }
         // Sockets cannot be read back, so an XSKMAP is shown by its size like the arrays.
         _ => max_entries as usize,
     };
@@ -93,5 +100,6 @@ fn summary(folder: &Path, name: &str) -> Result<MapSummary, MapError> {
 }
 
 fn count<T>(keys: impl Iterator<Item = Result<T, MapError>>) -> Result<usize, MapError> {
-    keys.map(|key| key.map(drop)).try_fold(0, |sum, key| key.map(|()| sum + 1))
+    keys.map(|key| key.map(drop))
+        .try_fold(0, |sum, key| key.map(|()| sum + 1))
 }

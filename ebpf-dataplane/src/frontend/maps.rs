@@ -10,8 +10,8 @@ use aya::maps::{
     Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues, XskMap,
 };
 use espada_common::abi::{
-    ABI_VERSION, CONFIG_GUARD, ClassedAddress, FragmentKey, FrontEndConfig, SA_FLAG_STEER_XSK, SaCounters,
-    SaInEntry, SaOutEntry, SaOutKey, SpiKey, maps,
+    ABI_VERSION, CONFIG_GUARD, ClassedAddress, FragmentKey, FrontEndConfig, SA_FLAG_STEER_XSK,
+    SaCounters, SaInEntry, SaOutEntry, SaOutKey, SpiKey, maps,
 };
 use espada_common::drops::DropReason;
 use espada_common::wire::Address;
@@ -94,8 +94,16 @@ impl Maps {
 
     /// Sets the flags, and with them the version that makes the programs act at all.
     pub(super) fn configure(&mut self, flags: u32) -> Result<(), FrontEndError> {
+        self.configure_version(ABI_VERSION, flags)
+    }
+
+    pub(super) fn configure_version(
+        &mut self,
+        abi_version: u32,
+        flags: u32,
+    ) -> Result<(), FrontEndError> {
         let config = FrontEndConfig {
-            abi_version: ABI_VERSION,
+            abi_version,
             flags,
             nat_t_port: Ports::ASSIGNED.nat_t.into(),
             ike_port: Ports::ASSIGNED.ike.into(),

@@ -6,8 +6,8 @@
 
 pub mod attach;
 mod counters;
-mod maps;
 pub mod inspect;
+mod maps;
 pub mod pin;
 pub mod policy;
 mod syscall;

@@ -1,0 +1,269 @@
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::super::{Hook, Mode, ModeChoice, inspect, pin};
+use super::*;
+use crate::port::syscall::enter_network_namespace;
+
+/// Two namespaces joined by a veth pair `wan0`, removed when dropped.
+struct Link {
+    names: [String; 2],
+}
+
+impl Link {
+    fn new() -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let names =
+            ["a", "b"].map(|side| format!("esp-ebpf-{}-{number}-{side}", std::process::id()));
+        let link = Self { names };
+        let [a, b] = &link.names;
+        ip(&["netns", "add", a]);
+        ip(&["netns", "add", b]);
+        ip(&[
+            "-n", a, "link", "add", "wan0", "type", "veth", "peer", "name", "wan0", "netns", b,
+        ]);
+        for (name, addresses) in [
+            (a, [format!("{US}/24"), format!("{US6}/64")]),
+            (
+                b,
+                [
+                    "198.51.100.1/24".to_owned(),
+                    "2001:db8:ffff::1/64".to_owned(),
+                ],
+            ),
+        ] {
+            for address in addresses {
+                ip(&["-n", name, "addr", "add", &address, "dev", "wan0", "nodad"]);
+            }
+            ip(&["-n", name, "link", "set", "wan0", "up"]);
+        }
+        link
+    }
+
+    /// Runs `work` on a thread inside the first namespace.
+    fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        std::thread::scope(|scope| {
+            scope
+                .spawn(|| {
+                    let path = Path::new("/run/netns").join(&self.names[0]);
+                    enter_network_namespace(std::fs::File::open(path).unwrap()).unwrap();
+                    work()
+                })
+                .join()
+                .unwrap()
+        })
+    }
+
+    fn ping(&self) -> bool {
+        let [_, b] = &self.names;
+        let mut ping = Command::new("ip");
+        ping.args(["netns", "exec", b, "ping", "-q", "-c", "1", "-W", "1", US]);
+        let output = ping.output().unwrap();
+        println!("{}", String::from_utf8_lossy(&output.stdout));
+        output.status.success()
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        for name in &self.names {
+            let _ = Command::new("ip").args(["netns", "del", name]).status();
+        }
+    }
+}
+
+fn ip(arguments: &[&str]) {
+    let output = Command::new("ip").args(arguments).output().unwrap();
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "ip {arguments:?}: {complaint}");
+}
+
+/// Programs on an interface, as `ip` and `bpftool` see them.
+fn programs_on(interface: &str) -> (bool, usize) {
+    let link = Command::new("ip")
+        .args(["link", "show", interface])
+        .output()
+        .unwrap();
+    let net = Command::new("bpftool")
+        .args(["net", "show", "dev", interface])
+        .output()
+        .unwrap();
+    (
+        String::from_utf8_lossy(&link.stdout).contains("prog/xdp"),
+        String::from_utf8_lossy(&net.stdout)
+            .matches("espada_tc")
+            .count(),
+    )
+}
+
+#[test]
+fn bpf_attach_and_detach_in_each_mode() {
+    const TEST: &str = "bpf_attach_and_detach_in_each_mode";
+    if front_end(TEST, &Options::default()).is_none() {
+        return;
+    }
+    let link = Link::new();
+    assert!(link.ping());
+    for (mode, prefer_offloads, hook, expected) in [
+        (ModeChoice::Auto, false, Hook::Xdp, Mode::Native),
+        (ModeChoice::Auto, true, Hook::TcIngress, Mode::Tcx),
+        (ModeChoice::XdpNative, true, Hook::Xdp, Mode::Native),
+        (ModeChoice::XdpGeneric, false, Hook::Xdp, Mode::Generic),
+        (ModeChoice::Tc, false, Hook::TcIngress, Mode::Tcx),
+    ] {
+        let mut front_end = link.inside(|| {
+            FrontEnd::attach(&Options {
+                interfaces: vec!["wan0".to_owned()],
+                mode,
+                prefer_offloads,
+                drop_unknown_spi: true,
+                pin_dir: None,
+            })
+            .unwrap()
+        });
+        front_end
+            .set_local_addresses(&[address(US), address(US6)])
+            .unwrap();
+        let [ingress, egress] = front_end.attached() else {
+            panic!("{:?}", front_end.attached());
+        };
+        assert_eq!(
+            (ingress.hook, egress.hook),
+            (hook, Hook::TcEgress),
+            "{ingress:?}"
+        );
+        if ingress.mode != Mode::Clsact {
+            assert_eq!(ingress.mode, expected);
+        }
+        assert!(!ingress.why.is_empty() && ingress.program_id != 0);
+        assert_eq!(front_end.steers("wan0"), hook == Hook::Xdp);
+        let tc_programs = if hook == Hook::Xdp { 1 } else { 2 };
+        assert_eq!(
+            link.inside(|| programs_on("wan0")),
+            (hook == Hook::Xdp, tc_programs),
+            "{mode:?}"
+        );
+        assert!(link.ping(), "{mode:?}");
+
+        // The guard works on the link, in both directions.
+        let everything = [pair("198.51.100.1/32", "198.51.100.0/24")];
+        front_end.set_policies(&everything).unwrap();
+        assert!(!link.ping(), "{mode:?}");
+        assert!(front_end.dropped(DropReason::ClearInbound) > 0, "{mode:?}");
+        drop(front_end);
+        assert_eq!(link.inside(|| programs_on("wan0")), (false, 0), "{mode:?}");
+        assert!(link.ping());
+    }
+}
+
+#[test]
+fn bpf_refusals_name_what_to_change() {
+    const TEST: &str = "bpf_refusals_name_what_to_change";
+    if front_end(TEST, &Options::default()).is_none() {
+        return;
+    }
+    let link = Link::new();
+    let attach = |interface: &str, mode| {
+        link.inside(|| {
+            FrontEnd::attach(&Options {
+                interfaces: vec![interface.to_owned()],
+                mode,
+                ..Options::default()
+            })
+        })
+    };
+    let error = attach("wan7", ModeChoice::Auto).unwrap_err().to_string();
+    assert!(error.contains("wan7"), "{error}");
+    // Where another XDP program sits, auto goes to tc and says why.
+    let first = attach("wan0", ModeChoice::XdpNative).unwrap();
+    let error = attach("wan0", ModeChoice::XdpNative)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("another XDP program"), "{error}");
+    let second = attach("wan0", ModeChoice::Auto).unwrap();
+    let ingress = &second.attached()[0];
+    assert_eq!(ingress.hook, Hook::TcIngress);
+    assert!(
+        ingress.why.contains("another XDP program"),
+        "{}",
+        ingress.why
+    );
+    drop((first, second));
+    // A link without Ethernet headers.
+    link.inside(|| ip(&["tuntap", "add", "ppp7", "mode", "tun"]));
+    let error = attach("ppp7", ModeChoice::XdpGeneric)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("mode tc"), "{error}");
+    let front_end = attach("ppp7", ModeChoice::Auto).unwrap();
+    assert_eq!(front_end.attached()[0].program, "espada_tc_ip_in");
+}
+
+#[test]
+fn bpf_pins_live_as_long_as_they_should() {
+    const TEST: &str = "bpf_pins_live_as_long_as_they_should";
+    if front_end(TEST, &Options::default()).is_none() {
+        return;
+    }
+    let link = Link::new();
+    let folder = pin::instance_dir(&link.names[0]);
+    let attach = || {
+        link.inside(|| {
+            FrontEnd::attach(&Options {
+                interfaces: vec!["wan0".to_owned()],
+                mode: ModeChoice::Auto,
+                pin_dir: Some(folder.clone()),
+                ..Options::default()
+            })
+        })
+    };
+    let mut front_end = match attach() {
+        Ok(front_end) => front_end,
+        Err(FrontEndError::Pin { reason, .. }) if reason.contains("mounting one failed") => {
+            return skip(TEST, &reason);
+        }
+        Err(error) => panic!("{error}"),
+    };
+    front_end.add_sa(SPI, address(US), false).unwrap();
+    front_end
+        .set_policies(&[pair("10.0.0.0/8", "192.168.0.0/16")])
+        .unwrap();
+    let maps = inspect::pinned_maps(&folder).unwrap();
+    let entries = |name: &str| maps.iter().find(|map| map.name == name).unwrap().entries;
+    assert_eq!(entries("espada_sa_in"), 1);
+    assert_eq!(entries("espada_spd_remote"), 1);
+    assert_eq!(entries("espada_sa_out"), 0);
+
+    // A second instance may not take the same folder.
+    let error = attach().unwrap_err().to_string();
+    assert!(error.contains("another instance"), "{error}");
+    drop(front_end);
+    assert!(!folder.exists());
+
+    // What is persisted outlives its owner, until it is removed.
+    assert_eq!(attach().unwrap().persist().unwrap().len(), 2);
+    assert!(link.inside(|| programs_on("wan0")).0);
+    let error = attach().unwrap_err().to_string();
+    assert!(error.contains("unload"), "{error}");
+    assert_eq!(
+        pin::remove(&folder).unwrap(),
+        ["link_wan0_tc_egress", "link_wan0_xdp"]
+    );
+    assert_eq!(link.inside(|| programs_on("wan0")), (false, 0));
+    assert!(pin::remove(&folder).is_err());
+
+    // What a killed owner left behind is cleared away.
+    std::fs::create_dir_all(&folder).unwrap();
+    let orphan = attach().unwrap();
+    drop(orphan);
+    assert!(!folder.exists());
+
+    // Outside a BPF file system nothing can be pinned.
+    let error = FrontEnd::attach(&Options {
+        pin_dir: Some("/run/espada-no-bpffs".into()),
+        ..Options::default()
+    });
+    assert!(error.unwrap_err().to_string().contains("BPF file system"));
+}

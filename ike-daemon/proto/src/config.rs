@@ -26,7 +26,10 @@ pub struct Retransmission {
 impl Retransmission {
     /// Wait after transmission number `sent` (1 for the first).
     pub fn wait(&self, sent: u32) -> Duration {
-        let factor = self.base.max(1.0).powi(sent.saturating_sub(1).min(64) as i32);
+        let factor = self
+            .base
+            .max(1.0)
+            .powi(sent.saturating_sub(1).min(64) as i32);
         let seconds = self.first.as_secs_f64() * factor;
         Duration::from_secs_f64(seconds.min(self.max.as_secs_f64()))
     }

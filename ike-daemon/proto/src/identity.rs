@@ -52,16 +52,25 @@ pub struct IdentityError {
 impl Identity {
     /// The identity in a payload of this ID type. Never fails: what does not fit its type is kept as `Other`.
     pub fn from_wire(kind: u8, data: &[u8]) -> Self {
-        let other = || Self::Other { kind, data: data.to_vec() };
+        let other = || Self::Other {
+            kind,
+            data: data.to_vec(),
+        };
         let text = || match std::str::from_utf8(data) {
-            Ok(text) if !text.is_empty() && !text.chars().any(char::is_control) => Some(text.to_owned()),
+            Ok(text) if !text.is_empty() && !text.chars().any(char::is_control) => {
+                Some(text.to_owned())
+            }
             _ => None,
         };
         match kind {
-            id_type::IPV4 => <[u8; 4]>::try_from(data)
-                .map_or_else(|_| other(), |octets| Self::Address(Ipv4Addr::from(octets).into())),
-            id_type::IPV6 => <[u8; 16]>::try_from(data)
-                .map_or_else(|_| other(), |octets| Self::Address(Ipv6Addr::from(octets).into())),
+            id_type::IPV4 => <[u8; 4]>::try_from(data).map_or_else(
+                |_| other(),
+                |octets| Self::Address(Ipv4Addr::from(octets).into()),
+            ),
+            id_type::IPV6 => <[u8; 16]>::try_from(data).map_or_else(
+                |_| other(),
+                |octets| Self::Address(Ipv6Addr::from(octets).into()),
+            ),
             id_type::FQDN => text().map_or_else(other, Self::Fqdn),
             id_type::EMAIL => text().map_or_else(other, Self::Email),
             id_type::KEY_ID => Self::KeyId(data.to_vec()),
@@ -94,7 +103,9 @@ impl Identity {
     /// Whether both name the same end. Names compare without regard to ASCII case.
     pub fn matches(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::Fqdn(a), Self::Fqdn(b)) | (Self::Email(a), Self::Email(b)) => a.eq_ignore_ascii_case(b),
+            (Self::Fqdn(a), Self::Fqdn(b)) | (Self::Email(a), Self::Email(b)) => {
+                a.eq_ignore_ascii_case(b)
+            }
             _ => self == other,
         }
     }
@@ -112,7 +123,12 @@ impl FromStr for Identity {
     type Err = IdentityError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let error = |reason| Err(IdentityError { text: text.to_owned(), reason });
+        let error = |reason| {
+            Err(IdentityError {
+                text: text.to_owned(),
+                reason,
+            })
+        };
         if text.is_empty() {
             return error("it is empty");
         }
@@ -125,9 +141,9 @@ impl FromStr for Identity {
             };
             let digits: Option<Vec<u32>> = hex.chars().map(|c| c.to_digit(16)).collect();
             return match digits {
-                Some(digits) if digits.len() % 2 == 0 && !digits.is_empty() => {
-                    Ok(Self::KeyId(digits.chunks(2).map(|p| (p[0] << 4 | p[1]) as u8).collect()))
-                }
+                Some(digits) if digits.len() % 2 == 0 && !digits.is_empty() => Ok(Self::KeyId(
+                    digits.chunks(2).map(|p| (p[0] << 4 | p[1]) as u8).collect(),
+                )),
                 _ => error("after `keyid:0x` an even number of hexadecimal digits is expected"),
             };
         }
@@ -135,12 +151,22 @@ impl FromStr for Identity {
             return Ok(Self::Address(address));
         }
         if text.chars().any(|c| c.is_control() || c.is_whitespace()) {
-            return error("it contains blanks; expected an address, a name, an e-mail address or keyid:…");
+            return error(
+                "it contains blanks; expected an address, a name, an e-mail address or keyid:…",
+            );
         }
         if let Some(name) = text.strip_prefix('@') {
-            return if name.is_empty() { error("the name after `@` is missing") } else { Ok(Self::Fqdn(name.to_owned())) };
+            return if name.is_empty() {
+                error("the name after `@` is missing")
+            } else {
+                Ok(Self::Fqdn(name.to_owned()))
+            };
         }
-        if text.contains('@') { Ok(Self::Email(text.to_owned())) } else { Ok(Self::Fqdn(text.to_owned())) }
+        if text.contains('@') {
+            Ok(Self::Email(text.to_owned()))
+        } else {
+            Ok(Self::Fqdn(text.to_owned()))
+        }
     }
 }
 
@@ -150,7 +176,11 @@ impl fmt::Display for Identity {
             Self::Address(address) => write!(f, "{address}"),
             Self::Fqdn(text) | Self::Email(text) => f.write_str(text),
             Self::KeyId(data) => match std::str::from_utf8(data) {
-                Ok(text) if !text.is_empty() && text.chars().all(|c| c.is_ascii_graphic()) && !text.starts_with("0x") => {
+                Ok(text)
+                    if !text.is_empty()
+                        && text.chars().all(|c| c.is_ascii_graphic())
+                        && !text.starts_with("0x") =>
+                {
                     write!(f, "keyid:{text}")
                 }
                 _ => {
@@ -172,17 +202,35 @@ mod tests {
 
     #[test]
     fn text_and_wire_round_trip() {
-        for text in ["192.0.2.1", "2001:db8::1", "gw.example.org", "gw@example.org", "keyid:branch-7", "keyid:0x00ff"] {
+        for text in [
+            "192.0.2.1",
+            "2001:db8::1",
+            "gw.example.org",
+            "gw@example.org",
+            "keyid:branch-7",
+            "keyid:0x00ff",
+        ] {
             let identity: Identity = text.parse().unwrap();
             assert_eq!(identity.to_string(), text);
-            assert_eq!(Identity::from_wire(identity.kind(), &identity.data()), identity);
+            assert_eq!(
+                Identity::from_wire(identity.kind(), &identity.data()),
+                identity
+            );
         }
-        assert_eq!("@gw".parse::<Identity>().unwrap(), Identity::Fqdn("gw".into()));
+        assert_eq!(
+            "@gw".parse::<Identity>().unwrap(),
+            Identity::Fqdn("gw".into())
+        );
     }
 
     #[test]
     fn odd_wire_identities_are_kept() {
-        for (kind, data) in [(1, &[1u8, 2, 3][..]), (2, &[0xff, 0xfe]), (9, &[0x30, 0]), (201, b"x")] {
+        for (kind, data) in [
+            (1, &[1u8, 2, 3][..]),
+            (2, &[0xff, 0xfe]),
+            (9, &[0x30, 0]),
+            (201, b"x"),
+        ] {
             let identity = Identity::from_wire(kind, data);
             assert_eq!((identity.kind(), identity.data()), (kind, data.to_vec()));
         }

@@ -218,9 +218,13 @@ impl Notice {
     pub fn severity(&self) -> Severity {
         match self {
             Self::Retransmitting { .. } | Self::UnauthenticatedError { .. } => Severity::Debug,
-            Self::Refused(_) | Self::IkeV1 { .. } | Self::CookiesDemanded { .. } => Severity::Warning,
+            Self::Refused(_) | Self::IkeV1 { .. } | Self::CookiesDemanded { .. } => {
+                Severity::Warning
+            }
             Self::Down { reason, .. } | Self::ChildDown { reason, .. } => match reason {
-                DownReason::DeadPeer | DownReason::ProtocolError | DownReason::Expired => Severity::Warning,
+                DownReason::DeadPeer | DownReason::ProtocolError | DownReason::Expired => {
+                    Severity::Warning
+                }
                 _ => Severity::Info,
             },
             _ => Severity::Info,
@@ -231,24 +235,64 @@ impl Notice {
 impl fmt::Display for Notice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Initiated { local, remote, .. } => write!(f, "initiating from {local} to {remote}"),
-            Self::Retransmitting { exchange, sent, of, remote, .. } => {
-                write!(f, "no answer to {exchange} from {remote} yet, sending it again ({sent} of {of})")
+            Self::Initiated { local, remote, .. } => {
+                write!(f, "initiating from {local} to {remote}")
             }
-            Self::NatDetected { local, remote, peer, .. } => match (local, remote) {
-                (true, true) => write!(f, "NAT in front of us and of the peer {peer}: ESP goes in UDP"),
-                (true, false) => write!(f, "NAT in front of us on the way to {peer}: ESP goes in UDP"),
+            Self::Retransmitting {
+                exchange,
+                sent,
+                of,
+                remote,
+                ..
+            } => {
+                write!(
+                    f,
+                    "no answer to {exchange} from {remote} yet, sending it again ({sent} of {of})"
+                )
+            }
+            Self::NatDetected {
+                local,
+                remote,
+                peer,
+                ..
+            } => match (local, remote) {
+                (true, true) => write!(
+                    f,
+                    "NAT in front of us and of the peer {peer}: ESP goes in UDP"
+                ),
+                (true, false) => write!(
+                    f,
+                    "NAT in front of us on the way to {peer}: ESP goes in UDP"
+                ),
                 _ => write!(f, "NAT in front of the peer {peer}: ESP goes in UDP"),
             },
             Self::Established {
-                role, initiator_spi, responder_spi, suite, local, remote, local_id, remote_id, elapsed, ..
+                role,
+                initiator_spi,
+                responder_spi,
+                suite,
+                local,
+                remote,
+                local_id,
+                remote_id,
+                elapsed,
+                ..
             } => write!(
                 f,
                 "IKE SA established as {role} in {} ms: {local_id} ({local}) and {remote_id} ({remote}), {suite}, \
                  SPIs {initiator_spi:016x}_i {responder_spi:016x}_r",
                 elapsed.as_millis()
             ),
-            Self::ChildUp { id, suite, spi_in, spi_out, encapsulation, local_ts, remote_ts, .. } => write!(
+            Self::ChildUp {
+                id,
+                suite,
+                spi_in,
+                spi_out,
+                encapsulation,
+                local_ts,
+                remote_ts,
+                ..
+            } => write!(
                 f,
                 "child SA {} up: {} to {}, {suite}{}, SPIs {spi_in:08x} in {spi_out:08x} out",
                 id.0,
@@ -260,20 +304,30 @@ impl fmt::Display for Notice {
                 },
             ),
             Self::ChildDown { id, reason, .. } => write!(f, "child SA {} is gone: {reason}", id.0),
-            Self::Down { remote, reason, .. } => write!(f, "IKE SA with {remote} is gone: {reason}"),
+            Self::Down { remote, reason, .. } => {
+                write!(f, "IKE SA with {remote} is gone: {reason}")
+            }
             Self::PeerMoved { from, to, .. } => write!(f, "the peer moved from {from} to {to}"),
             Self::Refused(refusal) => write!(f, "{refusal}"),
-            Self::RetryScheduled { after, .. } => write!(f, "trying again in {} s", after.as_secs_f32()),
+            Self::RetryScheduled { after, .. } => {
+                write!(f, "trying again in {} s", after.as_secs_f32())
+            }
             Self::IkeV1 { remote } => write!(
                 f,
                 "{remote} speaks IKEv1, which RFC 9395 retired and Espada does not support; \
                  set the peer to IKEv2"
             ),
             Self::UnauthenticatedError { remote, notify, .. } => {
-                write!(f, "{remote} sent {notify} unprotected; still waiting for a proper answer")
+                write!(
+                    f,
+                    "{remote} sent {notify} unprotected; still waiting for a proper answer"
+                )
             }
             Self::CookiesDemanded { half_open } => {
-                write!(f, "{half_open} half-open IKE SAs: initiators must return a cookie first")
+                write!(
+                    f,
+                    "{half_open} half-open IKE SAs: initiators must return a cookie first"
+                )
             }
         }
     }

@@ -33,18 +33,23 @@ impl<R: Random> Endpoint<R> {
     /// Replaces the configured connections. Running SAs of connections that stay keep what they
     /// negotiated; those of connections that are gone are deleted.
     pub fn set_connections(&mut self, now: Instant, connections: Vec<ConnectionConfig>) {
-        let connections: Vec<Arc<ConnectionConfig>> = connections.into_iter().map(Arc::new).collect();
+        let connections: Vec<Arc<ConnectionConfig>> =
+            connections.into_iter().map(Arc::new).collect();
         let names: HashSet<&Arc<str>> = connections.iter().map(|config| &config.name).collect();
         let old = std::mem::take(&mut self.connections);
         for config in old.iter().filter(|config| !names.contains(&config.name)) {
             self.close(now, &config.name);
             self.slots.remove(&config.name);
-            self.out.commands.push_back(Command::RemovePolicy { connection: config.name.clone() });
+            self.out.commands.push_back(Command::RemovePolicy {
+                connection: config.name.clone(),
+            });
         }
         for config in &connections {
             let before = old.iter().find(|before| before.name == config.name);
             let policy = policy(config, config.start == StartAction::Trap);
-            if before.is_none_or(|before| self::policy(before, before.start == StartAction::Trap) != policy) {
+            if before.is_none_or(|before| {
+                self::policy(before, before.start == StartAction::Trap) != policy
+            }) {
                 self.out.commands.push_back(Command::InstallPolicy(policy));
             }
             let slot = self.slots.entry(config.name.clone()).or_default();
@@ -52,6 +57,10 @@ impl<R: Random> Endpoint<R> {
             if starts && before.is_none_or(|before| before.start != StartAction::Start) {
                 slot.persistent = true;
                 slot.start_at = Some(now);
+            } else if slot.start_at.is_some() {
+                // It waits after a failure, which the new settings may have cured.
+                slot.start_at = Some(now);
+                slot.failures = 0;
             }
         }
         self.connections = connections;
@@ -61,7 +70,11 @@ impl<R: Random> Endpoint<R> {
     /// Sets a connection up. Succeeds when it is on its way already.
     pub fn initiate(&mut self, now: Instant, connection: &str) -> Result<(), InitiateError> {
         let config = self.connection(connection)?;
-        if self.sas.values().any(|entry| entry.sa.connection() == Some(&config.name) && entry.sa.is_established()) {
+        if self
+            .sas
+            .values()
+            .any(|entry| entry.sa.connection() == Some(&config.name) && entry.sa.is_established())
+        {
             return Err(InitiateError::AlreadyUp(config.name.clone()));
         }
         if let Some(slot) = self.slots.get_mut(&config.name) {
@@ -74,7 +87,10 @@ impl<R: Random> Endpoint<R> {
     pub fn terminate(&mut self, now: Instant, connection: &str) -> Result<(), InitiateError> {
         let config = self.connection(connection)?;
         if let Some(slot) = self.slots.get_mut(&config.name) {
-            *slot = Slot { last_error: slot.last_error.take(), ..Slot::default() };
+            *slot = Slot {
+                last_error: slot.last_error.take(),
+                ..Slot::default()
+            };
         }
         self.close(now, &config.name);
         Ok(())
@@ -82,11 +98,16 @@ impl<R: Random> Endpoint<R> {
 
     fn connection(&self, name: &str) -> Result<Arc<ConnectionConfig>, InitiateError> {
         let found = self.connections.iter().find(|config| &*config.name == name);
-        found.cloned().ok_or_else(|| InitiateError::Unknown(name.to_owned()))
+        found
+            .cloned()
+            .ok_or_else(|| InitiateError::Unknown(name.to_owned()))
     }
 
     fn of_connection(&self, name: &Arc<str>) -> Vec<u64> {
-        let ours = self.sas.iter().filter(|(_, entry)| entry.sa.connection() == Some(name));
+        let ours = self
+            .sas
+            .iter()
+            .filter(|(_, entry)| entry.sa.connection() == Some(name));
         ours.map(|(spi, _)| *spi).collect()
     }
 
@@ -101,14 +122,17 @@ impl<R: Random> Endpoint<R> {
         if let Some(slot) = self.slots.get_mut(&config.name) {
             slot.start_at = None;
         }
-        let under_way = |entry: &Entry| entry.sa.is_active() && entry.sa.connection() == Some(&config.name);
+        let under_way =
+            |entry: &Entry| entry.sa.is_active() && entry.sa.connection() == Some(&config.name);
         if self.sas.values().any(under_way) {
             return Ok(());
         }
         let RemoteAddress::Address(remote) = config.remote_address else {
             return Err(InitiateError::NoRemote(config.name.clone()));
         };
-        let local: Option<IpAddr> = config.local_address.or_else(|| self.sources.get(&remote).copied());
+        let local: Option<IpAddr> = config
+            .local_address
+            .or_else(|| self.sources.get(&remote).copied());
         let Some(local) = local else {
             let refusal = no_source(config, remote);
             self.failed(now, &Arc::new(refusal), true);
@@ -116,7 +140,10 @@ impl<R: Random> Endpoint<R> {
         };
         let local = SocketAddr::new(local, self.settings.port);
         let remote = SocketAddr::new(remote, config.remote_port);
-        let initial_contact = !self.sas.values().any(|entry| entry.sa.common.remote.ip() == remote.ip());
+        let initial_contact = !self
+            .sas
+            .values()
+            .any(|entry| entry.sa.common.remote.ip() == remote.ip());
         let mut cx = Cx {
             now,
             rng: DynRandom(&mut self.rng),
@@ -126,7 +153,12 @@ impl<R: Random> Endpoint<R> {
             out: &mut self.out,
         };
         let sa = init::start(&mut cx, config.clone(), local, remote, initial_contact);
-        self.keep(Entry { sa, deadline: None, half_open: None, init_key: None });
+        self.keep(Entry {
+            sa,
+            deadline: None,
+            half_open: None,
+            init_key: None,
+        });
         self.carry_out_effects(now);
         Ok(())
     }
@@ -150,19 +182,32 @@ impl<R: Random> Endpoint<R> {
         let established: Vec<u64> = self
             .of_connection(&config.name)
             .into_iter()
-            .filter(|spi| self.sas.get(spi).is_some_and(|entry| entry.sa.is_established()))
+            .filter(|spi| {
+                self.sas
+                    .get(spi)
+                    .is_some_and(|entry| entry.sa.is_established())
+            })
             .collect();
         if let Some(&spi) = established.last() {
             return self.with_sa(now, spi, |sa, cx| sa.acquire(cx));
         }
-        let held = self.slots.get(&config.name).and_then(|slot| slot.hold_until);
+        let held = self
+            .slots
+            .get(&config.name)
+            .and_then(|slot| slot.hold_until);
         if config.start != StartAction::None && held.is_none_or(|until| until <= now) {
             let _ = self.begin(now, &config);
         }
     }
 
     /// An IKE SA of the connection came up.
-    pub(super) fn established(&mut self, now: Instant, spi: u64, connection: &Arc<str>, initial_contact: bool) {
+    pub(super) fn established(
+        &mut self,
+        now: Instant,
+        spi: u64,
+        connection: &Arc<str>,
+        initial_contact: bool,
+    ) {
         if let Some(slot) = self.slots.get_mut(connection) {
             slot.last_error = None;
             slot.start_at = None;
@@ -173,12 +218,19 @@ impl<R: Random> Endpoint<R> {
             return;
         };
         let (peers, began) = (new.identities(), new.common.began);
-        for other in self.sas.keys().copied().filter(|other| *other != spi).collect::<Vec<_>>() {
+        for other in self
+            .sas
+            .keys()
+            .copied()
+            .filter(|other| *other != spi)
+            .collect::<Vec<_>>()
+        {
             let Some(sa) = self.sas.get(&other).map(|entry| &entry.sa) else {
                 continue;
             };
             // Both ends initiated at once: one IKE SA is enough.
-            let needless = matches!(sa.phase, Phase::InitSent(_)) && sa.connection() == Some(connection);
+            let needless =
+                matches!(sa.phase, Phase::InitSent(_)) && sa.connection() == Some(connection);
             // "deletes … any other IKE SAs … authenticated using the same identities" (section 2.4).
             let stale = initial_contact
                 && sa.identities().is_some()
@@ -192,8 +244,15 @@ impl<R: Random> Endpoint<R> {
 
     /// A negotiation failed: tell people, and try again where that is wanted.
     pub(super) fn failed(&mut self, now: Instant, refusal: &Arc<Refusal>, retry: bool) {
-        let up = |name| self.sas.values().any(|entry| entry.sa.is_established() && entry.sa.connection() == Some(name));
-        if !retry && refusal.kind == RefusalKind::NoAnswer && refusal.connection.as_ref().is_some_and(up) {
+        let up = |name| {
+            self.sas
+                .values()
+                .any(|entry| entry.sa.is_established() && entry.sa.connection() == Some(name))
+        };
+        if !retry
+            && refusal.kind == RefusalKind::NoAnswer
+            && refusal.connection.as_ref().is_some_and(up)
+        {
             return; // An attempt that the peer gave up before the one that worked.
         }
         self.out.notice(Notice::Refused(refusal.clone()));
@@ -222,7 +281,9 @@ impl<R: Random> Endpoint<R> {
             return;
         };
         let others = self.of_connection(connection).iter().any(|spi| {
-            self.sas.get(spi).is_some_and(|entry| entry.sa.is_established())
+            self.sas
+                .get(spi)
+                .is_some_and(|entry| entry.sa.is_established())
         });
         let Some(slot) = self.slots.get_mut(connection) else {
             return;
@@ -239,7 +300,9 @@ impl<R: Random> Endpoint<R> {
                 }
                 Some(DpdAction::Trap) => {
                     slot.persistent = config.start == StartAction::Start;
-                    self.out.commands.push_back(Command::InstallPolicy(policy(&config, true)));
+                    self.out
+                        .commands
+                        .push_back(Command::InstallPolicy(policy(&config, true)));
                     return;
                 }
                 Some(DpdAction::Clear) => {
@@ -251,7 +314,10 @@ impl<R: Random> Endpoint<R> {
         }
         let again = matches!(
             reason,
-            DownReason::PeerDeleted | DownReason::DeadPeer | DownReason::Expired | DownReason::ProtocolError
+            DownReason::PeerDeleted
+                | DownReason::DeadPeer
+                | DownReason::Expired
+                | DownReason::ProtocolError
         );
         if again && slot.persistent {
             self.schedule(now, connection, after);
@@ -262,7 +328,10 @@ impl<R: Random> Endpoint<R> {
         if let Some(slot) = self.slots.get_mut(name) {
             slot.start_at = Some(now + after);
             if !after.is_zero() {
-                self.out.notice(Notice::RetryScheduled { connection: name.clone(), after });
+                self.out.notice(Notice::RetryScheduled {
+                    connection: name.clone(),
+                    after,
+                });
             }
         }
     }
@@ -284,7 +353,9 @@ fn no_source(config: &ConnectionConfig, remote: IpAddr) -> Refusal {
         role: Role::Initiator,
         connection: Some(config.name.clone()),
         summary: format!("the host has no address to reach {remote} from"),
-        details: vec![format!("`ip route get {remote}` shows what the host would do")],
+        details: vec![format!(
+            "`ip route get {remote}` shows what the host would do"
+        )],
         fix: Some(Fix::new(
             &config.origin,
             "local.address",

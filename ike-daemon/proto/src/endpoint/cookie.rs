@@ -34,7 +34,12 @@ impl Secret {
         let mac = prf(
             Prf::HmacSha256,
             self.key.as_slice(),
-            &[nonce, &address, &remote.port().to_be_bytes(), &spi_i.to_be_bytes()],
+            &[
+                nonce,
+                &address,
+                &remote.port().to_be_bytes(),
+                &spi_i.to_be_bytes(),
+            ],
         );
         let mut cookie = vec![self.version];
         cookie.extend(mac.expose());
@@ -58,7 +63,11 @@ impl CookieJar {
             let mut key = Zeroizing::new([0; 32]);
             rng.fill(key.as_mut_slice());
             self.version = self.version.wrapping_add(1);
-            let secret = Secret { version: self.version, key, made: now };
+            let secret = Secret {
+                version: self.version,
+                key,
+                made: now,
+            };
             self.previous = self.current.replace(secret);
         }
         match &self.current {
@@ -118,8 +127,14 @@ mod tests {
         assert!(!jar.verify(now, rotation, &[], 7, peer, b"nonce"));
 
         let later = now + rotation;
-        assert_ne!(jar.issue(later, rotation, &mut rng, 7, peer, b"nonce"), cookie);
-        assert!(jar.verify(later, rotation, &cookie, 7, peer, b"nonce"), "the previous secret still counts");
+        assert_ne!(
+            jar.issue(later, rotation, &mut rng, 7, peer, b"nonce"),
+            cookie
+        );
+        assert!(
+            jar.verify(later, rotation, &cookie, 7, peer, b"nonce"),
+            "the previous secret still counts"
+        );
         let much_later = later + rotation;
         jar.issue(much_later, rotation, &mut rng, 7, peer, b"nonce");
         assert!(!jar.verify(much_later, rotation, &cookie, 7, peer, b"nonce"));

@@ -126,7 +126,13 @@ impl<R: Random> Endpoint<R> {
     }
 
     /// Takes in a datagram that arrived at `local` from `remote`, without non-ESP marker.
-    pub fn handle_datagram(&mut self, now: Instant, local: SocketAddr, remote: SocketAddr, bytes: &[u8]) {
+    pub fn handle_datagram(
+        &mut self,
+        now: Instant,
+        local: SocketAddr,
+        remote: SocketAddr,
+        bytes: &[u8],
+    ) {
         self.out.counters.received += 1;
         if bytes == [0xff] {
             return; // A NAT keepalive on the IKE port.
@@ -136,28 +142,55 @@ impl<R: Random> Endpoint<R> {
         };
         let header = match Header::decode(head) {
             // Anything else may differ in another version.
-            Ok(header) if header.major != 2 => return self.other_version(now, local, remote, &header),
+            Ok(header) if header.major != 2 => {
+                return self.other_version(now, local, remote, &header);
+            }
             Ok(header) => header,
             Err(_) => return self.out.drop(IkeDrop::Malformed),
         };
         let Ok((_, body)) = Header::split(bytes) else {
             return self.out.drop(IkeDrop::Malformed);
         };
-        let datagram = Datagram { local, remote, header, bytes, body };
+        let datagram = Datagram {
+            local,
+            remote,
+            header,
+            bytes,
+            body,
+        };
         let first = header.exchange == ExchangeType::IKE_SA_INIT && !header.flags.is_response();
         if first && header.flags.is_initiator() && header.responder_spi == 0 {
             return self.first_request(now, &datagram);
         }
-        let ours = if header.flags.is_initiator() { header.responder_spi } else { header.initiator_spi };
-        let theirs = if header.flags.is_initiator() { header.initiator_spi } else { header.responder_spi };
-        let known = self.sas.get(&ours).is_some_and(|entry| entry.sa.peer_spi_fits(theirs));
+        let ours = if header.flags.is_initiator() {
+            header.responder_spi
+        } else {
+            header.initiator_spi
+        };
+        let theirs = if header.flags.is_initiator() {
+            header.initiator_spi
+        } else {
+            header.responder_spi
+        };
+        let known = self
+            .sas
+            .get(&ours)
+            .is_some_and(|entry| entry.sa.peer_spi_fits(theirs));
         if known {
             return self.with_sa(now, ours, |sa, cx| sa.handle_datagram(cx, &datagram));
         }
         self.out.drop(IkeDrop::UnknownSpi);
         // "the recipient … MAY send an INVALID_IKE_SPI" for a request (section 2.21.4), never for a response.
         if !header.flags.is_response() && header.exchange != ExchangeType::IKE_SA_INIT {
-            self.stateless(now, &datagram.header, header.exchange, local, remote, NotifyType::INVALID_IKE_SPI, &[]);
+            self.stateless(
+                now,
+                &datagram.header,
+                header.exchange,
+                local,
+                remote,
+                NotifyType::INVALID_IKE_SPI,
+                &[],
+            );
         }
     }
 
@@ -187,14 +220,20 @@ impl<R: Random> Endpoint<R> {
     pub fn handle_event(&mut self, now: Instant, event: &Event) {
         match event {
             Event::Acquire { connection, .. } => self.acquire(now, connection),
-            Event::Expire { id, hard: true } => self.with_child(now, *id, |sa, cx, id| sa.expire_child(cx, id)),
+            Event::Expire { id, hard: true } => {
+                self.with_child(now, *id, |sa, cx, id| sa.expire_child(cx, id))
+            }
             Event::Expire { id, hard: false } | Event::SeqLow { id, .. } => {
                 self.with_child(now, *id, |sa, cx, id| sa.rekey_child(cx, id));
             }
             Event::NatMoved { id, remote } => {
                 self.with_child(now, *id, |sa, cx, _| sa.peer_moved(cx, *remote));
             }
-            Event::IkeDatagram { local, remote, payload } => self.handle_datagram(now, *local, *remote, payload),
+            Event::IkeDatagram {
+                local,
+                remote,
+                payload,
+            } => self.handle_datagram(now, *local, *remote, payload),
         }
     }
 
@@ -256,7 +295,10 @@ impl<R: Random> Endpoint<R> {
 
     /// Counters.
     pub fn counters(&self) -> EndpointCounters {
-        EndpointCounters { half_open: self.half_open_total, ..self.out.counters.clone() }
+        EndpointCounters {
+            half_open: self.half_open_total,
+            ..self.out.counters.clone()
+        }
     }
 
     /// Runs `act` on an IKE SA, then looks after its timer, its half-open count and its end.
@@ -277,7 +319,12 @@ impl<R: Random> Endpoint<R> {
         self.carry_out_effects(now);
     }
 
-    fn with_child(&mut self, now: Instant, id: ChildSaId, act: impl FnOnce(&mut IkeSa, &mut Cx<'_>, ChildSaId)) {
+    fn with_child(
+        &mut self,
+        now: Instant,
+        id: ChildSaId,
+        act: impl FnOnce(&mut IkeSa, &mut Cx<'_>, ChildSaId),
+    ) {
         if let Some(spi) = self.out.owner(id) {
             self.with_sa(now, spi, |sa, cx| act(sa, cx, id));
         }
@@ -324,13 +371,22 @@ impl<R: Random> Endpoint<R> {
         while !self.out.effects.is_empty() {
             for effect in std::mem::take(&mut self.out.effects) {
                 match effect {
-                    Effect::Established { spi, connection, initial_contact } => {
+                    Effect::Established {
+                        spi,
+                        connection,
+                        initial_contact,
+                    } => {
                         self.established(now, spi, &connection, initial_contact);
                     }
                     Effect::Failed { refusal, retry } => self.failed(now, &refusal, retry),
                     Effect::Down { connection, reason } => self.down(now, &connection, reason),
                     Effect::Adopt(sa) => {
-                        self.keep(Entry { sa: *sa, deadline: None, half_open: None, init_key: None });
+                        self.keep(Entry {
+                            sa: *sa,
+                            deadline: None,
+                            half_open: None,
+                            init_key: None,
+                        });
                     }
                 }
             }
@@ -338,13 +394,23 @@ impl<R: Random> Endpoint<R> {
     }
 
     /// Another major version: IKEv1 is told apart, later ones are answered.
-    fn other_version(&mut self, now: Instant, local: SocketAddr, remote: SocketAddr, header: &Header) {
+    fn other_version(
+        &mut self,
+        now: Instant,
+        local: SocketAddr,
+        remote: SocketAddr,
+        header: &Header,
+    ) {
         if header.major == 1 {
             self.out.drop(IkeDrop::IkeV1);
             let again = self.ikev1_noticed.is_some_and(|(address, at)| {
                 address == remote.ip() && now.saturating_duration_since(at).as_secs() < 60
             });
-            if !again && self.limiter.take(now, self.settings.stateless_answers_per_second) {
+            if !again
+                && self
+                    .limiter
+                    .take(now, self.settings.stateless_answers_per_second)
+            {
                 self.ikev1_noticed = Some((remote.ip(), now));
                 self.out.notice(Notice::IkeV1 { remote });
             }
@@ -352,7 +418,15 @@ impl<R: Random> Endpoint<R> {
         }
         self.out.drop(IkeDrop::MajorVersion);
         if header.major > 2 && !header.flags.is_response() {
-            self.stateless(now, header, header.exchange, local, remote, NotifyType::INVALID_MAJOR_VERSION, &[]);
+            self.stateless(
+                now,
+                header,
+                header.exchange,
+                local,
+                remote,
+                NotifyType::INVALID_MAJOR_VERSION,
+                &[],
+            );
         }
     }
 
@@ -367,8 +441,15 @@ impl<R: Random> Endpoint<R> {
         kind: NotifyType,
         data: &[u8],
     ) {
-        if self.limiter.take(now, self.settings.stateless_answers_per_second) {
-            self.out.transmit(local, remote, stateless::answer(request, exchange, kind, data));
+        if self
+            .limiter
+            .take(now, self.settings.stateless_answers_per_second)
+        {
+            self.out.transmit(
+                local,
+                remote,
+                stateless::answer(request, exchange, kind, data),
+            );
         }
     }
 }

@@ -20,7 +20,10 @@ impl<R: Random> Endpoint<R> {
     /// A request that asks for a new IKE SA.
     pub(super) fn first_request(&mut self, now: Instant, datagram: &Datagram<'_>) {
         let header = &datagram.header;
-        if header.initiator_spi == 0 || header.message_id != 0 || datagram.bytes.len() > MAX_INIT_LEN {
+        if header.initiator_spi == 0
+            || header.message_id != 0
+            || datagram.bytes.len() > MAX_INIT_LEN
+        {
             return self.out.drop(IkeDrop::Malformed);
         }
         let key = (header.initiator_spi, datagram.remote);
@@ -62,17 +65,33 @@ impl<R: Random> Endpoint<R> {
         };
         match respond::accept(&mut cx, datagram, &payloads) {
             Ok(sa) => {
-                self.keep(Entry { sa, deadline: None, half_open: None, init_key: Some(key) });
+                self.keep(Entry {
+                    sa,
+                    deadline: None,
+                    half_open: None,
+                    init_key: Some(key),
+                });
             }
-            Err(InitRefused { kind, data, refusal }) => {
+            Err(InitRefused {
+                kind,
+                data,
+                refusal,
+            }) => {
                 if let Some(refusal) = refusal {
                     // A peer nobody configured must not be able to fill the log.
                     let known = refusal.connection.is_some();
                     if refusal.kind == RefusalKind::Notify(NotifyType::NO_PROPOSAL_CHOSEN) {
                         self.out.drop(IkeDrop::NoConnection);
                     }
-                    if known || self.limiter.take(now, self.settings.stateless_answers_per_second) {
-                        self.out.effects.push(Effect::Failed { refusal, retry: false });
+                    if known
+                        || self
+                            .limiter
+                            .take(now, self.settings.stateless_answers_per_second)
+                    {
+                        self.out.effects.push(Effect::Failed {
+                            refusal,
+                            retry: false,
+                        });
                     }
                 } else if kind != NotifyType::INVALID_KE_PAYLOAD {
                     self.out.drop(IkeDrop::Malformed);
@@ -86,7 +105,11 @@ impl<R: Random> Endpoint<R> {
     /// Whether there is room for one more half-open IKE SA, after a cookie if need be.
     fn admit(&mut self, now: Instant, datagram: &Datagram<'_>, payloads: &[Payload<'_>]) -> bool {
         let limits = self.settings.half_open;
-        let of_address = self.half_open.get(&datagram.remote.ip()).copied().unwrap_or(0);
+        let of_address = self
+            .half_open
+            .get(&datagram.remote.ip())
+            .copied()
+            .unwrap_or(0);
         if self.half_open_total >= limits.total || of_address >= limits.per_address {
             self.out.drop(IkeDrop::HalfOpenLimit);
             return false;
@@ -96,13 +119,17 @@ impl<R: Random> Endpoint<R> {
             return true;
         }
         if !std::mem::replace(&mut self.demanding_cookies, true) {
-            self.out.notice(Notice::CookiesDemanded { half_open: self.half_open_total });
+            self.out.notice(Notice::CookiesDemanded {
+                half_open: self.half_open_total,
+            });
         }
         let mut cookie = None;
         let mut nonce = None;
         for payload in payloads {
             match payload {
-                Payload::Notify(notify) if notify.kind == NotifyType::COOKIE => cookie = Some(notify.data),
+                Payload::Notify(notify) if notify.kind == NotifyType::COOKIE => {
+                    cookie = Some(notify.data)
+                }
                 Payload::Nonce(data) => nonce = Some(*data),
                 _ => {}
             }
@@ -111,12 +138,20 @@ impl<R: Random> Endpoint<R> {
             self.out.drop(IkeDrop::Malformed);
             return false;
         };
-        let (spi, remote, rotation) =
-            (datagram.header.initiator_spi, datagram.remote, self.settings.cookie_rotation);
-        if cookie.is_some_and(|cookie| self.cookies.verify(now, rotation, cookie, spi, remote, nonce)) {
+        let (spi, remote, rotation) = (
+            datagram.header.initiator_spi,
+            datagram.remote,
+            self.settings.cookie_rotation,
+        );
+        if cookie.is_some_and(|cookie| {
+            self.cookies
+                .verify(now, rotation, cookie, spi, remote, nonce)
+        }) {
             return true;
         }
-        let cookie = self.cookies.issue(now, rotation, &mut self.rng, spi, remote, nonce);
+        let cookie = self
+            .cookies
+            .issue(now, rotation, &mut self.rng, spi, remote, nonce);
         self.out.counters.cookies_sent += 1;
         self.stateless(
             now,

@@ -12,7 +12,10 @@ pub(super) struct RateLimiter {
 
 impl RateLimiter {
     pub fn new() -> Self {
-        Self { tokens: 0.0, updated: None }
+        Self {
+            tokens: 0.0,
+            updated: None,
+        }
     }
 
     /// Whether one more may be sent.
@@ -35,7 +38,12 @@ impl RateLimiter {
 }
 
 /// A response with one notify to a request we keep no state for. Its SPIs and message ID are copied.
-pub(super) fn answer(request: &Header, exchange: ExchangeType, kind: NotifyType, data: &[u8]) -> Vec<u8> {
+pub(super) fn answer(
+    request: &Header,
+    exchange: ExchangeType,
+    kind: NotifyType,
+    data: &[u8],
+) -> Vec<u8> {
     let mut writer = Writer::new();
     writer.notify(Notify::new(kind, data));
     writer.message(Header {

@@ -18,7 +18,9 @@ use crate::notice::{DownReason, Notice};
 use crate::proposal::{self, Groups, IkeSuite};
 use crate::status::{IkeDrop, Role};
 use crate::wire::id::Typed;
-use crate::wire::{ExchangeType, Notify, NotifyType, Payload, PayloadType, Payloads, Writer, sa, ts};
+use crate::wire::{
+    ExchangeType, Notify, NotifyType, Payload, PayloadType, Payloads, Writer, sa, ts,
+};
 
 /// Authentication method "Shared Key Message Integrity Code".
 pub(crate) const AUTH_METHOD_PSK: u8 = 2;
@@ -33,7 +35,12 @@ pub(crate) struct Transcript {
 
 impl Transcript {
     /// What the AUTH payload of `signer` covers.
-    pub fn signed<'a>(&'a self, signer: Role, keys: &'a IkeKeys, id_body: &'a [u8]) -> SignedOctets<'a> {
+    pub fn signed<'a>(
+        &'a self,
+        signer: Role,
+        keys: &'a IkeKeys,
+        id_body: &'a [u8],
+    ) -> SignedOctets<'a> {
         match signer {
             Role::Initiator => SignedOctets {
                 message: &self.init_request,
@@ -82,12 +89,17 @@ pub(crate) fn verify_peer(
     let mut body = Vec::new();
     claimed.encode(&mut body);
     let signed = transcript.signed(signer, keys, &body);
-    psk_verify(keys.prf, secret.secret.expose(), signed, auth)
-        .then(|| PeerProof { identity: Identity::from_wire(claimed.kind, claimed.data) })
+    psk_verify(keys.prf, secret.secret.expose(), signed, auth).then(|| PeerProof {
+        identity: Identity::from_wire(claimed.kind, claimed.data),
+    })
 }
 
 /// Whether a connection's peer may have this identity; `address` is where it is.
-pub(crate) fn accepts_identity(config: &ConnectionConfig, address: std::net::IpAddr, identity: &Identity) -> bool {
+pub(crate) fn accepts_identity(
+    config: &ConnectionConfig,
+    address: std::net::IpAddr,
+    identity: &Identity,
+) -> bool {
     match &config.remote_id {
         RemoteIdentity::Is(expected) => expected.matches(identity),
         RemoteIdentity::Address => {
@@ -132,7 +144,10 @@ impl AuthSent {
             RemoteIdentity::Address | RemoteIdentity::Any => Identity::Address(common.remote.ip()),
         };
         let Some(secret) = psk::find(cx.secrets, &local_id, &expected) else {
-            return fail(cx, explain::no_secret(&config, common, &local_id, &expected));
+            return fail(
+                cx,
+                explain::no_secret(&config, common, &local_id, &expected),
+            );
         };
         let mut protector = match Protector::new(&suite, &keys, Role::Initiator) {
             Ok(protector) => protector,
@@ -149,7 +164,9 @@ impl AuthSent {
         }
         let signed = transcript.signed(Role::Initiator, &keys, &body);
         let auth = psk_auth(keys.prf, secret.secret.expose(), signed);
-        writer.add(PayloadType::AUTH, |out| Typed::new(AUTH_METHOD_PSK, auth.expose()).encode(out));
+        writer.add(PayloadType::AUTH, |out| {
+            Typed::new(AUTH_METHOD_PSK, auth.expose()).encode(out)
+        });
         let child_spi = cx.child_spi();
         let offer = proposal::offer(&config.esp, &child_spi.to_be_bytes(), Groups::Ignored);
         writer.add(PayloadType::SA, |out| sa::encode(&offer, out));
@@ -160,7 +177,8 @@ impl AuthSent {
             Ok(request) => request,
             Err(error) => return fail(cx, explain::protocol(&config, common, &error.to_string())),
         };
-        cx.out.transmit(common.local, common.remote, request.clone());
+        cx.out
+            .transmit(common.local, common.remote, request.clone());
         Phase::AuthSent(Box::new(Self {
             psk_origin: secret.origin.clone(),
             config,
@@ -194,23 +212,33 @@ impl AuthSent {
                     of: cx.settings.retransmission.tries,
                     remote: common.remote,
                 });
-                cx.out.transmit(common.local, common.remote, self.request.clone());
+                cx.out
+                    .transmit(common.local, common.remote, self.request.clone());
             }
             Due::GiveUp => {
-                let refusal = explain::no_auth_answer(&self.config, common, self.retransmit.sent, cx.now);
+                let refusal =
+                    explain::no_auth_answer(&self.config, common, self.retransmit.sent, cx.now);
                 return fail(cx, refusal);
             }
         }
         Phase::AuthSent(self)
     }
 
-    pub fn handle_datagram(self: Box<Self>, common: &mut Common, cx: &mut Cx<'_>, datagram: &Datagram<'_>) -> Phase {
+    pub fn handle_datagram(
+        self: Box<Self>,
+        common: &mut Common,
+        cx: &mut Cx<'_>,
+        datagram: &Datagram<'_>,
+    ) -> Phase {
         let header = &datagram.header;
         if header.exchange == ExchangeType::IKE_SA_INIT && header.flags.is_response() {
             cx.out.drop(IkeDrop::Retransmission);
             return Phase::AuthSent(self);
         }
-        if header.exchange != ExchangeType::IKE_AUTH || !header.flags.is_response() || header.message_id != 1 {
+        if header.exchange != ExchangeType::IKE_AUTH
+            || !header.flags.is_response()
+            || header.message_id != 1
+        {
             if let Some(kind) = protect::unprotected_error(datagram) {
                 cx.out.drop(IkeDrop::Unauthenticated);
                 cx.out.notice(Notice::UnauthenticatedError {
@@ -232,12 +260,23 @@ impl AuthSent {
         };
         let payloads = match Payloads::collect_all(opened.first, &opened.plaintext) {
             Ok(payloads) => payloads,
-            Err(error) => return fail(cx, explain::protocol(&self.config, common, &error.to_string())),
+            Err(error) => {
+                return fail(
+                    cx,
+                    explain::protocol(&self.config, common, &error.to_string()),
+                );
+            }
         };
         self.finish(common, cx, datagram, &payloads)
     }
 
-    fn finish(self: Box<Self>, common: &mut Common, cx: &mut Cx<'_>, datagram: &Datagram<'_>, payloads: &[Payload<'_>]) -> Phase {
+    fn finish(
+        self: Box<Self>,
+        common: &mut Common,
+        cx: &mut Cx<'_>,
+        datagram: &Datagram<'_>,
+        payloads: &[Payload<'_>],
+    ) -> Phase {
         let mut idr = None;
         let mut auth = None;
         let mut offer = ChildOffer::default();
@@ -248,29 +287,69 @@ impl AuthSent {
                 other => offer.take(other),
             }
         }
-        let refused = respond::notifies(payloads).find(|notify| notify.kind.is_error()).copied();
+        let refused = respond::notifies(payloads)
+            .find(|notify| notify.kind.is_error())
+            .copied();
         let (Some(idr), Some(auth)) = (idr, auth) else {
             let refusal = match refused {
-                Some(notify) => explain::auth_refused(&self.config, common, notify.kind, &self.local_id, &self.psk_origin),
-                None => explain::protocol(&self.config, common, "the IKE_AUTH response has no IDr and AUTH payloads"),
+                Some(notify) => explain::auth_refused(
+                    &self.config,
+                    common,
+                    notify.kind,
+                    &self.local_id,
+                    &self.psk_origin,
+                ),
+                None => explain::protocol(
+                    &self.config,
+                    common,
+                    "the IKE_AUTH response has no IDr and AUTH payloads",
+                ),
             };
             return fail(cx, refusal);
         };
         let identity = Identity::from_wire(idr.kind, idr.data);
         let failure = if auth.kind != AUTH_METHOD_PSK {
-            Err(explain::other_method(&self.config, common, &identity, auth.kind))
+            Err(explain::other_method(
+                &self.config,
+                common,
+                &identity,
+                auth.kind,
+            ))
         } else if !accepts_identity(&self.config, common.remote.ip(), &identity) {
             Err(explain::wrong_identity(&self.config, common, &identity))
         } else {
             match psk::find(cx.secrets, &self.local_id, &identity) {
-                None => Err(explain::no_secret(&self.config, common, &self.local_id, &identity)),
+                None => Err(explain::no_secret(
+                    &self.config,
+                    common,
+                    &self.local_id,
+                    &identity,
+                )),
                 Some(secret) => {
-                    let proof = verify_peer(secret, Role::Responder, &self.keys, &self.transcript, idr, auth.data);
-                    proof.ok_or_else(|| explain::wrong_psk(&self.config, common, &identity, &secret.origin))
+                    let proof = verify_peer(
+                        secret,
+                        Role::Responder,
+                        &self.keys,
+                        &self.transcript,
+                        idr,
+                        auth.data,
+                    );
+                    proof.ok_or_else(|| {
+                        explain::wrong_psk(&self.config, common, &identity, &secret.origin)
+                    })
                 }
             }
         };
-        let Self { config, suite, local_id, keys, mut protector, transcript, child_spi, .. } = *self;
+        let Self {
+            config,
+            suite,
+            local_id,
+            keys,
+            mut protector,
+            transcript,
+            child_spi,
+            ..
+        } = *self;
         let proof = match failure {
             Ok(proof) => proof,
             Err(refusal) => {
@@ -291,16 +370,38 @@ impl AuthSent {
             common.remote = datagram.remote;
         }
         let began = common.began;
-        let mut established = Established::new(cx, config.clone(), suite, keys, protector, proof, local_id, 2, 0);
+        let mut established = Established::new(
+            cx,
+            config.clone(),
+            suite,
+            keys,
+            protector,
+            proof,
+            local_id,
+            2,
+            0,
+        );
         established.announce(common, cx, false);
         let result = match refused {
-            Some(notify) => Err(explain::child_refused(&config, common, notify.kind, Groups::Ignored)),
+            Some(notify) => Err(explain::child_refused(
+                &config,
+                common,
+                notify.kind,
+                Groups::Ignored,
+            )),
             None => child::accept_answer(&config, common, &offer, Groups::Ignored),
         };
         match result {
             Ok(agreed) => {
                 let nonces = (&transcript.nonce_i[..], &transcript.nonce_r[..]);
-                match child::derive(&established.keys, agreed, child_spi, nonces, None, Role::Initiator) {
+                match child::derive(
+                    &established.keys,
+                    agreed,
+                    child_spi,
+                    nonces,
+                    None,
+                    Role::Initiator,
+                ) {
                     Ok(new) => established.install_child(common, cx, new, None, began),
                     Err(error) => {
                         let refusal = explain::protocol(&config, common, &error.to_string());
@@ -317,8 +418,15 @@ impl AuthSent {
 
 /// Tells the endpoint that an IKE SA is gone.
 pub(crate) fn down(common: &Common, cx: &mut Cx<'_>, connection: &Arc<str>, reason: DownReason) {
-    cx.out.notice(Notice::Down { connection: connection.clone(), remote: common.remote, reason });
-    cx.out.effects.push(Effect::Down { connection: connection.clone(), reason });
+    cx.out.notice(Notice::Down {
+        connection: connection.clone(),
+        remote: common.remote,
+        reason,
+    });
+    cx.out.effects.push(Effect::Down {
+        connection: connection.clone(),
+        reason,
+    });
 }
 
 /// Selectors of the two sides from our point of view, when `initiator` sent TSi.

@@ -4,7 +4,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use espada_common::sa::{ChildSa, ChildSaId, Encapsulation, EspSuite, HalfSa, Mode, Path, TrafficSelector};
+use espada_common::sa::{
+    ChildSa, ChildSaId, Encapsulation, EspSuite, HalfSa, Mode, Path, TrafficSelector,
+};
 
 use super::auth::by_side;
 use super::context::{Common, Cx};
@@ -30,7 +32,9 @@ impl ChildOffer {
     /// Keeps a payload if it is one of them.
     pub fn take(&mut self, payload: &Payload<'_>) {
         match payload {
-            Payload::Sa(proposals) => self.proposals = proposals.iter().map(|body| body.to_proposal()).collect(),
+            Payload::Sa(proposals) => {
+                self.proposals = proposals.iter().map(|body| body.to_proposal()).collect()
+            }
             Payload::TsI(selectors) => self.ts_i.clone_from(selectors),
             Payload::TsR(selectors) => self.ts_r.clone_from(selectors),
             _ => {}
@@ -58,7 +62,9 @@ impl Agreed {
             spi: spi.to_be_bytes().to_vec(),
             transforms: self.transforms.clone(),
         };
-        writer.add(PayloadType::SA, |out| sa::encode(std::slice::from_ref(&answer), out));
+        writer.add(PayloadType::SA, |out| {
+            sa::encode(std::slice::from_ref(&answer), out)
+        });
         writer.add(PayloadType::TSI, |out| ts::encode(&self.ts_i, out));
         writer.add(PayloadType::TSR, |out| ts::encode(&self.ts_r, out));
     }
@@ -67,7 +73,7 @@ impl Agreed {
 /// Why a child SA cannot be: what the peer is told and what people are.
 pub(crate) struct ChildRefused {
     pub notify: NotifyType,
-    pub refusal: Refusal,
+    pub refusal: Arc<Refusal>,
 }
 
 /// The SPI of a proposal for ESP: not one of the reserved ones.
@@ -84,19 +90,35 @@ pub(crate) fn select(
     groups: Groups,
     group: Option<DhGroup>,
 ) -> Result<Agreed, ChildRefused> {
-    let selection = proposal::select_esp(&config.esp, &offer.proposals, groups, group).map_err(|mismatch| {
-        ChildRefused {
-            notify: NotifyType::NO_PROPOSAL_CHOSEN,
-            refusal: explain::proposal_mismatch(config, common.remote, RefusalKind::ChildProposal, &mismatch),
-        }
-    })?;
+    let selection =
+        proposal::select_esp(&config.esp, &offer.proposals, groups, group).map_err(|mismatch| {
+            ChildRefused {
+                notify: NotifyType::NO_PROPOSAL_CHOSEN,
+                refusal: explain::proposal_mismatch(
+                    config,
+                    common.remote,
+                    RefusalKind::ChildProposal,
+                    &mismatch,
+                ),
+            }
+        })?;
     let spi = offer.proposals.get(selection.index).and_then(esp_spi);
     let peer_spi = spi.ok_or_else(|| ChildRefused {
         notify: NotifyType::INVALID_SYNTAX,
-        refusal: explain::protocol(config, common, "the ESP proposal has no SPI of four octets above 255"),
+        refusal: explain::protocol(
+            config,
+            common,
+            "the ESP proposal has no SPI of four octets above 255",
+        ),
     })?;
-    let ours = Sides { local: config.local_ts.clone(), remote: config.remote_ts.clone() };
-    let theirs = Sides { local: offer.ts_r.clone(), remote: offer.ts_i.clone() };
+    let ours = Sides {
+        local: config.local_ts.clone(),
+        remote: config.remote_ts.clone(),
+    };
+    let theirs = Sides {
+        local: offer.ts_r.clone(),
+        remote: offer.ts_i.clone(),
+    };
     match selector::negotiate(&ours, &theirs) {
         Ok(narrowed) => Ok(Agreed {
             choice: selection.suite,
@@ -119,14 +141,22 @@ pub(crate) fn accept_answer(
     common: &Common,
     answer: &ChildOffer,
     groups: Groups,
-) -> Result<Agreed, Refusal> {
+) -> Result<Agreed, Arc<Refusal>> {
     let [chosen] = &answer.proposals[..] else {
-        return Err(explain::protocol(config, common, "the response does not hold exactly one ESP proposal"));
+        return Err(explain::protocol(
+            config,
+            common,
+            "the response does not hold exactly one ESP proposal",
+        ));
     };
     let choice = proposal::verify_esp(&config.esp, chosen, groups)
         .map_err(|error| explain::bad_choice(config, common, "esp", &error))?;
     let Some(peer_spi) = esp_spi(chosen) else {
-        return Err(explain::protocol(config, common, "the peer's ESP SPI is not four octets above 255"));
+        return Err(explain::protocol(
+            config,
+            common,
+            "the peer's ESP SPI is not four octets above 255",
+        ));
     };
     let within = !answer.ts_i.is_empty()
         && !answer.ts_r.is_empty()
@@ -167,9 +197,21 @@ pub(crate) fn derive(
 ) -> Result<NewChild, PrfError> {
     let suite = agreed.choice.suite;
     let keys = ChildKeys::derive(keys, &suite, nonce_i, nonce_r, shared_secret)?;
-    let (outbound, inbound) = by_side(role, keys.initiator_to_responder, keys.responder_to_initiator);
+    let (outbound, inbound) = by_side(
+        role,
+        keys.initiator_to_responder,
+        keys.responder_to_initiator,
+    );
     let (local_ts, remote_ts) = by_side(role, agreed.ts_i, agreed.ts_r);
-    Ok(NewChild { suite, spi_in, spi_out: agreed.peer_spi, inbound, outbound, local_ts, remote_ts })
+    Ok(NewChild {
+        suite,
+        spi_in,
+        spi_out: agreed.peer_spi,
+        inbound,
+        outbound,
+        local_ts,
+        remote_ts,
+    })
 }
 
 /// An installed child SA.
@@ -192,8 +234,16 @@ pub(crate) struct Child {
 
 /// Where a child SA of this IKE SA travels.
 pub(crate) fn path(common: &Common) -> Path {
-    let encapsulation = if common.nat.udp() { Encapsulation::Udp } else { Encapsulation::Esp };
-    Path { local: common.local, remote: common.remote, encapsulation }
+    let encapsulation = if common.nat.udp() {
+        Encapsulation::Udp
+    } else {
+        Encapsulation::Esp
+    };
+    Path {
+        local: common.local,
+        remote: common.remote,
+        encapsulation,
+    }
 }
 
 impl Child {
@@ -243,7 +293,11 @@ impl Child {
     }
 
     /// A notice that it is up.
-    pub fn up(&self, config: &ConnectionConfig, elapsed: std::time::Duration) -> crate::notice::Notice {
+    pub fn up(
+        &self,
+        config: &ConnectionConfig,
+        elapsed: std::time::Duration,
+    ) -> crate::notice::Notice {
         crate::notice::Notice::ChildUp {
             connection: config.name.clone(),
             id: self.id,
@@ -274,7 +328,12 @@ impl Child {
 }
 
 /// Moves children to a new address of the peer.
-pub(crate) fn move_all(common: &mut Common, cx: &mut Cx<'_>, children: &[Child], remote: SocketAddr) {
+pub(crate) fn move_all(
+    common: &mut Common,
+    cx: &mut Cx<'_>,
+    children: &[Child],
+    remote: SocketAddr,
+) {
     common.remote = remote;
     for child in children {
         cx.out.move_path(child.id, path(common));

@@ -84,7 +84,10 @@ pub(crate) enum Effect {
     /// A negotiation of a connection failed.
     Failed { refusal: Arc<Refusal>, retry: bool },
     /// An IKE SA is gone.
-    Down { connection: Arc<str>, reason: DownReason },
+    Down {
+        connection: Arc<str>,
+        reason: DownReason,
+    },
     /// A rekeyed IKE SA takes over.
     Adopt(Box<IkeSa>),
 }
@@ -107,7 +110,12 @@ pub(crate) struct Outbox {
 impl Outbox {
     pub fn transmit(&mut self, local: SocketAddr, remote: SocketAddr, payload: Vec<u8>) {
         self.counters.sent += 1;
-        self.transmits.push_back(Transmit { local, remote, payload, keepalive: false });
+        self.transmits.push_back(Transmit {
+            local,
+            remote,
+            payload,
+            keepalive: false,
+        });
     }
 
     pub fn notice(&mut self, notice: Notice) {
@@ -194,5 +202,8 @@ impl Common {
 
 /// Our identity in a connection, when we send from `local`.
 pub(crate) fn local_identity(config: &ConnectionConfig, local: SocketAddr) -> Identity {
-    config.local_id.clone().unwrap_or_else(|| Identity::Address(local.ip()))
+    config
+        .local_id
+        .clone()
+        .unwrap_or_else(|| Identity::Address(local.ip()))
 }

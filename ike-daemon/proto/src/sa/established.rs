@@ -183,7 +183,11 @@ impl Established {
         if let Some(at) = self.children.iter().position(|child| child.id == id) {
             self.children.remove(at);
             cx.out.remove(id);
-            cx.out.notice(Notice::ChildDown { connection: self.config.name.clone(), id, reason });
+            cx.out.notice(Notice::ChildDown {
+                connection: self.config.name.clone(),
+                id,
+                reason,
+            });
         }
     }
 
@@ -202,15 +206,23 @@ impl Established {
     }
 
     /// The negotiation of what it is for failed: delete it and tell.
-    pub fn give_up(mut self, common: &Common, cx: &mut Cx<'_>, refusal: Refusal) -> Phase {
-        cx.out.effects.push(Effect::Failed { refusal: Arc::new(refusal), retry: true });
+    pub fn give_up(mut self, common: &Common, cx: &mut Cx<'_>, refusal: Arc<Refusal>) -> Phase {
+        cx.out.effects.push(Effect::Failed {
+            refusal,
+            retry: true,
+        });
         self.begin_delete(cx, DownReason::Refused);
         self.pump(common, cx);
         Phase::Established(Box::new(self))
     }
 
     /// Deletes it in an orderly way.
-    pub fn terminate(mut self: Box<Self>, common: &Common, cx: &mut Cx<'_>, reason: DownReason) -> Phase {
+    pub fn terminate(
+        mut self: Box<Self>,
+        common: &Common,
+        cx: &mut Cx<'_>,
+        reason: DownReason,
+    ) -> Phase {
         if !self.deleting {
             self.begin_delete(cx, reason);
             if !self.superseded {
@@ -222,7 +234,12 @@ impl Established {
     }
 
     /// Forgets it at once; the peer is told once, in case it is still there.
-    pub fn abandon(mut self: Box<Self>, common: &Common, cx: &mut Cx<'_>, reason: DownReason) -> Phase {
+    pub fn abandon(
+        mut self: Box<Self>,
+        common: &Common,
+        cx: &mut Cx<'_>,
+        reason: DownReason,
+    ) -> Phase {
         self.remove_children(cx, reason);
         let mut writer = Writer::new();
         super::informational::write_delete_ike(&mut writer);
@@ -230,7 +247,11 @@ impl Established {
         if let Ok(bytes) = self.protector.seal(cx, header, &writer) {
             cx.out.transmit(common.local, common.remote, bytes);
         }
-        cx.out.notice(Notice::Down { connection: self.config.name.clone(), remote: common.remote, reason });
+        cx.out.notice(Notice::Down {
+            connection: self.config.name.clone(),
+            remote: common.remote,
+            reason,
+        });
         Phase::Gone
     }
 
@@ -241,18 +262,33 @@ impl Established {
             down(common, cx, &self.config.name, DownReason::PeerDeleted);
         }
         match self.answered {
-            Some((request, response)) => {
-                Phase::Lingering(Box::new(Lingering { request, response, expires: cx.now + LINGER, half_open: false }))
-            }
+            Some((request, response)) => Phase::Lingering(Box::new(Lingering {
+                request,
+                response,
+                expires: cx.now + LINGER,
+                half_open: false,
+            })),
             None => Phase::Gone,
         }
     }
 
     /// Answers the peer's request; the answer is kept for when it comes again.
-    pub fn respond(&mut self, common: &Common, cx: &mut Cx<'_>, datagram: &Datagram<'_>, writer: &Writer) {
-        let header = protect::header(common, datagram.header.exchange, true, datagram.header.message_id);
+    pub fn respond(
+        &mut self,
+        common: &Common,
+        cx: &mut Cx<'_>,
+        datagram: &Datagram<'_>,
+        writer: &Writer,
+    ) {
+        let header = protect::header(
+            common,
+            datagram.header.exchange,
+            true,
+            datagram.header.message_id,
+        );
         if let Ok(response) = self.protector.seal(cx, header, writer) {
-            cx.out.transmit(datagram.local, datagram.remote, response.clone());
+            cx.out
+                .transmit(datagram.local, datagram.remote, response.clone());
             self.answered = Some((datagram.bytes.to_vec(), response));
             self.expected_id = self.expected_id.saturating_add(1);
             self.last_sent = cx.now;
@@ -275,13 +311,24 @@ impl Established {
             cx.out.transmit(common.local, common.remote, packet.clone());
             self.last_sent = cx.now;
             let retransmit = Retransmit::start(cx.now, &cx.settings.retransmission);
-            self.outstanding = Some(Outstanding { id, exchange, pending, packet, retransmit });
+            self.outstanding = Some(Outstanding {
+                id,
+                exchange,
+                pending,
+                packet,
+                retransmit,
+            });
+        } else {
+            // Nothing can be protected with these keys any more.
+            self.expires = cx.now;
         }
     }
 
     /// What our request under way is about.
     pub fn pending(&self) -> Option<&Pending> {
-        self.outstanding.as_ref().map(|outstanding| &outstanding.pending)
+        self.outstanding
+            .as_ref()
+            .map(|outstanding| &outstanding.pending)
     }
 
     /// Sends the next request that waits, when none is under way.
@@ -291,17 +338,35 @@ impl Established {
         {
             match task {
                 Task::Liveness => {
-                    self.request(common, cx, ExchangeType::INFORMATIONAL, &Writer::new(), Pending::Liveness);
+                    self.request(
+                        common,
+                        cx,
+                        ExchangeType::INFORMATIONAL,
+                        &Writer::new(),
+                        Pending::Liveness,
+                    );
                 }
                 Task::DeleteIke => {
                     let mut writer = Writer::new();
                     super::informational::write_delete_ike(&mut writer);
-                    self.request(common, cx, ExchangeType::INFORMATIONAL, &writer, Pending::DeleteIke);
+                    self.request(
+                        common,
+                        cx,
+                        ExchangeType::INFORMATIONAL,
+                        &writer,
+                        Pending::DeleteIke,
+                    );
                 }
                 Task::DeleteChild { id, spi_in } => {
                     let mut writer = Writer::new();
                     super::informational::write_delete_children(&mut writer, vec![spi_in]);
-                    self.request(common, cx, ExchangeType::INFORMATIONAL, &writer, Pending::DeleteChild { id });
+                    self.request(
+                        common,
+                        cx,
+                        ExchangeType::INFORMATIONAL,
+                        &writer,
+                        Pending::DeleteChild { id },
+                    );
                 }
                 Task::CreateChild { old } => self.request_child(common, cx, old, None),
                 Task::RekeyIke => self.request_rekey(common, cx, None),
@@ -323,17 +388,26 @@ impl Established {
 
     /// When something is due.
     pub fn deadline(&self, common: &Common, keepalive: Duration) -> Option<Instant> {
-        let outstanding = self.outstanding.as_ref().map(|outstanding| outstanding.retransmit.due);
+        let outstanding = self
+            .outstanding
+            .as_ref()
+            .map(|outstanding| outstanding.retransmit.due);
         if self.deleting {
             return outstanding.or(Some(self.expires));
         }
         let idle = self.outstanding.is_none();
-        let dpd = self.config.dpd.filter(|_| idle).map(|dpd| self.last_heard + dpd.delay);
+        let dpd = self
+            .config
+            .dpd
+            .filter(|_| idle)
+            .map(|dpd| self.last_heard + dpd.delay);
         let keepalive = common.nat.local.then(|| self.last_sent + keepalive);
         let rekey = (idle && !self.superseded).then_some(self.rekey_at);
         let children = self.children.iter().flat_map(|child| {
             // A rekey that is due waits while a request is under way.
-            [Some(child.expires), child.rekey_at.filter(|_| idle)].into_iter().flatten()
+            [Some(child.expires), child.rekey_at.filter(|_| idle)]
+                .into_iter()
+                .flatten()
         });
         let single = [outstanding, dpd, keepalive, rekey, Some(self.expires)];
         single.into_iter().flatten().chain(children).min()
@@ -341,7 +415,10 @@ impl Established {
 
     pub fn handle_timeout(mut self: Box<Self>, common: &mut Common, cx: &mut Cx<'_>) -> Phase {
         if let Some(outstanding) = &mut self.outstanding {
-            match outstanding.retransmit.poll(cx.now, &cx.settings.retransmission) {
+            match outstanding
+                .retransmit
+                .poll(cx.now, &cx.settings.retransmission)
+            {
                 Due::Wait => {}
                 Due::Send => {
                     cx.out.notice(Notice::Retransmitting {
@@ -351,14 +428,19 @@ impl Established {
                         of: cx.settings.retransmission.tries,
                         remote: common.remote,
                     });
-                    cx.out.transmit(common.local, common.remote, outstanding.packet.clone());
+                    cx.out
+                        .transmit(common.local, common.remote, outstanding.packet.clone());
                     self.last_sent = cx.now;
                 }
                 Due::GiveUp => return self.dead(common, cx),
             }
         }
         if self.deleting {
-            return if cx.now >= self.expires { Phase::Gone } else { Phase::Established(self) };
+            return if cx.now >= self.expires {
+                Phase::Gone
+            } else {
+                Phase::Established(self)
+            };
         }
         if cx.now >= self.expires {
             return self.terminate(common, cx, DownReason::Expired);
@@ -374,7 +456,11 @@ impl Established {
             });
         }
         self.renew(cx);
-        if self.config.dpd.is_some_and(|dpd| cx.now >= self.last_heard + dpd.delay) {
+        if self
+            .config
+            .dpd
+            .is_some_and(|dpd| cx.now >= self.last_heard + dpd.delay)
+        {
             self.probe();
         }
         self.pump(common, cx);
@@ -383,7 +469,11 @@ impl Established {
 
     /// Queues rekeys that are due and drops child SAs past their lifetime.
     fn renew(&mut self, cx: &mut Cx<'_>) {
-        let expired = self.children.iter().find(|child| cx.now >= child.expires).map(|child| child.id);
+        let expired = self
+            .children
+            .iter()
+            .find(|child| cx.now >= child.expires)
+            .map(|child| child.id);
         if let Some(id) = expired {
             self.expire_child(cx, id);
         }
@@ -395,14 +485,21 @@ impl Established {
         }
         for child in &mut self.children {
             if child.rekey_at.take_if(|at| *at <= cx.now).is_some() {
-                self.queue.push_back(Task::CreateChild { old: Some(child.id) });
+                self.queue.push_back(Task::CreateChild {
+                    old: Some(child.id),
+                });
             }
         }
     }
 
     /// A child SA is past its hard lifetime.
     pub fn expire_child(&mut self, cx: &mut Cx<'_>, id: ChildSaId) {
-        if let Some(spi_in) = self.children.iter().find(|child| child.id == id).map(|child| child.spi_in) {
+        if let Some(spi_in) = self
+            .children
+            .iter()
+            .find(|child| child.id == id)
+            .map(|child| child.spi_in)
+        {
             self.remove_child(cx, id, DownReason::Expired);
             self.queue.push_back(Task::DeleteChild { id, spi_in });
         }
@@ -421,7 +518,8 @@ impl Established {
     /// Traffic needs a child SA and there is none.
     pub fn acquire(&mut self) {
         let task = Task::CreateChild { old: None };
-        let on_its_way = self.queue.contains(&task) || matches!(self.pending(), Some(Pending::Child(_)));
+        let on_its_way =
+            self.queue.contains(&task) || matches!(self.pending(), Some(Pending::Child(_)));
         if self.children.is_empty() && !on_its_way && !self.deleting {
             self.queue.push_back(task);
         }
@@ -444,15 +542,21 @@ impl Established {
     ) -> Phase {
         let header = &datagram.header;
         if header.flags.is_response() {
-            let fits = |out: &&Outstanding| out.id == header.message_id && out.exchange == header.exchange;
+            let fits =
+                |out: &&Outstanding| out.id == header.message_id && out.exchange == header.exchange;
             if self.outstanding.as_ref().filter(fits).is_none() {
                 self.stray_response(common, cx, datagram);
                 return Phase::Established(self);
             }
-        } else if let Some((_, response)) = self.answered.as_ref().filter(|(request, _)| request == datagram.bytes) {
+        } else if let Some((_, response)) = self
+            .answered
+            .as_ref()
+            .filter(|(request, _)| request == datagram.bytes)
+        {
             // "retransmission of a request … the responder MUST resend its response" (section 2.1).
             cx.out.drop(IkeDrop::Retransmission);
-            cx.out.transmit(datagram.local, datagram.remote, response.clone());
+            cx.out
+                .transmit(datagram.local, datagram.remote, response.clone());
             return Phase::Established(self);
         } else if header.message_id != self.expected_id {
             cx.out.drop(IkeDrop::MessageId);
@@ -504,7 +608,11 @@ impl Established {
     fn stray_response(&mut self, common: &Common, cx: &mut Cx<'_>, datagram: &Datagram<'_>) {
         let Some(kind) = protect::unprotected_error(datagram) else {
             let old = datagram.header.message_id < self.next_id;
-            return cx.out.drop(if old { IkeDrop::Retransmission } else { IkeDrop::MessageId });
+            return cx.out.drop(if old {
+                IkeDrop::Retransmission
+            } else {
+                IkeDrop::MessageId
+            });
         };
         cx.out.drop(IkeDrop::Unauthenticated);
         // "MUST NOT … conclude that the other endpoint has failed based on … unprotected" messages,
@@ -526,17 +634,30 @@ impl Established {
         if common.remote == remote || self.deleting {
             return;
         }
-        cx.out.notice(Notice::PeerMoved { connection: self.config.name.clone(), from: common.remote, to: remote });
+        cx.out.notice(Notice::PeerMoved {
+            connection: self.config.name.clone(),
+            from: common.remote,
+            to: remote,
+        });
         child::move_all(common, cx, &self.children, remote);
     }
 
     pub fn fill_status(&self, now: Instant, status: &mut IkeSaStatus) {
-        status.state = if self.deleting { "deleting" } else { "established" };
+        status.state = if self.deleting {
+            "deleting"
+        } else {
+            "established"
+        };
         status.suite = self.suite.to_string();
         status.local_id = Some(self.local_id.to_string());
         status.remote_id = Some(self.proof.identity().to_string());
         status.age = now.saturating_duration_since(self.since);
-        status.rekey_in = Some(self.rekey_at.saturating_duration_since(now)).filter(|_| !self.deleting);
-        status.children = self.children.iter().map(|child| child.status(now)).collect();
+        status.rekey_in =
+            Some(self.rekey_at.saturating_duration_since(now)).filter(|_| !self.deleting);
+        status.children = self
+            .children
+            .iter()
+            .map(|child| child.status(now))
+            .collect();
     }
 }

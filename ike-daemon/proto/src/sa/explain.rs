@@ -4,9 +4,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::Datagram;
 use super::child::ChildOffer;
 use super::context::{Common, Cx};
-use super::Datagram;
 use crate::config::{ConnectionConfig, RemoteAddress, RemoteIdentity};
 use crate::identity::Identity;
 use crate::proposal::{DhGroup, Groups, Mismatch, Offer, VerifyError};
@@ -27,12 +27,25 @@ fn refusal(
     summary: String,
     details: Vec<String>,
     fix: Option<Fix>,
-) -> Refusal {
-    Refusal { kind, by, role, connection: Some(config.name.clone()), summary, details, fix }
+) -> Arc<Refusal> {
+    Arc::new(Refusal {
+        kind,
+        by,
+        role,
+        connection: Some(config.name.clone()),
+        summary,
+        details,
+        fix,
+    })
 }
 
 /// We refuse every proposal the peer sent.
-pub(crate) fn proposal_mismatch(config: &ConnectionConfig, peer: SocketAddr, kind: RefusalKind, mismatch: &Mismatch) -> Refusal {
+pub(crate) fn proposal_mismatch(
+    config: &ConnectionConfig,
+    peer: SocketAddr,
+    kind: RefusalKind,
+    mismatch: &Mismatch,
+) -> Arc<Refusal> {
     let (setting, what) = match kind {
         RefusalKind::IkeProposal => ("ike", "IKE"),
         _ => ("esp", "ESP"),
@@ -46,100 +59,245 @@ pub(crate) fn proposal_mismatch(config: &ConnectionConfig, peer: SocketAddr, kin
         )
     });
     let summary = format!("we accept none of the {what} proposals of {peer}");
-    refusal(kind, RefusedBy::Us, Role::Responder, config, summary, lines(mismatch), fix)
+    refusal(
+        kind,
+        RefusedBy::Us,
+        Role::Responder,
+        config,
+        summary,
+        lines(mismatch),
+        fix,
+    )
 }
 
 /// The peer's choice is not one of ours.
-pub(crate) fn bad_choice(config: &ConnectionConfig, common: &Common, setting: &str, error: &VerifyError) -> Refusal {
-    let kind = if setting == "ike" { RefusalKind::IkeProposal } else { RefusalKind::ChildProposal };
-    let fix = Fix::new(&config.origin, setting, "compare it with the peer's configuration; the peer broke RFC 7296 section 2.7");
+pub(crate) fn bad_choice(
+    config: &ConnectionConfig,
+    common: &Common,
+    setting: &str,
+    error: &VerifyError,
+) -> Arc<Refusal> {
+    let kind = if setting == "ike" {
+        RefusalKind::IkeProposal
+    } else {
+        RefusalKind::ChildProposal
+    };
+    let fix = Fix::new(
+        &config.origin,
+        setting,
+        "compare it with the peer's configuration; the peer broke RFC 7296 section 2.7",
+    );
     let summary = format!("{} chose a proposal we did not offer", common.remote);
-    refusal(kind, RefusedBy::Us, common.role, config, summary, lines(error), Some(fix))
+    refusal(
+        kind,
+        RefusedBy::Us,
+        common.role,
+        config,
+        summary,
+        lines(error),
+        Some(fix),
+    )
 }
 
 /// The peer refused IKE_SA_INIT.
-pub(crate) fn init_refused(config: &ConnectionConfig, common: &Common, kind: NotifyType) -> Refusal {
+pub(crate) fn init_refused(
+    config: &ConnectionConfig,
+    common: &Common,
+    kind: NotifyType,
+) -> Arc<Refusal> {
     let peer = common.remote;
     if kind != NotifyType::NO_PROPOSAL_CHOSEN {
         let summary = format!("{peer} answered IKE_SA_INIT with {kind}");
         let details = vec!["the peer's log says more".to_owned()];
-        return refusal(RefusalKind::Notify(kind), RefusedBy::Peer, Role::Initiator, config, summary, details, None);
+        return refusal(
+            RefusalKind::Notify(kind),
+            RefusedBy::Peer,
+            Role::Initiator,
+            config,
+            summary,
+            details,
+            None,
+        );
     }
-    let mut details = lines(Offer { proposals: &config.ike, groups: Groups::Negotiated });
+    let mut details = lines(Offer {
+        proposals: &config.ike,
+        groups: Groups::Negotiated,
+    });
     details.push("the peer does not say what it would accept; it may also have no connection for our address".into());
-    let fix = Fix::new(&config.origin, "ike", "use the peer's IKE (phase 1) encryption, integrity, PRF and DH group");
+    let fix = Fix::new(
+        &config.origin,
+        "ike",
+        "use the peer's IKE (phase 1) encryption, integrity, PRF and DH group",
+    );
     let summary = format!("{peer} accepts none of our IKE proposals");
-    refusal(RefusalKind::IkeProposal, RefusedBy::Peer, Role::Initiator, config, summary, details, Some(fix))
+    refusal(
+        RefusalKind::IkeProposal,
+        RefusedBy::Peer,
+        Role::Initiator,
+        config,
+        summary,
+        details,
+        Some(fix),
+    )
 }
 
 /// The peer insists on a group that a retry cannot give.
-pub(crate) fn invalid_ke(config: &ConnectionConfig, common: &Common, wanted: Option<u16>) -> Refusal {
+pub(crate) fn invalid_ke(
+    config: &ConnectionConfig,
+    common: &Common,
+    wanted: Option<u16>,
+) -> Arc<Refusal> {
     let wanted = match wanted.map(|id| (id, DhGroup::from_id(id))) {
         Some((_, Some(group))) => format!("DH group {} ({group})", group.id()),
         Some((id, None)) => format!("DH group {id}, which Espada does not have"),
         None => "a DH group it does not name".to_owned(),
     };
-    let details = lines(Offer { proposals: &config.ike, groups: Groups::Negotiated });
-    let fix = Fix::new(&config.origin, "ike", format!("the peer wants {wanted}: add it here, or one of ours there"));
+    let details = lines(Offer {
+        proposals: &config.ike,
+        groups: Groups::Negotiated,
+    });
+    let fix = Fix::new(
+        &config.origin,
+        "ike",
+        format!("the peer wants {wanted}: add it here, or one of ours there"),
+    );
     let summary = format!("{} wants {wanted}", common.remote);
-    refusal(RefusalKind::KeyExchange, RefusedBy::Peer, Role::Initiator, config, summary, details, Some(fix))
+    refusal(
+        RefusalKind::KeyExchange,
+        RefusedBy::Peer,
+        Role::Initiator,
+        config,
+        summary,
+        details,
+        Some(fix),
+    )
 }
 
 /// IKE_SA_INIT was never answered.
-pub(crate) fn no_init_answer(config: &ConnectionConfig, common: &Common, sent: u32, now: Instant) -> Refusal {
+pub(crate) fn no_init_answer(
+    config: &ConnectionConfig,
+    common: &Common,
+    sent: u32,
+    now: Instant,
+) -> Arc<Refusal> {
     let (local, remote) = (common.local, common.remote);
     let seconds = now.saturating_duration_since(common.began).as_secs();
     let details = vec![
-        format!("{sent} IKE_SA_INIT requests from {local} to {remote} in {seconds} s, nothing usable came back"),
-        format!("is {} the peer's address, and does it run IKEv2?", remote.ip()),
-        format!("do firewalls on the way and at the peer let UDP {} and 4500 through, both ways?", remote.port()),
-        format!("does the peer have a connection for our address ({}, or what a NAT makes of it)?", local.ip()),
+        format!(
+            "{sent} IKE_SA_INIT requests from {local} to {remote} in {seconds} s, nothing usable came back"
+        ),
+        format!(
+            "is {} the peer's address, and does it run IKEv2?",
+            remote.ip()
+        ),
+        format!(
+            "do firewalls on the way and at the peer let UDP {} and 4500 through, both ways?",
+            remote.port()
+        ),
+        format!(
+            "does the peer have a connection for our address ({}, or what a NAT makes of it)?",
+            local.ip()
+        ),
     ];
-    let fix = Fix::new(&config.origin, "remote.address", "check it, and the points above");
+    let fix = Fix::new(
+        &config.origin,
+        "remote.address",
+        "check it, and the points above",
+    );
     let summary = format!("{remote} does not answer");
-    refusal(RefusalKind::NoAnswer, RefusedBy::Nobody, Role::Initiator, config, summary, details, Some(fix))
+    refusal(
+        RefusalKind::NoAnswer,
+        RefusedBy::Nobody,
+        Role::Initiator,
+        config,
+        summary,
+        details,
+        Some(fix),
+    )
 }
 
 /// IKE_SA_INIT was answered, IKE_AUTH never.
-pub(crate) fn no_auth_answer(config: &ConnectionConfig, common: &Common, sent: u32, now: Instant) -> Refusal {
+pub(crate) fn no_auth_answer(
+    config: &ConnectionConfig,
+    common: &Common,
+    sent: u32,
+    now: Instant,
+) -> Arc<Refusal> {
     let (local, remote) = (common.local, common.remote);
     let seconds = now.saturating_duration_since(common.began).as_secs();
     let mut details = vec![
-        format!("{sent} IKE_AUTH requests from {local} to {remote} in {seconds} s, nothing usable came back"),
+        format!(
+            "{sent} IKE_AUTH requests from {local} to {remote} in {seconds} s, nothing usable came back"
+        ),
         "IKE_SA_INIT was answered, so the peer is there".to_owned(),
     ];
     if common.nat.udp() {
-        details.push(format!("since then we use UDP {}: do all firewalls let it through, both ways?", remote.port()));
+        details.push(format!(
+            "since then we use UDP {}: do all firewalls let it through, both ways?",
+            remote.port()
+        ));
     }
     details.push("IKE_AUTH is larger: are IP fragments lost on the way?".to_owned());
-    details.push("the peer may drop it without an answer when it knows no such identity; its log says".to_owned());
+    details.push(
+        "the peer may drop it without an answer when it knows no such identity; its log says"
+            .to_owned(),
+    );
     let summary = format!("{remote} does not answer IKE_AUTH");
-    refusal(RefusalKind::NoAnswer, RefusedBy::Nobody, Role::Initiator, config, summary, details, None)
+    refusal(
+        RefusalKind::NoAnswer,
+        RefusedBy::Nobody,
+        Role::Initiator,
+        config,
+        summary,
+        details,
+        None,
+    )
 }
 
 /// The peer began but never authenticated.
-pub(crate) fn auth_never_came(config: &ConnectionConfig, common: &Common, waited: Duration) -> Refusal {
+pub(crate) fn auth_never_came(
+    config: &ConnectionConfig,
+    common: &Common,
+    waited: Duration,
+) -> Arc<Refusal> {
     let details = vec![
         format!("{} sent IKE_SA_INIT, got our answer sent from {}, and nothing usable followed", common.remote, common.local),
         "do firewalls let UDP 500 and 4500 through, both ways? does the peer's log say it refused our answer?".to_owned(),
     ];
-    let summary = format!("{} never sent IKE_AUTH within {} s", common.remote, waited.as_secs());
-    refusal(RefusalKind::NoAnswer, RefusedBy::Nobody, Role::Responder, config, summary, details, None)
+    let summary = format!(
+        "{} never sent IKE_AUTH within {} s",
+        common.remote,
+        waited.as_secs()
+    );
+    refusal(
+        RefusalKind::NoAnswer,
+        RefusedBy::Nobody,
+        Role::Responder,
+        config,
+        summary,
+        details,
+        None,
+    )
 }
 
 /// A first request that no connection covers.
-pub(crate) fn no_connection(cx: &Cx<'_>, datagram: &Datagram<'_>) -> Refusal {
+pub(crate) fn no_connection(cx: &Cx<'_>, datagram: &Datagram<'_>) -> Arc<Refusal> {
     let (local, remote) = (datagram.local.ip(), datagram.remote);
     let mut details = Vec::new();
     for config in cx.connections.iter().take(8) {
-        let ours = config.local_address.map_or("any address".to_owned(), |address| address.to_string());
+        let ours = config
+            .local_address
+            .map_or("any address".to_owned(), |address| address.to_string());
         let theirs = match config.remote_address {
             RemoteAddress::Address(address) => address.to_string(),
             RemoteAddress::Any => "any address".to_owned(),
         };
-        details.push(format!("connection `{}` is for {theirs} to {ours}", config.name));
+        details.push(format!(
+            "connection `{}` is for {theirs} to {ours}",
+            config.name
+        ));
     }
-    Refusal {
+    Arc::new(Refusal {
         kind: RefusalKind::Notify(NotifyType::NO_PROPOSAL_CHOSEN),
         by: RefusedBy::Us,
         role: Role::Responder,
@@ -147,7 +305,7 @@ pub(crate) fn no_connection(cx: &Cx<'_>, datagram: &Datagram<'_>) -> Refusal {
         summary: format!("{remote} calls {local}, and no connection is for these addresses"),
         details,
         fix: None,
-    }
+    })
 }
 
 /// The peer refused our IKE_AUTH request as a whole.
@@ -157,12 +315,20 @@ pub(crate) fn auth_refused(
     kind: NotifyType,
     local_id: &Identity,
     psk_origin: &str,
-) -> Refusal {
+) -> Arc<Refusal> {
     let peer = common.remote;
     if kind != NotifyType::AUTHENTICATION_FAILED {
         let summary = format!("{peer} answered IKE_AUTH with {kind}");
         let details = vec!["the peer's log says more".to_owned()];
-        return refusal(RefusalKind::Notify(kind), RefusedBy::Peer, Role::Initiator, config, summary, details, None);
+        return refusal(
+            RefusalKind::Notify(kind),
+            RefusedBy::Peer,
+            Role::Initiator,
+            config,
+            summary,
+            details,
+            None,
+        );
     }
     let asked = match &config.remote_id {
         RemoteIdentity::Is(identity) => format!("we asked for the peer as {identity}"),
@@ -179,15 +345,33 @@ pub(crate) fn auth_refused(
     let fix = Fix::new(
         &config.origin,
         "local.id",
-        format!("the peer must expect this identity from us ({local_id}); then compare the pre-shared keys"),
+        format!(
+            "the peer must expect this identity from us ({local_id}); then compare the pre-shared keys"
+        ),
     );
     let summary = format!("{peer} does not accept us as {local_id}");
-    refusal(RefusalKind::Authentication, RefusedBy::Peer, Role::Initiator, config, summary, details, Some(fix))
+    refusal(
+        RefusalKind::Authentication,
+        RefusedBy::Peer,
+        Role::Initiator,
+        config,
+        summary,
+        details,
+        Some(fix),
+    )
 }
 
 /// The peer's AUTH payload does not fit the key we have for it.
-pub(crate) fn wrong_psk(config: &ConnectionConfig, common: &Common, identity: &Identity, origin: &str) -> Refusal {
-    let summary = format!("{identity} ({}) has another pre-shared key than we have for it", common.remote);
+pub(crate) fn wrong_psk(
+    config: &ConnectionConfig,
+    common: &Common,
+    identity: &Identity,
+    origin: &str,
+) -> Arc<Refusal> {
+    let summary = format!(
+        "{identity} ({}) has another pre-shared key than we have for it",
+        common.remote
+    );
     let details = vec![
         format!("the peer says it is {identity}"),
         format!("we checked it with the pre-shared key at {origin}, and it does not fit"),
@@ -197,15 +381,33 @@ pub(crate) fn wrong_psk(config: &ConnectionConfig, common: &Common, identity: &I
         file: Some(origin.to_owned()),
         line: None,
         current: Some("(not shown)".to_owned()),
-        suggestion: "set the same secret on both ends; mind quotes, blanks and a 0x or base64 prefix".to_owned(),
+        suggestion:
+            "set the same secret on both ends; mind quotes, blanks and a 0x or base64 prefix"
+                .to_owned(),
     };
-    refusal(RefusalKind::Authentication, RefusedBy::Us, common.role, config, summary, details, Some(fix))
+    refusal(
+        RefusalKind::Authentication,
+        RefusedBy::Us,
+        common.role,
+        config,
+        summary,
+        details,
+        Some(fix),
+    )
 }
 
 /// There is no key for this pair.
-pub(crate) fn no_secret(config: &ConnectionConfig, common: &Common, local: &Identity, remote: &Identity) -> Refusal {
+pub(crate) fn no_secret(
+    config: &ConnectionConfig,
+    common: &Common,
+    local: &Identity,
+    remote: &Identity,
+) -> Arc<Refusal> {
     let summary = format!("there is no pre-shared key for {local} and {remote}");
-    let details = vec![format!("the peer is {remote} ({}), we are {local}", common.remote)];
+    let details = vec![format!(
+        "the peer is {remote} ({}), we are {local}",
+        common.remote
+    )];
     let fix = Fix {
         setting: "psk".to_owned(),
         file: Some("secrets.toml".to_owned()),
@@ -213,20 +415,46 @@ pub(crate) fn no_secret(config: &ConnectionConfig, common: &Common, local: &Iden
         current: None,
         suggestion: format!("add [[psk]] with ids = [\"{local}\", \"{remote}\"]"),
     };
-    refusal(RefusalKind::Authentication, RefusedBy::Us, common.role, config, summary, details, Some(fix))
+    refusal(
+        RefusalKind::Authentication,
+        RefusedBy::Us,
+        common.role,
+        config,
+        summary,
+        details,
+        Some(fix),
+    )
 }
 
 /// The responder proved to be somebody else than configured.
-pub(crate) fn wrong_identity(config: &ConnectionConfig, common: &Common, identity: &Identity) -> Refusal {
+pub(crate) fn wrong_identity(
+    config: &ConnectionConfig,
+    common: &Common,
+    identity: &Identity,
+) -> Arc<Refusal> {
     let expected = expected_identity(config, common);
-    let summary = format!("{} says it is {identity}, we expect {expected}", common.remote);
-    let details = vec![format!("we expect   {expected}"), format!("the peer is {identity}")];
+    let summary = format!(
+        "{} says it is {identity}, we expect {expected}",
+        common.remote
+    );
+    let details = vec![
+        format!("we expect   {expected}"),
+        format!("the peer is {identity}"),
+    ];
     let fix = Fix::new(
         &config.origin,
         "remote.id",
         format!("remote.id = \"{identity}\" would accept it, if that is who the peer should be"),
     );
-    refusal(RefusalKind::Authentication, RefusedBy::Us, common.role, config, summary, details, Some(fix))
+    refusal(
+        RefusalKind::Authentication,
+        RefusedBy::Us,
+        common.role,
+        config,
+        summary,
+        details,
+        Some(fix),
+    )
 }
 
 fn expected_identity(config: &ConnectionConfig, common: &Common) -> String {
@@ -244,43 +472,62 @@ pub(crate) fn unknown_identity(
     common: &Common,
     identity: &Identity,
     asked: Option<&Identity>,
-) -> Refusal {
+) -> Arc<Refusal> {
     let mut details = vec![format!("the peer says it is {identity}")];
     if let Some(asked) = asked {
         details.push(format!("it asks for us as {asked}"));
     }
     for config in candidates.iter().take(8) {
         let ours = super::context::local_identity(config, common.local);
-        details.push(format!("connection `{}` expects {} and is {ours}", config.name, expected_identity(config, common)));
+        details.push(format!(
+            "connection `{}` expects {} and is {ours}",
+            config.name,
+            expected_identity(config, common)
+        ));
     }
     let first = candidates.first();
-    let peer_fits = first.is_some_and(|config| super::auth::accepts_identity(config, common.remote.ip(), identity));
+    let peer_fits = first
+        .is_some_and(|config| super::auth::accepts_identity(config, common.remote.ip(), identity));
     let fix = first.map(|config| match asked {
-        Some(asked) if peer_fits => {
-            Fix::new(&config.origin, "local.id", format!("local.id = \"{asked}\" would be who the peer asks for"))
-        }
+        Some(asked) if peer_fits => Fix::new(
+            &config.origin,
+            "local.id",
+            format!("local.id = \"{asked}\" would be who the peer asks for"),
+        ),
         _ => Fix::new(
             &config.origin,
             "remote.id",
-            format!("remote.id = \"{identity}\" would accept it, if that is who the peer should be"),
+            format!(
+                "remote.id = \"{identity}\" would accept it, if that is who the peer should be"
+            ),
         ),
     });
-    Refusal {
+    Arc::new(Refusal {
         kind: RefusalKind::Authentication,
         by: RefusedBy::Us,
         role: Role::Responder,
         connection: first.map(|config| config.name.clone()),
         summary: match asked {
-            Some(asked) if peer_fits => format!("{} asks for {asked}, which we are not", common.remote),
-            _ => format!("{} says it is {identity}, which no connection expects", common.remote),
+            Some(asked) if peer_fits => {
+                format!("{} asks for {asked}, which we are not", common.remote)
+            }
+            _ => format!(
+                "{} says it is {identity}, which no connection expects",
+                common.remote
+            ),
         },
         details,
         fix,
-    }
+    })
 }
 
 /// The peer authenticates by other means than a key.
-pub(crate) fn other_method(config: &ConnectionConfig, common: &Common, identity: &Identity, method: u8) -> Refusal {
+pub(crate) fn other_method(
+    config: &ConnectionConfig,
+    common: &Common,
+    identity: &Identity,
+    method: u8,
+) -> Arc<Refusal> {
     let name = match method {
         1 => "an RSA signature",
         3 => "a DSS signature",
@@ -290,59 +537,155 @@ pub(crate) fn other_method(config: &ConnectionConfig, common: &Common, identity:
         14 => "a digital signature (RFC 7427)",
         _ => "a method unknown here",
     };
-    let summary = format!("{identity} ({}) authenticates with {name}, we want a pre-shared key", common.remote);
-    let details = vec!["we accept   pre-shared key (method 2)".to_owned(), format!("the peer uses {name} (method {method})")];
-    let fix = Fix::new(&config.origin, "auth", "set the peer to authenticate with a pre-shared key");
-    refusal(RefusalKind::Authentication, RefusedBy::Us, common.role, config, summary, details, Some(fix))
+    let summary = format!(
+        "{identity} ({}) authenticates with {name}, we want a pre-shared key",
+        common.remote
+    );
+    let details = vec![
+        "we accept   pre-shared key (method 2)".to_owned(),
+        format!("the peer uses {name} (method {method})"),
+    ];
+    let fix = Fix::new(
+        &config.origin,
+        "auth",
+        "set the peer to authenticate with a pre-shared key",
+    );
+    refusal(
+        RefusalKind::Authentication,
+        RefusedBy::Us,
+        common.role,
+        config,
+        summary,
+        details,
+        Some(fix),
+    )
 }
 
 /// The initiator wants EAP.
-pub(crate) fn wants_eap(config: Option<&Arc<ConnectionConfig>>, common: &Common, identity: &Identity) -> Refusal {
-    Refusal {
+pub(crate) fn wants_eap(
+    config: Option<&Arc<ConnectionConfig>>,
+    common: &Common,
+    identity: &Identity,
+) -> Arc<Refusal> {
+    Arc::new(Refusal {
         kind: RefusalKind::Authentication,
         by: RefusedBy::Us,
         role: Role::Responder,
         connection: config.map(|config| config.name.clone()),
-        summary: format!("{identity} ({}) wants to authenticate with EAP, we want a pre-shared key", common.remote),
-        details: vec!["the IKE_AUTH request has no AUTH payload, which asks for EAP (RFC 7296 section 2.16)".to_owned()],
-        fix: config.map(|config| Fix::new(&config.origin, "auth", "set the peer to authenticate with a pre-shared key")),
-    }
+        summary: format!(
+            "{identity} ({}) wants to authenticate with EAP, we want a pre-shared key",
+            common.remote
+        ),
+        details: vec![
+            "the IKE_AUTH request has no AUTH payload, which asks for EAP (RFC 7296 section 2.16)"
+                .to_owned(),
+        ],
+        fix: config.map(|config| {
+            Fix::new(
+                &config.origin,
+                "auth",
+                "set the peer to authenticate with a pre-shared key",
+            )
+        }),
+    })
 }
 
 /// We refuse the peer's selectors.
-pub(crate) fn selector_mismatch(config: &ConnectionConfig, common: &Common, mismatch: &TsMismatch) -> Refusal {
+pub(crate) fn selector_mismatch(
+    config: &ConnectionConfig,
+    common: &Common,
+    mismatch: &TsMismatch,
+) -> Arc<Refusal> {
     let fix = mismatch.suggestions().first().map(|suggestion| {
-        let (side, _) = suggestion.setting.split_once('.').unwrap_or((suggestion.setting, ""));
+        let (side, _) = suggestion
+            .setting
+            .split_once('.')
+            .unwrap_or((suggestion.setting, ""));
         Fix::new(
             &config.origin,
             suggestion.setting,
             format!("{side}.{suggestion} would meet what the peer sent, or change the peer"),
         )
     });
-    let summary = format!("the traffic selectors of {} and ours have nothing in common", common.remote);
-    refusal(RefusalKind::TrafficSelectors, RefusedBy::Us, common.role, config, summary, lines(mismatch), fix)
+    let summary = format!(
+        "the traffic selectors of {} and ours have nothing in common",
+        common.remote
+    );
+    refusal(
+        RefusalKind::TrafficSelectors,
+        RefusedBy::Us,
+        common.role,
+        config,
+        summary,
+        lines(mismatch),
+        fix,
+    )
 }
 
 /// The peer's selectors are not within what we offered.
-pub(crate) fn widened(config: &ConnectionConfig, common: &Common, answer: &ChildOffer) -> Refusal {
+pub(crate) fn widened(
+    config: &ConnectionConfig,
+    common: &Common,
+    answer: &ChildOffer,
+) -> Arc<Refusal> {
     let details = vec![
-        format!("we offered local {}, remote {}", format_list(&config.local_ts), format_list(&config.remote_ts)),
-        format!("the peer chose local {}, remote {}", format_list(&answer.ts_i), format_list(&answer.ts_r)),
+        format!(
+            "we offered local {}, remote {}",
+            format_list(&config.local_ts),
+            format_list(&config.remote_ts)
+        ),
+        format!(
+            "the peer chose local {}, remote {}",
+            format_list(&answer.ts_i),
+            format_list(&answer.ts_r)
+        ),
     ];
-    let fix = Fix::new(&config.origin, "remote.subnets", "compare the subnets with the peer's; a responder may only narrow them");
-    let summary = format!("{} chose traffic selectors outside what we offered", common.remote);
-    refusal(RefusalKind::TrafficSelectors, RefusedBy::Us, common.role, config, summary, details, Some(fix))
+    let fix = Fix::new(
+        &config.origin,
+        "remote.subnets",
+        "compare the subnets with the peer's; a responder may only narrow them",
+    );
+    let summary = format!(
+        "{} chose traffic selectors outside what we offered",
+        common.remote
+    );
+    refusal(
+        RefusalKind::TrafficSelectors,
+        RefusedBy::Us,
+        common.role,
+        config,
+        summary,
+        details,
+        Some(fix),
+    )
 }
 
 /// The peer authenticated us but refused the child SA.
-pub(crate) fn child_refused(config: &ConnectionConfig, common: &Common, kind: NotifyType, groups: Groups) -> Refusal {
+pub(crate) fn child_refused(
+    config: &ConnectionConfig,
+    common: &Common,
+    kind: NotifyType,
+    groups: Groups,
+) -> Arc<Refusal> {
     let peer = common.remote;
     let (refusal_kind, summary, details, fix) = match kind {
         NotifyType::NO_PROPOSAL_CHOSEN => {
-            let mut details = lines(Offer { proposals: &config.esp, groups });
+            let mut details = lines(Offer {
+                proposals: &config.esp,
+                groups,
+            });
             details.push("the peer does not say what it would accept; some peers answer so to selectors as well".into());
-            let fix = Fix::new(&config.origin, "esp", "use the peer's ESP (phase 2) encryption, integrity and PFS group");
-            (RefusalKind::ChildProposal, format!("{peer} accepts none of our ESP proposals"), details, Some(fix))
+            let fix = Fix::new(
+                &config.origin,
+                "esp",
+                "use the peer's ESP (phase 2) encryption, integrity and PFS group",
+            );
+            (
+                RefusalKind::ChildProposal,
+                format!("{peer} accepts none of our ESP proposals"),
+                details,
+                Some(fix),
+            )
         }
         NotifyType::TS_UNACCEPTABLE | NotifyType::SINGLE_PAIR_REQUIRED => {
             let details = vec![
@@ -356,18 +699,44 @@ pub(crate) fn child_refused(config: &ConnectionConfig, common: &Common, kind: No
                 "use the subnets the peer has configured; local and remote are exchanged there"
             };
             let fix = Fix::new(&config.origin, "remote.subnets", hint);
-            (RefusalKind::TrafficSelectors, format!("{peer} accepts none of our traffic selectors"), details, Some(fix))
+            (
+                RefusalKind::TrafficSelectors,
+                format!("{peer} accepts none of our traffic selectors"),
+                details,
+                Some(fix),
+            )
         }
         _ => {
             let details = vec!["the peer's log says more".to_owned()];
-            (RefusalKind::Notify(kind), format!("{peer} refused the child SA with {kind}"), details, None)
+            (
+                RefusalKind::Notify(kind),
+                format!("{peer} refused the child SA with {kind}"),
+                details,
+                None,
+            )
         }
     };
-    refusal(refusal_kind, RefusedBy::Peer, common.role, config, summary, details, fix)
+    refusal(
+        refusal_kind,
+        RefusedBy::Peer,
+        common.role,
+        config,
+        summary,
+        details,
+        fix,
+    )
 }
 
 /// Something that no setting cures.
-pub(crate) fn protocol(config: &ConnectionConfig, common: &Common, what: &str) -> Refusal {
+pub(crate) fn protocol(config: &ConnectionConfig, common: &Common, what: &str) -> Arc<Refusal> {
     let summary = format!("the exchange with {} went wrong: {what}", common.remote);
-    refusal(RefusalKind::Protocol, RefusedBy::Us, common.role, config, summary, Vec::new(), None)
+    refusal(
+        RefusalKind::Protocol,
+        RefusedBy::Us,
+        common.role,
+        config,
+        summary,
+        Vec::new(),
+        None,
+    )
 }

@@ -15,13 +15,19 @@ const PROTOCOL_ESP: u8 = 3;
 
 /// Deletes the IKE SA the message is protected by.
 pub(crate) fn write_delete_ike(writer: &mut Writer) {
-    let delete = Delete { protocol: PROTOCOL_IKE, spis: Vec::new() };
+    let delete = Delete {
+        protocol: PROTOCOL_IKE,
+        spis: Vec::new(),
+    };
     writer.add(PayloadType::DELETE, |out| delete.encode(out));
 }
 
 /// Deletes child SAs, named by the SPIs that the sender receives with.
 pub(crate) fn write_delete_children(writer: &mut Writer, spis: Vec<u32>) {
-    let delete = Delete { protocol: PROTOCOL_ESP, spis };
+    let delete = Delete {
+        protocol: PROTOCOL_ESP,
+        spis,
+    };
     writer.add(PayloadType::DELETE, |out| delete.encode(out));
 }
 
@@ -36,12 +42,17 @@ impl Established {
     ) -> Phase {
         if let Some(kind) = unknown_critical(payloads) {
             let mut writer = Writer::new();
-            writer.notify(Notify::new(NotifyType::UNSUPPORTED_CRITICAL_PAYLOAD, &[kind.0]));
+            writer.notify(Notify::new(
+                NotifyType::UNSUPPORTED_CRITICAL_PAYLOAD,
+                &[kind.0],
+            ));
             self.respond(common, cx, datagram, &writer);
             return Phase::Established(self);
         }
         match datagram.header.exchange {
-            ExchangeType::INFORMATIONAL => self.handle_informational(common, cx, datagram, payloads),
+            ExchangeType::INFORMATIONAL => {
+                self.handle_informational(common, cx, datagram, payloads)
+            }
             ExchangeType::CREATE_CHILD_SA => {
                 self.answer_create_child(common, cx, datagram, payloads);
                 Phase::Established(self)
@@ -72,7 +83,9 @@ impl Established {
                     }
                 }
                 // The initiator could not authenticate us: it will forget this SA (section 2.21.2).
-                Payload::Notify(notify) if notify.kind == NotifyType::AUTHENTICATION_FAILED => whole = true,
+                Payload::Notify(notify) if notify.kind == NotifyType::AUTHENTICATION_FAILED => {
+                    whole = true
+                }
                 _ => {}
             }
         }
@@ -93,11 +106,21 @@ impl Established {
         let child = self.children.iter().find(|child| child.spi_out == spi)?;
         let (id, spi_in) = (child.id, child.spi_in);
         let replaced = child.replaced;
-        self.remove_child(cx, id, if replaced { DownReason::Rekeyed } else { DownReason::PeerDeleted });
+        self.remove_child(
+            cx,
+            id,
+            if replaced {
+                DownReason::Rekeyed
+            } else {
+                DownReason::PeerDeleted
+            },
+        );
         let waiting = self.queue.len();
-        self.queue.retain(|task| !matches!(task, Task::DeleteChild { id: other, .. } if *other == id));
+        self.queue
+            .retain(|task| !matches!(task, Task::DeleteChild { id: other, .. } if *other == id));
         let queued = self.queue.len() != waiting;
-        let sent = matches!(self.pending(), Some(Pending::DeleteChild { id: other }) if *other == id);
+        let sent =
+            matches!(self.pending(), Some(Pending::DeleteChild { id: other }) if *other == id);
         if self.config.start == StartAction::Start {
             self.acquire();
         }

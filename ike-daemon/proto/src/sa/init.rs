@@ -53,10 +53,21 @@ pub(crate) fn start(
         remote,
         began: cx.now,
         initial_contact,
-        nat: Nat { forced: config.encapsulation == EncapsulationPolicy::Udp, ..Nat::default() },
+        nat: Nat {
+            forced: config.encapsulation == EncapsulationPolicy::Udp,
+            ..Nat::default()
+        },
     };
-    cx.out.notice(Notice::Initiated { connection: config.name.clone(), local, remote });
-    let group = config.ike.iter().flat_map(|proposal| proposal.groups.first().copied()).next();
+    cx.out.notice(Notice::Initiated {
+        connection: config.name.clone(),
+        local,
+        remote,
+    });
+    let group = config
+        .ike
+        .iter()
+        .flat_map(|proposal| proposal.groups.first().copied())
+        .next();
     let group = group.unwrap_or(DhGroup::Curve25519);
     let mut phase = InitSent {
         exchange: KeyExchange::generate(group, &mut cx.rng),
@@ -69,7 +80,10 @@ pub(crate) fn start(
         config,
     };
     phase.send(&common, cx);
-    IkeSa { common, phase: Phase::InitSent(Box::new(phase)) }
+    IkeSa {
+        common,
+        phase: Phase::InitSent(Box::new(phase)),
+    }
 }
 
 impl InitSent {
@@ -90,13 +104,24 @@ impl InitSent {
         }
         let offer = proposal::offer(&self.config.ike, &[], Groups::Negotiated);
         writer.add(PayloadType::SA, |out| sa::encode(&offer, out));
-        let ke = KeyExchangeData { group: self.exchange.group().id(), data: self.exchange.public_value() };
+        let ke = KeyExchangeData {
+            group: self.exchange.group().id(),
+            data: self.exchange.public_value(),
+        };
         writer.add(PayloadType::KE, |out| ke.encode(out));
         writer.add(PayloadType::NONCE, |out| out.extend(&self.nonce));
-        nat::write(&mut writer, common.spi_i, 0, common.local, common.remote, common.nat.forced);
+        nat::write(
+            &mut writer,
+            common.spi_i,
+            0,
+            common.local,
+            common.remote,
+            common.nat.forced,
+        );
         self.request = writer.message(protect::header(common, ExchangeType::IKE_SA_INIT, false, 0));
         self.retransmit = Retransmit::start(cx.now, &cx.settings.retransmission);
-        cx.out.transmit(common.local, common.remote, self.request.clone());
+        cx.out
+            .transmit(common.local, common.remote, self.request.clone());
     }
 
     pub fn handle_timeout(mut self: Box<Self>, common: &mut Common, cx: &mut Cx<'_>) -> Phase {
@@ -110,19 +135,29 @@ impl InitSent {
                     of: cx.settings.retransmission.tries,
                     remote: common.remote,
                 });
-                cx.out.transmit(common.local, common.remote, self.request.clone());
+                cx.out
+                    .transmit(common.local, common.remote, self.request.clone());
             }
             Due::GiveUp => {
-                let refusal = explain::no_init_answer(&self.config, common, self.retransmit.sent, cx.now);
+                let refusal =
+                    explain::no_init_answer(&self.config, common, self.retransmit.sent, cx.now);
                 return fail(cx, refusal);
             }
         }
         Phase::InitSent(self)
     }
 
-    pub fn handle_datagram(mut self: Box<Self>, common: &mut Common, cx: &mut Cx<'_>, datagram: &Datagram<'_>) -> Phase {
+    pub fn handle_datagram(
+        mut self: Box<Self>,
+        common: &mut Common,
+        cx: &mut Cx<'_>,
+        datagram: &Datagram<'_>,
+    ) -> Phase {
         let header = &datagram.header;
-        if header.exchange != ExchangeType::IKE_SA_INIT || !header.flags.is_response() || header.message_id != 0 {
+        if header.exchange != ExchangeType::IKE_SA_INIT
+            || !header.flags.is_response()
+            || header.message_id != 0
+        {
             cx.out.drop(IkeDrop::Unexpected);
             return Phase::InitSent(self);
         }
@@ -137,8 +172,12 @@ impl InitSent {
         for notify in respond::notifies(&payloads) {
             match notify.kind {
                 // A late copy of an answer that was acted on already.
-                NotifyType::COOKIE if self.cookie.as_deref() == Some(notify.data) => return Phase::InitSent(self),
-                NotifyType::COOKIE if self.restarts < MAX_RESTARTS && (1..=64).contains(&notify.data.len()) => {
+                NotifyType::COOKIE if self.cookie.as_deref() == Some(notify.data) => {
+                    return Phase::InitSent(self);
+                }
+                NotifyType::COOKIE
+                    if self.restarts < MAX_RESTARTS && (1..=64).contains(&notify.data.len()) =>
+                {
                     self.restarts += 1;
                     self.cookie = Some(notify.data.to_vec());
                     self.send(common, cx);
@@ -165,13 +204,17 @@ impl InitSent {
                 _ => {}
             }
         }
-        let (Some(chosen), Some(ke), Some(nonce_r), true) = (chosen, ke, nonce_r, header.responder_spi != 0) else {
+        let (Some(chosen), Some(ke), Some(nonce_r), true) =
+            (chosen, ke, nonce_r, header.responder_spi != 0)
+        else {
             cx.out.drop(IkeDrop::Malformed);
             return Phase::InitSent(self);
         };
         let suite = match proposal::verify_ike(&self.config.ike, &chosen.to_proposal()) {
             Ok(suite) => suite,
-            Err(error) => return fail(cx, explain::bad_choice(&self.config, common, "ike", &error)),
+            Err(error) => {
+                return fail(cx, explain::bad_choice(&self.config, common, "ike", &error));
+            }
         };
         if ke.group != suite.group.id() || suite.group != self.exchange.group() {
             cx.out.drop(IkeDrop::Malformed);
@@ -184,13 +227,22 @@ impl InitSent {
             datagram.local,
             datagram.remote,
         );
-        let Self { config, exchange, nonce, request, .. } = *self;
+        let Self {
+            config,
+            exchange,
+            nonce,
+            request,
+            ..
+        } = *self;
         let shared = match exchange.shared_secret(ke.data) {
             Ok(shared) => shared,
             Err(error) => return fail(cx, explain::protocol(&config, common, &error.to_string())),
         };
         common.spi_r = header.responder_spi;
-        common.nat = Nat { forced: common.nat.forced, ..found };
+        common.nat = Nat {
+            forced: common.nat.forced,
+            ..found
+        };
         if found.local || found.remote {
             cx.out.notice(Notice::NatDetected {
                 connection: Some(config.name.clone()),
@@ -210,27 +262,44 @@ impl InitSent {
             spi_i: common.spi_i.to_be_bytes(),
             spi_r: common.spi_r.to_be_bytes(),
         };
-        let keys = match SkeySeed::initial(suite.prf, &context, &shared).into_keys(&suite, &context) {
+        let keys = match SkeySeed::initial(suite.prf, &context, &shared).into_keys(&suite, &context)
+        {
             Ok(keys) => keys,
             Err(error) => return fail(cx, explain::protocol(&config, common, &error.to_string())),
         };
-        AuthSent::start(common, cx, config, suite, keys, super::auth::Transcript {
-            init_request: request,
-            init_response: datagram.bytes.to_vec(),
-            nonce_r: nonce_r.to_vec(),
-            nonce_i: nonce,
-        })
+        AuthSent::start(
+            common,
+            cx,
+            config,
+            suite,
+            keys,
+            super::auth::Transcript {
+                init_request: request,
+                init_response: datagram.bytes.to_vec(),
+                nonce_r: nonce_r.to_vec(),
+                nonce_i: nonce,
+            },
+        )
     }
 
     /// The responder wants another group: "the initiator MUST again propose its full set".
     fn other_group(mut self: Box<Self>, common: &Common, cx: &mut Cx<'_>, data: &[u8]) -> Phase {
         let wanted = <[u8; 2]>::try_from(data).ok().map(u16::from_be_bytes);
         let group = wanted.and_then(DhGroup::from_id);
-        let offered = |group: &DhGroup| self.config.ike.iter().any(|proposal| proposal.groups.contains(group));
+        let offered = |group: &DhGroup| {
+            self.config
+                .ike
+                .iter()
+                .any(|proposal| proposal.groups.contains(group))
+        };
         match group {
             // A late copy of an answer that was acted on already.
             Some(group) if group == self.exchange.group() => Phase::InitSent(self),
-            Some(group) if offered(&group) && !self.tried.contains(&group) && self.restarts < MAX_RESTARTS => {
+            Some(group)
+                if offered(&group)
+                    && !self.tried.contains(&group)
+                    && self.restarts < MAX_RESTARTS =>
+            {
                 self.restarts += 1;
                 self.tried.push(group);
                 self.exchange = KeyExchange::generate(group, &mut cx.rng);
@@ -243,7 +312,10 @@ impl InitSent {
 }
 
 /// Ends a negotiation of ours.
-pub(crate) fn fail(cx: &mut Cx<'_>, refusal: Refusal) -> Phase {
-    cx.out.effects.push(Effect::Failed { refusal: Arc::new(refusal), retry: true });
+pub(crate) fn fail(cx: &mut Cx<'_>, refusal: Arc<Refusal>) -> Phase {
+    cx.out.effects.push(Effect::Failed {
+        refusal,
+        retry: true,
+    });
     Phase::Gone
 }

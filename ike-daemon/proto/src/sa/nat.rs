@@ -39,14 +39,24 @@ pub(crate) fn hash(spi_i: u64, spi_r: u64, address: SocketAddr) -> [u8; 20] {
 
 /// Adds both notifies. With `pretend` the source hash is made not to match, so that the peer
 /// believes there is a NAT and takes ESP in UDP.
-pub(crate) fn write(writer: &mut Writer, spi_i: u64, spi_r: u64, local: SocketAddr, remote: SocketAddr, pretend: bool) {
+pub(crate) fn write(
+    writer: &mut Writer,
+    spi_i: u64,
+    spi_r: u64,
+    local: SocketAddr,
+    remote: SocketAddr,
+    pretend: bool,
+) {
     let mut source = hash(spi_i, spi_r, local);
     if pretend {
         source.iter_mut().for_each(|octet| *octet = !*octet);
     }
     writer.notify(Notify::new(NotifyType::NAT_DETECTION_SOURCE_IP, &source));
     let destination = hash(spi_i, spi_r, remote);
-    writer.notify(Notify::new(NotifyType::NAT_DETECTION_DESTINATION_IP, &destination));
+    writer.notify(Notify::new(
+        NotifyType::NAT_DETECTION_DESTINATION_IP,
+        &destination,
+    ));
 }
 
 /// Compares the peer's notifies with the addresses its message travelled between.
@@ -75,5 +85,9 @@ pub(crate) fn detect<'a>(
     }
     // A peer that sends neither does not support NAT traversal.
     let supported = sources > 0 && destinations > 0;
-    Nat { local: supported && !destination_matches, remote: supported && !source_matches, forced: false }
+    Nat {
+        local: supported && !destination_matches,
+        remote: supported && !source_matches,
+        forced: false,
+    }
 }

@@ -28,7 +28,12 @@ pub(crate) struct Opened {
 }
 
 /// The header of a message of ours; first payload and length are filled in later.
-pub(crate) fn header(common: &Common, exchange: ExchangeType, response: bool, message_id: u32) -> Header {
+pub(crate) fn header(
+    common: &Common,
+    exchange: ExchangeType,
+    response: bool,
+    message_id: u32,
+) -> Header {
     Header {
         initiator_spi: common.spi_i,
         responder_spi: common.spi_r,
@@ -48,16 +53,31 @@ impl Protector {
         let initiator = IkeCipher::new(suite.cipher, suite.integrity, &keys.ei, &keys.ai)?;
         let responder = IkeCipher::new(suite.cipher, suite.integrity, &keys.er, &keys.ar)?;
         Ok(match role {
-            Role::Initiator => Self { send: initiator, receive: responder },
-            Role::Responder => Self { send: responder, receive: initiator },
+            Role::Initiator => Self {
+                send: initiator,
+                receive: responder,
+            },
+            Role::Responder => Self {
+                send: responder,
+                receive: initiator,
+            },
         })
     }
 
     /// A whole message with these payloads inside.
-    pub fn seal(&mut self, cx: &mut Cx<'_>, header: Header, inside: &Writer) -> Result<Vec<u8>, SkError> {
+    pub fn seal(
+        &mut self,
+        cx: &mut Cx<'_>,
+        header: Header,
+        inside: &Writer,
+    ) -> Result<Vec<u8>, SkError> {
         let payload_len = PAYLOAD_HEADER_LEN + self.send.sealed_len(inside.bytes().len());
         let length = HEADER_LEN + payload_len;
-        let header = Header { next_payload: PayloadType::SK, length: length as u32, ..header };
+        let header = Header {
+            next_payload: PayloadType::SK,
+            length: length as u32,
+            ..header
+        };
         let mut message = Vec::with_capacity(length);
         message.extend(header.encode());
         message.extend([inside.first().0, 0]);
@@ -76,9 +96,18 @@ impl Protector {
         if payloads.next().is_some() {
             return Err(IkeDrop::Malformed);
         }
-        let prefix = datagram.bytes.get(..datagram.bytes.len().saturating_sub(body.len())).unwrap_or_default();
-        let plaintext = self.receive.open(prefix, body).map_err(|_| IkeDrop::Integrity)?;
-        Ok(Opened { first: inner, plaintext })
+        let prefix = datagram
+            .bytes
+            .get(..datagram.bytes.len().saturating_sub(body.len()))
+            .unwrap_or_default();
+        let plaintext = self
+            .receive
+            .open(prefix, body)
+            .map_err(|_| IkeDrop::Integrity)?;
+        Ok(Opened {
+            first: inner,
+            plaintext,
+        })
     }
 }
 
@@ -89,5 +118,7 @@ pub(crate) fn unprotected_error(datagram: &Datagram<'_>) -> Option<NotifyType> {
     }
     let payloads = Payloads::collect_all(datagram.header.next_payload, datagram.body).ok()?;
     let mut notifies = respond::notifies(&payloads);
-    notifies.find(|notify| notify.kind.is_error()).map(|notify| notify.kind)
+    notifies
+        .find(|notify| notify.kind.is_error())
+        .map(|notify| notify.kind)
 }

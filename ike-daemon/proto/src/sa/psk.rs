@@ -5,7 +5,11 @@ use crate::identity::Identity;
 
 /// The entry that fits best: one that names both ends, then one that names the peer (alone, or as
 /// one of several peers), then one that names only us, then one for anybody. Of equals the first.
-pub(crate) fn find<'a>(secrets: &'a [PskSecret], local: &Identity, remote: &Identity) -> Option<&'a PskSecret> {
+pub(crate) fn find<'a>(
+    secrets: &'a [PskSecret],
+    local: &Identity,
+    remote: &Identity,
+) -> Option<&'a PskSecret> {
     let mut best: Option<(u8, &PskSecret)> = None;
     for secret in secrets {
         let names = |id: &Identity| secret.ids.iter().any(|entry| entry.matches(id));
@@ -48,7 +52,8 @@ mod tests {
             entry(&["us", "other"], "other"),
         ];
         let find = |list: &[PskSecret], remote: &str| {
-            find(list, &"us".parse().unwrap(), &remote.parse().unwrap()).map(|secret| secret.origin.clone())
+            find(list, &"us".parse().unwrap(), &remote.parse().unwrap())
+                .map(|secret| secret.origin.clone())
         };
         assert_eq!(find(&secrets, "PEER").as_deref(), Some("both"));
         assert_eq!(find(&secrets[..3], "peer").as_deref(), Some("peer"));

@@ -84,7 +84,9 @@ impl<'a> Parts<'a> {
 
 /// The group an INVALID_KE_PAYLOAD notify asks for.
 fn wanted_group(notify: &Notify<'_>) -> Option<DhGroup> {
-    let id = <[u8; 2]>::try_from(notify.data).ok().map(u16::from_be_bytes);
+    let id = <[u8; 2]>::try_from(notify.data)
+        .ok()
+        .map(u16::from_be_bytes);
     id.and_then(DhGroup::from_id)
 }
 
@@ -92,7 +94,9 @@ fn wanted_group(notify: &Notify<'_>) -> Option<DhGroup> {
 fn later(cx: &mut Cx<'_>) -> Instant {
     let mut octets = [0; 2];
     cx.rng.fill(&mut octets);
-    cx.now + Duration::from_secs(10) + Duration::from_millis(u64::from(u16::from_be_bytes(octets)) * 10 / 66)
+    cx.now
+        + Duration::from_secs(10)
+        + Duration::from_millis(u64::from(u16::from_be_bytes(octets)) * 10 / 66)
 }
 
 impl Established {
@@ -110,12 +114,23 @@ impl Established {
         }
         let rekeys = replaced.map(|child| child.spi_in.to_be_bytes());
         let retried = group.is_some();
-        let first = self.config.esp.iter().find_map(|proposal| proposal.groups.first().copied());
-        let exchange = group.or(first).map(|group| KeyExchange::generate(group, &mut cx.rng));
+        let first = self
+            .config
+            .esp
+            .iter()
+            .find_map(|proposal| proposal.groups.first().copied());
+        let exchange = group
+            .or(first)
+            .map(|group| KeyExchange::generate(group, &mut cx.rng));
         let (spi_in, nonce) = (cx.child_spi(), cx.nonce());
         let mut writer = Writer::new();
         if let Some(spi) = &rekeys {
-            writer.notify(Notify { protocol: PROTOCOL_ESP, spi, kind: NotifyType::REKEY_SA, data: &[] });
+            writer.notify(Notify {
+                protocol: PROTOCOL_ESP,
+                spi,
+                kind: NotifyType::REKEY_SA,
+                data: &[],
+            });
         }
         let offer = proposal::offer(&self.config.esp, &spi_in.to_be_bytes(), Groups::Negotiated);
         writer.add(PayloadType::SA, |out| sa::encode(&offer, out));
@@ -123,9 +138,20 @@ impl Established {
         if let Some(exchange) = &exchange {
             write_ke(&mut writer, exchange);
         }
-        writer.add(PayloadType::TSI, |out| ts::encode(&self.config.local_ts, out));
-        writer.add(PayloadType::TSR, |out| ts::encode(&self.config.remote_ts, out));
-        let pending = Pending::Child(Box::new(ChildRequest { old, spi_in, nonce, exchange, began: cx.now, retried }));
+        writer.add(PayloadType::TSI, |out| {
+            ts::encode(&self.config.local_ts, out)
+        });
+        writer.add(PayloadType::TSR, |out| {
+            ts::encode(&self.config.remote_ts, out)
+        });
+        let pending = Pending::Child(Box::new(ChildRequest {
+            old,
+            spi_in,
+            nonce,
+            exchange,
+            began: cx.now,
+            retried,
+        }));
         self.request(common, cx, ExchangeType::CREATE_CHILD_SA, &writer, pending);
     }
 
@@ -141,9 +167,16 @@ impl Established {
         let (old, spi_in, began) = (request.old, request.spi_in, request.began);
         if let Some(notify) = parts.error {
             let wanted = wanted_group(&notify);
-            let offered = |group: &DhGroup| self.config.esp.iter().any(|proposal| proposal.groups.contains(group));
+            let offered = |group: &DhGroup| {
+                self.config
+                    .esp
+                    .iter()
+                    .any(|proposal| proposal.groups.contains(group))
+            };
             match notify.kind {
-                NotifyType::INVALID_KE_PAYLOAD if !request.retried && wanted.as_ref().is_some_and(offered) => {
+                NotifyType::INVALID_KE_PAYLOAD
+                    if !request.retried && wanted.as_ref().is_some_and(offered) =>
+                {
                     return self.request_child(common, cx, old, wanted);
                 }
                 NotifyType::CHILD_SA_NOT_FOUND if old.is_some() => {
@@ -155,8 +188,12 @@ impl Established {
                 }
                 NotifyType::TEMPORARY_FAILURE => {}
                 kind => {
-                    let refusal = explain::child_refused(&self.config, common, kind, Groups::Negotiated);
-                    cx.out.effects.push(Effect::Failed { refusal: Arc::new(refusal), retry: false });
+                    let refusal =
+                        explain::child_refused(&self.config, common, kind, Groups::Negotiated);
+                    cx.out.effects.push(Effect::Failed {
+                        refusal,
+                        retry: false,
+                    });
                 }
             }
             return self.rekey_child_later(cx, old);
@@ -166,11 +203,17 @@ impl Established {
                 self.install_child(common, cx, new, old, began);
                 if let Some(child) = self.children.iter_mut().find(|child| Some(child.id) == old) {
                     child.replaced = true;
-                    self.queue.push_back(Task::DeleteChild { id: child.id, spi_in: child.spi_in });
+                    self.queue.push_back(Task::DeleteChild {
+                        id: child.id,
+                        spi_in: child.spi_in,
+                    });
                 }
             }
             Err(refusal) => {
-                cx.out.effects.push(Effect::Failed { refusal: Arc::new(refusal), retry: false });
+                cx.out.effects.push(Effect::Failed {
+                    refusal,
+                    retry: false,
+                });
                 // The peer has installed its half.
                 let id = cx.out.next_child_id();
                 self.queue.push_back(Task::DeleteChild { id, spi_in });
@@ -191,19 +234,31 @@ impl Established {
         common: &Common,
         request: ChildRequest,
         parts: &Parts<'_>,
-    ) -> Result<child::NewChild, Refusal> {
+    ) -> Result<child::NewChild, Arc<Refusal>> {
         let config = &self.config;
         let broken = |what: &str| explain::protocol(config, common, what);
         let agreed = child::accept_answer(config, common, &parts.offer, Groups::Negotiated)?;
-        let nonce_r = parts.nonce.ok_or_else(|| broken("the CREATE_CHILD_SA response has no nonce"))?;
+        let nonce_r = parts
+            .nonce
+            .ok_or_else(|| broken("the CREATE_CHILD_SA response has no nonce"))?;
         let shared = match (agreed.choice.group, request.exchange) {
             (None, _) => None,
             (Some(group), Some(exchange)) if group == exchange.group() => {
                 let ke = parts.ke.filter(|ke| ke.group == group.id());
-                let ke = ke.ok_or_else(|| broken("the CREATE_CHILD_SA response has no KE payload of its group"))?;
-                Some(exchange.shared_secret(ke.data).map_err(|error| broken(&error.to_string()))?)
+                let ke = ke.ok_or_else(|| {
+                    broken("the CREATE_CHILD_SA response has no KE payload of its group")
+                })?;
+                Some(
+                    exchange
+                        .shared_secret(ke.data)
+                        .map_err(|error| broken(&error.to_string()))?,
+                )
             }
-            _ => return Err(broken("the peer chose another DH group than that of our KE payload")),
+            _ => {
+                return Err(broken(
+                    "the peer chose another DH group than that of our KE payload",
+                ));
+            }
         };
         child::derive(
             &self.keys,
@@ -226,15 +281,30 @@ impl Established {
     ) {
         let parts = Parts::of(payloads);
         let mut writer = Writer::new();
-        let is_ike = parts.offer.proposals.first().is_some_and(|proposal| proposal.protocol == Protocol::Ike);
+        let is_ike = parts
+            .offer
+            .proposals
+            .first()
+            .is_some_and(|proposal| proposal.protocol == Protocol::Ike);
         let result = if is_ike {
             self.answer_rekey(common, cx, &parts, &mut writer)
         } else {
             self.answer_child(common, cx, &parts, &mut writer)
         };
-        if let Err(NotifyOut { kind, protocol, spi, data }) = result {
+        if let Err(NotifyOut {
+            kind,
+            protocol,
+            spi,
+            data,
+        }) = result
+        {
             writer = Writer::new();
-            writer.notify(Notify { protocol, spi: &spi, kind, data: &data });
+            writer.notify(Notify {
+                protocol,
+                spi: &spi,
+                kind,
+                data: &data,
+            });
         }
         self.respond(common, cx, datagram, &writer);
     }
@@ -257,18 +327,32 @@ impl Established {
             let child = self.children.iter().find(|child| child.spi_out == spi);
             let Some(child) = child.filter(|child| !child.replaced) else {
                 let spi = spi.to_be_bytes().to_vec();
-                return Err(NotifyOut { protocol: PROTOCOL_ESP, spi, ..NotifyType::CHILD_SA_NOT_FOUND.into() });
+                return Err(NotifyOut {
+                    protocol: PROTOCOL_ESP,
+                    spi,
+                    ..NotifyType::CHILD_SA_NOT_FOUND.into()
+                });
             };
             let id = child.id;
             if matches!(self.pending(), Some(Pending::Child(request)) if request.old == Some(id)) {
                 return Err(NotifyType::TEMPORARY_FAILURE.into());
             }
-            self.queue.retain(|task| *task != Task::CreateChild { old: Some(id) });
+            self.queue
+                .retain(|task| *task != Task::CreateChild { old: Some(id) });
             old = Some(id);
         }
-        let agreed = child::select(&self.config, common, &parts.offer, Groups::Negotiated, parts.group());
+        let agreed = child::select(
+            &self.config,
+            common,
+            &parts.offer,
+            Groups::Negotiated,
+            parts.group(),
+        );
         let agreed = agreed.map_err(|refused| {
-            cx.out.effects.push(Effect::Failed { refusal: Arc::new(refused.refusal), retry: false });
+            cx.out.effects.push(Effect::Failed {
+                refusal: refused.refusal,
+                retry: false,
+            });
             NotifyOut::from(refused.notify)
         })?;
         let spi_in = cx.child_spi();
@@ -280,8 +364,15 @@ impl Established {
             None => None,
         };
         let nonces = (nonce_i, &nonce_r[..]);
-        let new = child::derive(&self.keys, agreed, spi_in, nonces, shared.as_ref(), Role::Responder)
-            .map_err(|_| NotifyOut::from(NotifyType::NO_PROPOSAL_CHOSEN))?;
+        let new = child::derive(
+            &self.keys,
+            agreed,
+            spi_in,
+            nonces,
+            shared.as_ref(),
+            Role::Responder,
+        )
+        .map_err(|_| NotifyOut::from(NotifyType::NO_PROPOSAL_CHOSEN))?;
         let began = cx.now;
         self.install_child(common, cx, new, old, began);
         if let Some(child) = self.children.iter_mut().find(|child| Some(child.id) == old) {
@@ -301,7 +392,13 @@ impl Established {
         writer.add(PayloadType::SA, |out| sa::encode(&offer, out));
         writer.add(PayloadType::NONCE, |out| out.extend(&nonce));
         write_ke(&mut writer, &exchange);
-        let pending = Pending::Ike(Box::new(IkeRequest { spi, nonce, exchange, began: cx.now, retried }));
+        let pending = Pending::Ike(Box::new(IkeRequest {
+            spi,
+            nonce,
+            exchange,
+            began: cx.now,
+            retried,
+        }));
         self.request(common, cx, ExchangeType::CREATE_CHILD_SA, &writer, pending);
     }
 
@@ -316,14 +413,25 @@ impl Established {
         let parts = Parts::of(payloads);
         if let Some(notify) = parts.error {
             let wanted = wanted_group(&notify);
-            let offered = |group: &DhGroup| self.config.ike.iter().any(|proposal| proposal.groups.contains(group));
-            if notify.kind == NotifyType::INVALID_KE_PAYLOAD && !request.retried && wanted.as_ref().is_some_and(offered)
+            let offered = |group: &DhGroup| {
+                self.config
+                    .ike
+                    .iter()
+                    .any(|proposal| proposal.groups.contains(group))
+            };
+            if notify.kind == NotifyType::INVALID_KE_PAYLOAD
+                && !request.retried
+                && wanted.as_ref().is_some_and(offered)
             {
                 return self.request_rekey(common, cx, wanted);
             }
             if notify.kind != NotifyType::TEMPORARY_FAILURE {
-                let refusal = explain::child_refused(&self.config, common, notify.kind, Groups::Negotiated);
-                cx.out.effects.push(Effect::Failed { refusal: Arc::new(refusal), retry: false });
+                let refusal =
+                    explain::child_refused(&self.config, common, notify.kind, Groups::Negotiated);
+                cx.out.effects.push(Effect::Failed {
+                    refusal,
+                    retry: false,
+                });
             }
             self.rekey_at = later(cx);
             return;
@@ -336,7 +444,10 @@ impl Established {
                 self.queue.push_back(Task::DeleteIke);
             }
             Err(refusal) => {
-                cx.out.effects.push(Effect::Failed { refusal: Arc::new(refusal), retry: false });
+                cx.out.effects.push(Effect::Failed {
+                    refusal,
+                    retry: false,
+                });
                 self.rekey_at = later(cx);
             }
         }
@@ -347,19 +458,27 @@ impl Established {
         common: &Common,
         request: IkeRequest,
         parts: &Parts<'_>,
-    ) -> Result<(Common, IkeSuite, IkeKeys), Refusal> {
+    ) -> Result<(Common, IkeSuite, IkeKeys), Arc<Refusal>> {
         let config = &self.config;
         let broken = |what: &str| explain::protocol(config, common, what);
-        let ([chosen], Some(nonce_r), Some(ke)) = (&parts.offer.proposals[..], parts.nonce, parts.ke) else {
+        let ([chosen], Some(nonce_r), Some(ke)) =
+            (&parts.offer.proposals[..], parts.nonce, parts.ke)
+        else {
             return Err(broken("the response to our IKE rekey lacks payloads"));
         };
         let suite = proposal::verify_ike(&config.ike, chosen)
             .map_err(|error| explain::bad_choice(config, common, "ike", &error))?;
-        let spi_r = ike_spi(chosen).ok_or_else(|| broken("the peer's new IKE SPI is not eight octets"))?;
+        let spi_r =
+            ike_spi(chosen).ok_or_else(|| broken("the peer's new IKE SPI is not eight octets"))?;
         if suite.group != request.exchange.group() || ke.group != suite.group.id() {
-            return Err(broken("the peer chose another DH group than that of our KE payload"));
+            return Err(broken(
+                "the peer chose another DH group than that of our KE payload",
+            ));
         }
-        let shared = request.exchange.shared_secret(ke.data).map_err(|error| broken(&error.to_string()))?;
+        let shared = request
+            .exchange
+            .shared_secret(ke.data)
+            .map_err(|error| broken(&error.to_string()))?;
         let new = Common {
             role: Role::Initiator,
             spi_i: request.spi,
@@ -383,23 +502,40 @@ impl Established {
         let Some(nonce_i) = parts.nonce else {
             return Err(NotifyType::INVALID_SYNTAX.into());
         };
-        let busy = self.queue.iter().any(|task| matches!(task, Task::CreateChild { .. }))
-            || matches!(self.pending(), Some(Pending::Ike(_) | Pending::Child(_) | Pending::DeleteChild { .. }));
+        let busy = self
+            .queue
+            .iter()
+            .any(|task| matches!(task, Task::CreateChild { .. }))
+            || matches!(
+                self.pending(),
+                Some(Pending::Ike(_) | Pending::Child(_) | Pending::DeleteChild { .. })
+            );
         if self.deleting || self.superseded || busy {
             return Err(NotifyType::TEMPORARY_FAILURE.into());
         }
         let offered = &parts.offer.proposals;
-        let selection = proposal::select_ike(&self.config.ike, offered, parts.group()).map_err(|mismatch| {
-            let kind = crate::refusal::RefusalKind::IkeProposal;
-            let refusal = explain::proposal_mismatch(&self.config, common.remote, kind, &mismatch);
-            cx.out.effects.push(Effect::Failed { refusal: Arc::new(refusal), retry: false });
-            NotifyOut::from(NotifyType::NO_PROPOSAL_CHOSEN)
-        })?;
+        let selection =
+            proposal::select_ike(&self.config.ike, offered, parts.group()).map_err(|mismatch| {
+                let kind = crate::refusal::RefusalKind::IkeProposal;
+                let refusal =
+                    explain::proposal_mismatch(&self.config, common.remote, kind, &mismatch);
+                cx.out.effects.push(Effect::Failed {
+                    refusal,
+                    retry: false,
+                });
+                NotifyOut::from(NotifyType::NO_PROPOSAL_CHOSEN)
+            })?;
         let suite = selection.suite;
         let Some(spi_i) = offered.get(selection.index).and_then(ike_spi) else {
             return Err(NotifyType::INVALID_SYNTAX.into());
         };
-        let new = Common { role: Role::Responder, spi_i, spi_r: cx.ike_spi(), began: cx.now, ..common.clone() };
+        let new = Common {
+            role: Role::Responder,
+            spi_i,
+            spi_r: cx.ike_spi(),
+            began: cx.now,
+            ..common.clone()
+        };
         let nonce_r = cx.nonce();
         let answer = WireProposal {
             number: selection.number,
@@ -407,7 +543,9 @@ impl Established {
             spi: new.spi_r.to_be_bytes().to_vec(),
             transforms: selection.transforms,
         };
-        writer.add(PayloadType::SA, |out| sa::encode(std::slice::from_ref(&answer), out));
+        writer.add(PayloadType::SA, |out| {
+            sa::encode(std::slice::from_ref(&answer), out)
+        });
         writer.add(PayloadType::NONCE, |out| out.extend(&nonce_r));
         let shared = exchange_keys(cx, suite.group, parts, writer)?;
         let keys = self
@@ -431,7 +569,9 @@ impl Established {
             spi_i: new.spi_i.to_be_bytes(),
             spi_r: new.spi_r.to_be_bytes(),
         };
-        SkeySeed::rekeyed(&self.keys, suite.prf, &context, shared).into_keys(suite, &context).ok()
+        SkeySeed::rekeyed(&self.keys, suite.prf, &context, shared)
+            .into_keys(suite, &context)
+            .ok()
     }
 
     /// Gives the child SAs to the successor, which the endpoint adopts: "the new IKE SA inherits all
@@ -440,19 +580,28 @@ impl Established {
         let Ok(protector) = Protector::new(&suite, &keys, new.role) else {
             return;
         };
-        let (config, proof, local_id) = (self.config.clone(), self.proof.clone(), self.local_id.clone());
-        let mut successor = Established::new(cx, config, suite, keys, protector, proof, local_id, 0, 0);
+        let (config, proof, local_id) = (
+            self.config.clone(),
+            self.proof.clone(),
+            self.local_id.clone(),
+        );
+        let mut successor =
+            Established::new(cx, config, suite, keys, protector, proof, local_id, 0, 0);
         successor.children = std::mem::take(&mut self.children);
         for child in &successor.children {
             cx.out.rehome(child.id, new.local_spi());
         }
         // Deletes of replaced child SAs go on there; what else waits is done by the rekey.
         let tasks = std::mem::take(&mut self.queue).into_iter();
-        successor.queue = tasks.filter(|task| matches!(task, Task::DeleteChild { .. })).collect();
+        successor.queue = tasks
+            .filter(|task| matches!(task, Task::DeleteChild { .. }))
+            .collect();
         self.superseded = true;
         successor.announce(&new, cx, false);
         let phase = Phase::Established(Box::new(successor));
-        cx.out.effects.push(Effect::Adopt(Box::new(IkeSa { common: new, phase })));
+        cx.out
+            .effects
+            .push(Effect::Adopt(Box::new(IkeSa { common: new, phase })));
     }
 }
 
@@ -463,7 +612,10 @@ fn ike_spi(proposal: &WireProposal) -> Option<u64> {
 }
 
 fn write_ke(writer: &mut Writer, exchange: &KeyExchange) {
-    let ke = KeyExchangeData { group: exchange.group().id(), data: exchange.public_value() };
+    let ke = KeyExchangeData {
+        group: exchange.group().id(),
+        data: exchange.public_value(),
+    };
     writer.add(PayloadType::KE, |out| ke.encode(out));
 }
 
@@ -476,11 +628,16 @@ fn exchange_keys(
 ) -> Result<SecretBytes, NotifyOut> {
     let Some(ke) = parts.ke.filter(|ke| ke.group == group.id()) else {
         let data = group.id().to_be_bytes().to_vec();
-        return Err(NotifyOut { data, ..NotifyType::INVALID_KE_PAYLOAD.into() });
+        return Err(NotifyOut {
+            data,
+            ..NotifyType::INVALID_KE_PAYLOAD.into()
+        });
     };
     let exchange = KeyExchange::generate(group, &mut cx.rng);
     write_ke(writer, &exchange);
-    exchange.shared_secret(ke.data).map_err(|_| NotifyType::INVALID_SYNTAX.into())
+    exchange
+        .shared_secret(ke.data)
+        .map_err(|_| NotifyType::INVALID_SYNTAX.into())
 }
 
 /// An error to answer with.
@@ -493,6 +650,11 @@ struct NotifyOut {
 
 impl From<NotifyType> for NotifyOut {
     fn from(kind: NotifyType) -> Self {
-        Self { kind, protocol: 0, spi: Vec::new(), data: Vec::new() }
+        Self {
+            kind,
+            protocol: 0,
+            spi: Vec::new(),
+            data: Vec::new(),
+        }
     }
 }

@@ -32,7 +32,11 @@ pub(crate) struct InitRefused {
 
 impl InitRefused {
     fn new(kind: NotifyType) -> Self {
-        Self { kind, data: Vec::new(), refusal: None }
+        Self {
+            kind,
+            data: Vec::new(),
+            refusal: None,
+        }
     }
 }
 
@@ -47,7 +51,11 @@ pub(crate) fn notifies<'a>(payloads: &'a [Payload<'a>]) -> impl Iterator<Item = 
 /// A critical payload that RFC 7296 does not define (section 2.5).
 pub(crate) fn unknown_critical(payloads: &[Payload<'_>]) -> Option<PayloadType> {
     payloads.iter().find_map(|payload| match payload {
-        Payload::Other { kind, critical: true, .. } if !kind.is_defined() => Some(*kind),
+        Payload::Other {
+            kind,
+            critical: true,
+            ..
+        } if !kind.is_defined() => Some(*kind),
         _ => None,
     })
 }
@@ -66,15 +74,26 @@ pub(crate) struct InitReplied {
 /// Connections that a peer at these addresses may mean: those that name its address first.
 fn candidates(cx: &Cx<'_>, datagram: &Datagram<'_>) -> Vec<Arc<ConnectionConfig>> {
     let (local, remote) = (datagram.local.ip(), datagram.remote.ip());
-    let local_fits = |config: &&Arc<ConnectionConfig>| config.local_address.is_none_or(|address| address == local);
-    let named = |config: &&Arc<ConnectionConfig>| config.remote_address == RemoteAddress::Address(remote);
+    let local_fits = |config: &&Arc<ConnectionConfig>| {
+        config.local_address.is_none_or(|address| address == local)
+    };
+    let named =
+        |config: &&Arc<ConnectionConfig>| config.remote_address == RemoteAddress::Address(remote);
     let any = |config: &&Arc<ConnectionConfig>| config.remote_address == RemoteAddress::Any;
     let fitting = || cx.connections.iter().filter(local_fits);
-    fitting().filter(named).chain(fitting().filter(any)).cloned().collect()
+    fitting()
+        .filter(named)
+        .chain(fitting().filter(any))
+        .cloned()
+        .collect()
 }
 
 /// Takes in a first request. With `Err` nothing is kept.
-pub(crate) fn accept(cx: &mut Cx<'_>, datagram: &Datagram<'_>, payloads: &[Payload<'_>]) -> Result<IkeSa, InitRefused> {
+pub(crate) fn accept(
+    cx: &mut Cx<'_>,
+    datagram: &Datagram<'_>,
+    payloads: &[Payload<'_>],
+) -> Result<IkeSa, InitRefused> {
     let (mut offered, mut ke, mut nonce_i) = (None, None, None);
     for payload in payloads {
         match payload {
@@ -87,21 +106,31 @@ pub(crate) fn accept(cx: &mut Cx<'_>, datagram: &Datagram<'_>, payloads: &[Paylo
     let (Some(offered), Some(ke), Some(nonce_i)) = (offered, ke, nonce_i) else {
         return Err(InitRefused::new(NotifyType::INVALID_SYNTAX));
     };
-    let offered: Vec<WireProposal> = offered.iter().map(|proposal| proposal.to_proposal()).collect();
+    let offered: Vec<WireProposal> = offered
+        .iter()
+        .map(|proposal| proposal.to_proposal())
+        .collect();
     let candidates = candidates(cx, datagram);
     let Some(first) = candidates.first() else {
         return Err(InitRefused {
-            refusal: Some(Arc::new(explain::no_connection(cx, datagram))),
+            refusal: Some(explain::no_connection(cx, datagram)),
             ..InitRefused::new(NotifyType::NO_PROPOSAL_CHOSEN)
         });
     };
     let group = DhGroup::from_id(ke.group);
-    let selections = candidates.iter().map(|config| proposal::select_ike(&config.ike, &offered, group));
+    let selections = candidates
+        .iter()
+        .map(|config| proposal::select_ike(&config.ike, &offered, group));
     let Some(selection) = selections.filter_map(Result::ok).next() else {
         let mismatch = proposal::select_ike(&first.ike, &offered, group);
         return Err(InitRefused {
             refusal: mismatch.err().map(|mismatch| {
-                Arc::new(explain::proposal_mismatch(first, datagram.remote, RefusalKind::IkeProposal, &mismatch))
+                explain::proposal_mismatch(
+                    first,
+                    datagram.remote,
+                    RefusalKind::IkeProposal,
+                    &mismatch,
+                )
             }),
             ..InitRefused::new(NotifyType::NO_PROPOSAL_CHOSEN)
         });
@@ -130,8 +159,16 @@ pub(crate) fn accept(cx: &mut Cx<'_>, datagram: &Datagram<'_>, payloads: &[Paylo
     let shared = exchange.shared_secret(ke.data).map_err(invalid)?;
     let nonce_r = cx.nonce();
     let spi_i = datagram.header.initiator_spi;
-    let found = nat::detect(notifies(payloads), spi_i, 0, datagram.local, datagram.remote);
-    let forced = candidates.first().is_some_and(|config| config.encapsulation == EncapsulationPolicy::Udp);
+    let found = nat::detect(
+        notifies(payloads),
+        spi_i,
+        0,
+        datagram.local,
+        datagram.remote,
+    );
+    let forced = candidates
+        .first()
+        .is_some_and(|config| config.encapsulation == EncapsulationPolicy::Udp);
     let common = Common {
         role: Role::Responder,
         spi_i,
@@ -149,18 +186,33 @@ pub(crate) fn accept(cx: &mut Cx<'_>, datagram: &Datagram<'_>, payloads: &[Paylo
         spi_r: common.spi_r.to_be_bytes(),
     };
     let unusable = |_| InitRefused::new(NotifyType::NO_PROPOSAL_CHOSEN);
-    let keys = SkeySeed::initial(suite.prf, &context, &shared).into_keys(&suite, &context).map_err(unusable)?;
+    let keys = SkeySeed::initial(suite.prf, &context, &shared)
+        .into_keys(&suite, &context)
+        .map_err(unusable)?;
     let unusable = |_| InitRefused::new(NotifyType::NO_PROPOSAL_CHOSEN);
     let protector = Protector::new(&suite, &keys, Role::Responder).map_err(unusable)?;
 
     let mut writer = Writer::new();
-    writer.add(PayloadType::SA, |out| sa::encode(std::slice::from_ref(&answer), out));
-    let ke = KeyExchangeData { group: suite.group.id(), data: &public };
+    writer.add(PayloadType::SA, |out| {
+        sa::encode(std::slice::from_ref(&answer), out)
+    });
+    let ke = KeyExchangeData {
+        group: suite.group.id(),
+        data: &public,
+    };
     writer.add(PayloadType::KE, |out| ke.encode(out));
     writer.add(PayloadType::NONCE, |out| out.extend(&nonce_r));
-    nat::write(&mut writer, common.spi_i, common.spi_r, common.local, common.remote, forced);
+    nat::write(
+        &mut writer,
+        common.spi_i,
+        common.spi_r,
+        common.local,
+        common.remote,
+        forced,
+    );
     let response = writer.message(protect::header(&common, ExchangeType::IKE_SA_INIT, true, 0));
-    cx.out.transmit(common.local, common.remote, response.clone());
+    cx.out
+        .transmit(common.local, common.remote, response.clone());
     let phase = InitReplied {
         candidates,
         suite,
@@ -174,7 +226,10 @@ pub(crate) fn accept(cx: &mut Cx<'_>, datagram: &Datagram<'_>, payloads: &[Paylo
         },
         expires: cx.now + cx.settings.half_open.timeout,
     };
-    Ok(IkeSa { common, phase: Phase::InitReplied(Box::new(phase)) })
+    Ok(IkeSa {
+        common,
+        phase: Phase::InitReplied(Box::new(phase)),
+    })
 }
 
 /// What an IKE_AUTH request holds.
@@ -196,7 +251,11 @@ impl InitReplied {
     pub fn repeated_init(&self, common: &Common, cx: &mut Cx<'_>, datagram: &Datagram<'_>) {
         cx.out.drop(IkeDrop::Retransmission);
         if datagram.bytes == self.transcript.init_request {
-            cx.out.transmit(common.local, common.remote, self.transcript.init_response.clone());
+            cx.out.transmit(
+                common.local,
+                common.remote,
+                self.transcript.init_response.clone(),
+            );
         }
     }
 
@@ -206,14 +265,25 @@ impl InitReplied {
         }
         if let Some(config) = self.candidates.first() {
             let refusal = explain::auth_never_came(config, common, cx.settings.half_open.timeout);
-            cx.out.effects.push(Effect::Failed { refusal: Arc::new(refusal), retry: false });
+            cx.out.effects.push(Effect::Failed {
+                refusal,
+                retry: false,
+            });
         }
         Phase::Gone
     }
 
-    pub fn handle_datagram(self: Box<Self>, common: &mut Common, cx: &mut Cx<'_>, datagram: &Datagram<'_>) -> Phase {
+    pub fn handle_datagram(
+        self: Box<Self>,
+        common: &mut Common,
+        cx: &mut Cx<'_>,
+        datagram: &Datagram<'_>,
+    ) -> Phase {
         let header = &datagram.header;
-        if header.exchange != ExchangeType::IKE_AUTH || header.flags.is_response() || header.message_id != 1 {
+        if header.exchange != ExchangeType::IKE_AUTH
+            || header.flags.is_response()
+            || header.message_id != 1
+        {
             cx.out.drop(IkeDrop::Unexpected);
             return Phase::InitReplied(self);
         }
@@ -230,7 +300,16 @@ impl InitReplied {
         common.remote = datagram.remote;
         let payloads = match Payloads::collect_all(opened.first, &opened.plaintext) {
             Ok(payloads) => payloads,
-            Err(error) => return self.refuse_syntax(common, cx, datagram, NotifyType::INVALID_SYNTAX, &[], &error.to_string()),
+            Err(error) => {
+                return self.refuse_syntax(
+                    common,
+                    cx,
+                    datagram,
+                    NotifyType::INVALID_SYNTAX,
+                    &[],
+                    &error.to_string(),
+                );
+            }
         };
         if let Some(kind) = unknown_critical(&payloads) {
             let what = format!("unknown critical {kind}");
@@ -247,25 +326,61 @@ impl InitReplied {
                 other => offer.take(other),
             }
         }
-        let initial_contact = notifies(&payloads).any(|notify| notify.kind == NotifyType::INITIAL_CONTACT);
+        let initial_contact =
+            notifies(&payloads).any(|notify| notify.kind == NotifyType::INITIAL_CONTACT);
         let Some(idi) = idi else {
             let what = "the IKE_AUTH request has no IDi payload";
             return self.refuse_syntax(common, cx, datagram, NotifyType::INVALID_SYNTAX, &[], what);
         };
         let Some(auth) = auth else {
             // No AUTH payload asks for EAP (section 2.16).
-            let refusal = explain::wants_eap(self.candidates.first(), common, &Identity::from_wire(idi.kind, idi.data));
-            return self.refuse(common, cx, datagram, NotifyType::AUTHENTICATION_FAILED, &[], refusal);
+            let refusal = explain::wants_eap(
+                self.candidates.first(),
+                common,
+                &Identity::from_wire(idi.kind, idi.data),
+            );
+            return self.refuse(
+                common,
+                cx,
+                datagram,
+                NotifyType::AUTHENTICATION_FAILED,
+                &[],
+                refusal,
+            );
         };
-        self.finish(common, cx, datagram, AuthRequest { idi, idr, auth, offer, initial_contact })
+        self.finish(
+            common,
+            cx,
+            datagram,
+            AuthRequest {
+                idi,
+                idr,
+                auth,
+                offer,
+                initial_contact,
+            },
+        )
     }
 
-    fn finish(self: Box<Self>, common: &mut Common, cx: &mut Cx<'_>, datagram: &Datagram<'_>, request: AuthRequest<'_>) -> Phase {
+    fn finish(
+        self: Box<Self>,
+        common: &mut Common,
+        cx: &mut Cx<'_>,
+        datagram: &Datagram<'_>,
+        request: AuthRequest<'_>,
+    ) -> Phase {
         let identity = Identity::from_wire(request.idi.kind, request.idi.data);
         let (configs, proof) = match self.authenticate(common, cx, &request, &identity) {
             Ok(proven) => proven,
             Err(refusal) => {
-                return self.refuse(common, cx, datagram, NotifyType::AUTHENTICATION_FAILED, &[], refusal);
+                return self.refuse(
+                    common,
+                    cx,
+                    datagram,
+                    NotifyType::AUTHENTICATION_FAILED,
+                    &[],
+                    refusal,
+                );
             }
         };
         // Of several connections with this peer the selectors and proposals tell which is meant.
@@ -284,7 +399,13 @@ impl InitReplied {
             (Some((config, _)), _) | (None, Some((config, _))) => config.clone(),
             (None, None) => return Phase::Gone,
         };
-        let Self { suite, keys, protector, transcript, .. } = *self;
+        let Self {
+            suite,
+            keys,
+            protector,
+            transcript,
+            ..
+        } = *self;
         let local_id = local_identity(&config, common.local);
         let body = id_body(&local_id);
         let signed = transcript.signed(Role::Responder, &keys, &body);
@@ -294,7 +415,9 @@ impl InitReplied {
         let auth = psk_auth(keys.prf, secret.secret.expose(), signed);
         let mut writer = Writer::new();
         writer.add(PayloadType::IDR, |out| out.extend(&body));
-        writer.add(PayloadType::AUTH, |out| Typed::new(AUTH_METHOD_PSK, auth.expose()).encode(out));
+        writer.add(PayloadType::AUTH, |out| {
+            Typed::new(AUTH_METHOD_PSK, auth.expose()).encode(out)
+        });
 
         if common.nat.local || common.nat.remote {
             cx.out.notice(Notice::NatDetected {
@@ -305,14 +428,32 @@ impl InitReplied {
             });
         }
         let began = common.began;
-        let mut established = Established::new(cx, config.clone(), suite, keys, protector, proof, local_id, 0, 1);
+        let mut established = Established::new(
+            cx,
+            config.clone(),
+            suite,
+            keys,
+            protector,
+            proof,
+            local_id,
+            0,
+            1,
+        );
         established.announce(common, cx, request.initial_contact);
         let nonces = (&transcript.nonce_i[..], &transcript.nonce_r[..]);
         let child_spi = cx.child_spi();
         let new = match agreed {
             Some((_, agreed)) => {
                 agreed.write(&mut writer, child_spi);
-                child::derive(&established.keys, agreed, child_spi, nonces, None, Role::Responder).ok()
+                child::derive(
+                    &established.keys,
+                    agreed,
+                    child_spi,
+                    nonces,
+                    None,
+                    Role::Responder,
+                )
+                .ok()
             }
             None => None,
         };
@@ -324,7 +465,10 @@ impl InitReplied {
             (None, Some((_, error))) => {
                 // "the IKE SA is still created as usual" (section 1.2).
                 writer.notify(Notify::new(error.notify, &[]));
-                cx.out.effects.push(Effect::Failed { refusal: Arc::new(error.refusal), retry: false });
+                cx.out.effects.push(Effect::Failed {
+                    refusal: error.refusal,
+                    retry: false,
+                });
             }
             (None, None) => writer.notify(Notify::new(NotifyType::NO_PROPOSAL_CHOSEN, &[])),
         }
@@ -339,27 +483,51 @@ impl InitReplied {
         cx: &Cx<'_>,
         request: &AuthRequest<'_>,
         identity: &Identity,
-    ) -> Result<(Vec<Arc<ConnectionConfig>>, PeerProof), Refusal> {
+    ) -> Result<(Vec<Arc<ConnectionConfig>>, PeerProof), Arc<Refusal>> {
         let fits = |config: &&Arc<ConnectionConfig>| {
             let ours = local_identity(config, common.local);
             accepts_identity(config, common.remote.ip(), identity)
-                && request.idr.as_ref().is_none_or(|asked| asked.matches(&ours))
+                && request
+                    .idr
+                    .as_ref()
+                    .is_none_or(|asked| asked.matches(&ours))
         };
         let configs: Vec<_> = self.candidates.iter().filter(fits).cloned().collect();
         let Some(config) = configs.first() else {
-            return Err(explain::unknown_identity(&self.candidates, common, identity, request.idr.as_ref()));
+            return Err(explain::unknown_identity(
+                &self.candidates,
+                common,
+                identity,
+                request.idr.as_ref(),
+            ));
         };
         if request.auth.kind != AUTH_METHOD_PSK {
-            return Err(explain::other_method(config, common, identity, request.auth.kind));
+            return Err(explain::other_method(
+                config,
+                common,
+                identity,
+                request.auth.kind,
+            ));
         }
         let local_id = local_identity(config, common.local);
         let Some(secret) = psk::find(cx.secrets, &local_id, identity) else {
             return Err(explain::no_secret(config, common, &local_id, identity));
         };
-        let proof = verify_peer(secret, Role::Initiator, &self.keys, &self.transcript, request.idi, request.auth.data);
-        let proof = proof.ok_or_else(|| explain::wrong_psk(config, common, identity, &secret.origin))?;
+        let proof = verify_peer(
+            secret,
+            Role::Initiator,
+            &self.keys,
+            &self.transcript,
+            request.idi,
+            request.auth.data,
+        );
+        let proof =
+            proof.ok_or_else(|| explain::wrong_psk(config, common, identity, &secret.origin))?;
         // The key is one of this pair of identities: connections under another of ours need their own.
-        let configs = configs.into_iter().filter(|config| local_identity(config, common.local) == local_id).collect();
+        let configs = configs
+            .into_iter()
+            .filter(|config| local_identity(config, common.local) == local_id)
+            .collect();
         Ok((configs, proof))
     }
 
@@ -387,16 +555,20 @@ impl InitReplied {
         datagram: &Datagram<'_>,
         kind: NotifyType,
         data: &[u8],
-        refusal: Refusal,
+        refusal: Arc<Refusal>,
     ) -> Phase {
-        cx.out.effects.push(Effect::Failed { refusal: Arc::new(refusal), retry: false });
+        cx.out.effects.push(Effect::Failed {
+            refusal,
+            retry: false,
+        });
         let mut writer = Writer::new();
         writer.notify(Notify::new(kind, data));
         let header = protect::header(common, ExchangeType::IKE_AUTH, true, 1);
         let Ok(response) = self.protector.seal(cx, header, &writer) else {
             return Phase::Gone;
         };
-        cx.out.transmit(datagram.local, datagram.remote, response.clone());
+        cx.out
+            .transmit(datagram.local, datagram.remote, response.clone());
         Phase::Lingering(Box::new(Lingering {
             request: datagram.bytes.to_vec(),
             response,
@@ -419,7 +591,8 @@ impl Lingering {
     pub fn handle_datagram(self: Box<Self>, cx: &mut Cx<'_>, datagram: &Datagram<'_>) -> Phase {
         if datagram.bytes == self.request {
             cx.out.drop(IkeDrop::Retransmission);
-            cx.out.transmit(datagram.local, datagram.remote, self.response.clone());
+            cx.out
+                .transmit(datagram.local, datagram.remote, self.response.clone());
         } else {
             cx.out.drop(IkeDrop::Unexpected);
         }
@@ -427,6 +600,10 @@ impl Lingering {
     }
 
     pub fn handle_timeout(self: Box<Self>, cx: &mut Cx<'_>) -> Phase {
-        if cx.now < self.expires { Phase::Lingering(self) } else { Phase::Gone }
+        if cx.now < self.expires {
+            Phase::Lingering(self)
+        } else {
+            Phase::Gone
+        }
     }
 }

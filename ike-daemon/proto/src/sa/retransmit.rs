@@ -27,7 +27,10 @@ pub(crate) enum Due {
 impl Retransmit {
     /// After the first transmission, at `now`.
     pub fn start(now: Instant, settings: &Retransmission) -> Self {
-        Self { sent: 1, due: now + settings.wait(1) }
+        Self {
+            sent: 1,
+            due: now + settings.wait(1),
+        }
     }
 
     /// What is due at `now`; a transmission is counted when `Send` is returned.
@@ -64,7 +67,10 @@ mod tests {
         loop {
             let now = retransmit.due;
             waits.push(now.duration_since(start).as_millis());
-            assert_eq!(retransmit.poll(now - Duration::from_nanos(1), &settings), Due::Wait);
+            assert_eq!(
+                retransmit.poll(now - Duration::from_nanos(1), &settings),
+                Due::Wait
+            );
             if retransmit.poll(now, &settings) == Due::GiveUp {
                 break;
             }

@@ -49,7 +49,9 @@ impl Flags {
 
     /// The flags of a message.
     pub fn new(initiator: bool, response: bool) -> Self {
-        Self(if initiator { Self::INITIATOR } else { 0 } | if response { Self::RESPONSE } else { 0 })
+        Self(
+            if initiator { Self::INITIATOR } else { 0 } | if response { Self::RESPONSE } else { 0 },
+        )
     }
 
     /// Sent by the original initiator.
@@ -123,11 +125,15 @@ impl Header {
 
     /// Splits a datagram into its header and the octets behind it; the length field must agree.
     pub fn split(datagram: &[u8]) -> Result<(Self, &[u8]), DecodeError> {
-        let (head, body) =
-            datagram.split_first_chunk::<HEADER_LEN>().ok_or(DecodeError::Short { what: "IKE header" })?;
+        let (head, body) = datagram
+            .split_first_chunk::<HEADER_LEN>()
+            .ok_or(DecodeError::Short { what: "IKE header" })?;
         let header = Self::decode(head)?;
         if header.length as usize != datagram.len() {
-            return Err(DecodeError::Invalid { what: "IKE header", problem: "its length is not the datagram's" });
+            return Err(DecodeError::Invalid {
+                what: "IKE header",
+                problem: "its length is not the datagram's",
+            });
         }
         Ok((header, body))
     }

@@ -20,13 +20,21 @@ pub struct Typed<'a> {
 impl<'a> Typed<'a> {
     /// A body to be sent.
     pub fn new(kind: u8, data: &'a [u8]) -> Self {
-        Self { kind, reserved: [0; 3], data }
+        Self {
+            kind,
+            reserved: [0; 3],
+            data,
+        }
     }
 
     /// Reads a payload body.
     pub fn decode(body: &'a [u8], what: &'static str) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(body, what);
-        Ok(Self { kind: reader.u8()?, reserved: reader.array()?, data: reader.rest() })
+        Ok(Self {
+            kind: reader.u8()?,
+            reserved: reader.array()?,
+            data: reader.rest(),
+        })
     }
 
     /// Appends the payload body.
@@ -52,7 +60,10 @@ impl<'a> KeyExchangeData<'a> {
         let mut reader = Reader::new(body, "key exchange payload");
         let group = reader.u16()?;
         reader.u16()?;
-        Ok(Self { group, data: reader.rest() })
+        Ok(Self {
+            group,
+            data: reader.rest(),
+        })
     }
 
     /// Appends the payload body.
@@ -81,13 +92,21 @@ impl Delete {
         let spi_len = reader.u8()?;
         let count = usize::from(reader.u16()?);
         if count > MAX_DELETE_SPIS {
-            return Err(DecodeError::TooMany { what: "SPIs in a delete payload", limit: MAX_DELETE_SPIS });
+            return Err(DecodeError::TooMany {
+                what: "SPIs in a delete payload",
+                limit: MAX_DELETE_SPIS,
+            });
         }
         match (protocol, spi_len) {
             (1, 0) if count == 0 => {}
             (2 | 3, 4) => {}
             (2 | 3, _) if count == 0 => {}
-            _ => return Err(DecodeError::Invalid { what: WHAT, problem: "the SPI size does not fit the protocol" }),
+            _ => {
+                return Err(DecodeError::Invalid {
+                    what: WHAT,
+                    problem: "the SPI size does not fit the protocol",
+                });
+            }
         }
         let spis = (0..count).map(|_| reader.u32()).collect::<Result<_, _>>()?;
         reader.finish()?;
@@ -99,6 +118,11 @@ impl Delete {
         let count = self.spis.len().min(MAX_DELETE_SPIS);
         out.extend([self.protocol, if self.protocol == 1 { 0 } else { 4 }]);
         out.extend((count as u16).to_be_bytes());
-        out.extend(self.spis.iter().take(count).flat_map(|spi| spi.to_be_bytes()));
+        out.extend(
+            self.spis
+                .iter()
+                .take(count)
+                .flat_map(|spi| spi.to_be_bytes()),
+        );
     }
 }

@@ -96,7 +96,12 @@ pub struct Notify<'a> {
 impl<'a> Notify<'a> {
     /// A notify about the IKE SA, or about nothing yet.
     pub fn new(kind: NotifyType, data: &'a [u8]) -> Self {
-        Self { protocol: 0, spi: &[], kind, data }
+        Self {
+            protocol: 0,
+            spi: &[],
+            kind,
+            data,
+        }
     }
 
     /// Reads a payload body.
@@ -106,7 +111,12 @@ impl<'a> Notify<'a> {
         let spi_len = reader.u8()?;
         let kind = NotifyType(reader.u16()?);
         let spi = reader.bytes(spi_len.into())?;
-        Ok(Self { protocol, spi, kind, data: reader.rest() })
+        Ok(Self {
+            protocol,
+            spi,
+            kind,
+            data: reader.rest(),
+        })
     }
 
     /// Appends the payload body. SPIs longer than 255 octets do not exist.

@@ -114,11 +114,18 @@ pub struct Payloads<'a> {
 impl<'a> Payloads<'a> {
     /// The chain that starts with type `first` in `bytes`.
     pub fn new(first: PayloadType, bytes: &'a [u8]) -> Self {
-        Self { next: first, reader: Reader::new(bytes, "payload"), seen: 0 }
+        Self {
+            next: first,
+            reader: Reader::new(bytes, "payload"),
+            seen: 0,
+        }
     }
 
     /// All payloads, decoded.
-    pub fn collect_all(first: PayloadType, bytes: &'a [u8]) -> Result<Vec<Payload<'a>>, DecodeError> {
+    pub fn collect_all(
+        first: PayloadType,
+        bytes: &'a [u8],
+    ) -> Result<Vec<Payload<'a>>, DecodeError> {
         Self::new(first, bytes).collect()
     }
 
@@ -129,14 +136,21 @@ impl<'a> Payloads<'a> {
             return reader.finish().map(|()| None);
         }
         if self.seen == MAX_PAYLOADS {
-            return Err(DecodeError::TooMany { what: "payloads", limit: MAX_PAYLOADS });
+            return Err(DecodeError::TooMany {
+                what: "payloads",
+                limit: MAX_PAYLOADS,
+            });
         }
         self.seen += 1;
         let kind = self.next;
         let next = PayloadType(self.reader.u8()?);
         let critical = self.reader.u8()? & 0x80 != 0;
         let length = usize::from(self.reader.u16()?);
-        let body = self.reader.bytes(length.checked_sub(4).ok_or(DecodeError::Short { what: "payload" })?)?;
+        let body = self.reader.bytes(
+            length
+                .checked_sub(4)
+                .ok_or(DecodeError::Short { what: "payload" })?,
+        )?;
         self.next = next;
         Ok(Some(match kind {
             PayloadType::SA => Payload::Sa(sa::decode(body)?),
@@ -147,7 +161,10 @@ impl<'a> Payloads<'a> {
             PayloadType::NONCE => {
                 // "the size of the Nonce Data MUST be between 16 and 256 octets, inclusive"
                 if !(16..=256).contains(&body.len()) {
-                    return Err(DecodeError::Invalid { what: "nonce payload", problem: "not 16 to 256 octets" });
+                    return Err(DecodeError::Invalid {
+                        what: "nonce payload",
+                        problem: "not 16 to 256 octets",
+                    });
                 }
                 Payload::Nonce(body)
             }
@@ -160,7 +177,11 @@ impl<'a> Payloads<'a> {
                 self.next = PayloadType::NONE;
                 Payload::Sk { inner: next, body }
             }
-            _ => Payload::Other { kind, critical, body },
+            _ => Payload::Other {
+                kind,
+                critical,
+                body,
+            },
         }))
     }
 }
@@ -208,7 +229,8 @@ impl Writer {
         }
         let start = self.bytes.len();
         self.link = Some(start);
-        self.bytes.extend([0, if critical { 0x80 } else { 0 }, 0, 0]);
+        self.bytes
+            .extend([0, if critical { 0x80 } else { 0 }, 0, 0]);
         fill(&mut self.bytes);
         let length = u16::try_from(self.bytes.len() - start).unwrap_or(u16::MAX);
         if let Some(field) = self.bytes.get_mut(start + 2..start + 4) {
@@ -234,7 +256,11 @@ impl Writer {
     /// Behind a header whose first payload and length are filled in: an unencrypted message.
     pub fn message(&self, header: Header) -> Vec<u8> {
         let length = (HEADER_LEN + self.bytes.len()) as u32;
-        let header = Header { next_payload: self.first(), length, ..header };
+        let header = Header {
+            next_payload: self.first(),
+            length,
+            ..header
+        };
         let mut out = Vec::with_capacity(length as usize);
         out.extend(header.encode());
         out.extend(&self.bytes);

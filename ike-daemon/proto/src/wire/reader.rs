@@ -50,14 +50,20 @@ impl<'a> Reader<'a> {
 
     /// The next `count` octets.
     pub fn bytes(&mut self, count: usize) -> Result<&'a [u8], DecodeError> {
-        let (head, tail) = self.rest.split_at_checked(count).ok_or(DecodeError::Short { what: self.what })?;
+        let (head, tail) = self
+            .rest
+            .split_at_checked(count)
+            .ok_or(DecodeError::Short { what: self.what })?;
         self.rest = tail;
         Ok(head)
     }
 
     /// The next `N` octets.
     pub fn array<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
-        let (head, tail) = self.rest.split_first_chunk::<N>().ok_or(DecodeError::Short { what: self.what })?;
+        let (head, tail) = self
+            .rest
+            .split_first_chunk::<N>()
+            .ok_or(DecodeError::Short { what: self.what })?;
         self.rest = tail;
         Ok(*head)
     }
@@ -102,7 +108,10 @@ impl<'a> Reader<'a> {
         if self.rest.is_empty() {
             Ok(())
         } else {
-            Err(DecodeError::Trailing { what: self.what, count: self.rest.len() })
+            Err(DecodeError::Trailing {
+                what: self.what,
+                count: self.rest.len(),
+            })
         }
     }
 }

@@ -31,7 +31,10 @@ impl TransformBody<'_> {
             let kind = reader.u16()?;
             let value = reader.u16()?;
             if kind != 0x8000 | ATTRIBUTE_KEY_LENGTH || key_length.is_some() {
-                return Err(DecodeError::Invalid { what: "transform attributes", problem: "not a single key length" });
+                return Err(DecodeError::Invalid {
+                    what: "transform attributes",
+                    problem: "not a single key length",
+                });
             }
             key_length = Some(value);
         }
@@ -59,7 +62,10 @@ pub fn decode(body: &[u8]) -> Result<Vec<ProposalBody<'_>>, DecodeError> {
     let mut proposals = Vec::new();
     loop {
         if proposals.len() == MAX_PROPOSALS {
-            return Err(DecodeError::TooMany { what: "proposals", limit: MAX_PROPOSALS });
+            return Err(DecodeError::TooMany {
+                what: "proposals",
+                limit: MAX_PROPOSALS,
+            });
         }
         let (last, body) = substructure(&mut reader, 2, "proposal")?;
         proposals.push(proposal(body)?);
@@ -72,15 +78,27 @@ pub fn decode(body: &[u8]) -> Result<Vec<ProposalBody<'_>>, DecodeError> {
 }
 
 /// Takes the next proposal or transform: whether it is the last, and what follows its length.
-fn substructure<'a>(reader: &mut Reader<'a>, more: u8, what: &'static str) -> Result<(bool, &'a [u8]), DecodeError> {
+fn substructure<'a>(
+    reader: &mut Reader<'a>,
+    more: u8,
+    what: &'static str,
+) -> Result<(bool, &'a [u8]), DecodeError> {
     let last = match reader.u8()? {
         0 => true,
         marker if marker == more => false,
-        _ => return Err(DecodeError::Invalid { what, problem: "its \"last substructure\" field" }),
+        _ => {
+            return Err(DecodeError::Invalid {
+                what,
+                problem: "its \"last substructure\" field",
+            });
+        }
     };
     reader.u8()?;
     let length = usize::from(reader.u16()?);
-    Ok((last, reader.bytes(length.checked_sub(4).ok_or(DecodeError::Short { what })?)?))
+    Ok((
+        last,
+        reader.bytes(length.checked_sub(4).ok_or(DecodeError::Short { what })?)?,
+    ))
 }
 
 fn proposal(body: &[u8]) -> Result<ProposalBody<'_>, DecodeError> {
@@ -91,22 +109,37 @@ fn proposal(body: &[u8]) -> Result<ProposalBody<'_>, DecodeError> {
     let spi_len = usize::from(reader.u8()?);
     let count = usize::from(reader.u8()?);
     if count > MAX_TRANSFORMS {
-        return Err(DecodeError::TooMany { what: "transforms", limit: MAX_TRANSFORMS });
+        return Err(DecodeError::TooMany {
+            what: "transforms",
+            limit: MAX_TRANSFORMS,
+        });
     }
     let spi = reader.bytes(spi_len)?;
     let mut transforms = Vec::with_capacity(count);
     for index in 0..count {
         let (last, body) = substructure(&mut reader, 3, "transform")?;
         if last != (index + 1 == count) {
-            return Err(DecodeError::Invalid { what: WHAT, problem: "its number of transforms" });
+            return Err(DecodeError::Invalid {
+                what: WHAT,
+                problem: "its number of transforms",
+            });
         }
         let mut fields = Reader::new(body, "transform");
         let kind = fields.u8()?;
         fields.u8()?;
-        transforms.push(TransformBody { kind, id: fields.u16()?, attributes: fields.rest() });
+        transforms.push(TransformBody {
+            kind,
+            id: fields.u16()?,
+            attributes: fields.rest(),
+        });
     }
     reader.finish()?;
-    Ok(ProposalBody { number, protocol, spi, transforms })
+    Ok(ProposalBody {
+        number,
+        protocol,
+        spi,
+        transforms,
+    })
 }
 
 impl ProposalBody<'_> {
@@ -115,7 +148,11 @@ impl ProposalBody<'_> {
     pub fn to_proposal(&self) -> WireProposal {
         let transform = |body: &TransformBody<'_>| {
             let key_len = body.key_length().ok()?;
-            Some(Transform { kind: TransformType::from_id(body.kind), id: body.id, key_len })
+            Some(Transform {
+                kind: TransformType::from_id(body.kind),
+                id: body.id,
+                key_len,
+            })
         };
         WireProposal {
             number: self.number,
@@ -139,7 +176,12 @@ fn encode_proposal(proposal: &WireProposal, last: bool, out: &mut Vec<u8>) {
     let count = proposal.transforms.len().min(MAX_TRANSFORMS);
     let start = out.len();
     out.extend([if last { 0 } else { 2 }, 0, 0, 0]);
-    out.extend([proposal.number, proposal.protocol.id(), spi.len() as u8, count as u8]);
+    out.extend([
+        proposal.number,
+        proposal.protocol.id(),
+        spi.len() as u8,
+        count as u8,
+    ]);
     out.extend(spi);
     for (index, transform) in proposal.transforms.iter().take(count).enumerate() {
         let length: u16 = if transform.key_len.is_some() { 12 } else { 8 };

@@ -22,7 +22,11 @@ fn encode(payload: &Payload<'_>, writer: &mut Writer) {
         Payload::Delete(delete) => writer.add(PayloadType::DELETE, |out| delete.encode(out)),
         Payload::TsI(selectors) => writer.add(PayloadType::TSI, |out| ts::encode(selectors, out)),
         Payload::TsR(selectors) => writer.add(PayloadType::TSR, |out| ts::encode(selectors, out)),
-        Payload::Other { kind, critical, body } => writer.add_with(*kind, *critical, |out| out.extend(*body)),
+        Payload::Other {
+            kind,
+            critical,
+            body,
+        } => writer.add_with(*kind, *critical, |out| out.extend(*body)),
         Payload::Sk { .. } => unreachable!("not generated"),
     }
 }
@@ -32,30 +36,53 @@ fn bytes(range: std::ops::Range<usize>) -> impl Strategy<Value = Vec<u8>> {
 }
 
 fn transforms() -> impl Strategy<Value = Vec<Transform>> {
-    let transform = (any::<u8>(), any::<u16>(), any::<Option<u16>>())
-        .prop_map(|(kind, id, key_len)| Transform { kind: TransformType::from_id(kind), id, key_len });
+    let transform =
+        (any::<u8>(), any::<u16>(), any::<Option<u16>>()).prop_map(|(kind, id, key_len)| {
+            Transform {
+                kind: TransformType::from_id(kind),
+                id,
+                key_len,
+            }
+        });
     proptest::collection::vec(transform, 0..10)
 }
 
 fn proposals() -> impl Strategy<Value = Vec<WireProposal>> {
     let spi = prop_oneof![Just(vec![]), bytes(4..5), bytes(8..9)];
-    let proposal = (any::<u8>(), any::<u8>(), spi, transforms()).prop_map(|(number, protocol, spi, transforms)| {
-        WireProposal { number, protocol: Protocol::from_id(protocol), spi, transforms }
-    });
+    let proposal = (any::<u8>(), any::<u8>(), spi, transforms()).prop_map(
+        |(number, protocol, spi, transforms)| WireProposal {
+            number,
+            protocol: Protocol::from_id(protocol),
+            spi,
+            transforms,
+        },
+    );
     proptest::collection::vec(proposal, 1..6)
 }
 
 fn selectors() -> impl Strategy<Value = Vec<TrafficSelector>> {
     let address = prop_oneof![
         (any::<u32>(), any::<u32>()).prop_map(|(a, b)| {
-            (std::net::Ipv4Addr::from(a.min(b)).into(), std::net::Ipv4Addr::from(a.max(b)).into())
+            (
+                std::net::Ipv4Addr::from(a.min(b)).into(),
+                std::net::Ipv4Addr::from(a.max(b)).into(),
+            )
         }),
         (any::<u128>(), any::<u128>()).prop_map(|(a, b)| {
-            (std::net::Ipv6Addr::from(a.min(b)).into(), std::net::Ipv6Addr::from(a.max(b)).into())
+            (
+                std::net::Ipv6Addr::from(a.min(b)).into(),
+                std::net::Ipv6Addr::from(a.max(b)).into(),
+            )
         }),
     ];
     let selector = (any::<u8>(), any::<u16>(), any::<u16>(), address).prop_map(
-        |(protocol, start_port, end_port, (start, end))| TrafficSelector { protocol, start_port, end_port, start, end },
+        |(protocol, start_port, end_port, (start, end))| TrafficSelector {
+            protocol,
+            start_port,
+            end_port,
+            start,
+            end,
+        },
     );
     proptest::collection::vec(selector, 1..8)
 }
@@ -77,9 +104,8 @@ fn body() -> impl Strategy<Value = Body> {
         proposals().prop_map(Body::Sa),
         (any::<bool>(), selectors()).prop_map(|(initiator, list)| Body::Ts(initiator, list)),
         (any::<u16>(), bytes(0..600)).prop_map(|(group, data)| Body::Ke(group, data)),
-        (0u8..3, any::<u8>(), any::<[u8; 3]>(), bytes(0..80)).prop_map(|(which, kind, reserved, data)| {
-            Body::Typed(which, kind, reserved, data)
-        }),
+        (0u8..3, any::<u8>(), any::<[u8; 3]>(), bytes(0..80))
+            .prop_map(|(which, kind, reserved, data)| { Body::Typed(which, kind, reserved, data) }),
         bytes(16..257).prop_map(Body::Nonce),
         (any::<u8>(), bytes(0..20), any::<u16>(), bytes(0..80))
             .prop_map(|(protocol, spi, kind, data)| Body::Notify(protocol, spi, kind, data)),
@@ -87,7 +113,8 @@ fn body() -> impl Strategy<Value = Body> {
             Just(Body::Delete(1, vec![])),
             proptest::collection::vec(any::<u32>(), 0..20).prop_map(|spis| Body::Delete(3, spis)),
         ],
-        (49u8.., any::<bool>(), bytes(0..80)).prop_map(|(kind, critical, data)| Body::Other(kind, critical, data)),
+        (49u8.., any::<bool>(), bytes(0..80))
+            .prop_map(|(kind, critical, data)| Body::Other(kind, critical, data)),
     ]
 }
 
@@ -97,18 +124,40 @@ fn write(body: &Body, writer: &mut Writer) {
         Body::Ts(true, list) => writer.add(PayloadType::TSI, |out| ts::encode(list, out)),
         Body::Ts(false, list) => writer.add(PayloadType::TSR, |out| ts::encode(list, out)),
         Body::Ke(group, data) => {
-            writer.add(PayloadType::KE, |out| KeyExchangeData { group: *group, data }.encode(out));
+            writer.add(PayloadType::KE, |out| {
+                KeyExchangeData {
+                    group: *group,
+                    data,
+                }
+                .encode(out)
+            });
         }
         Body::Typed(which, kind, reserved, data) => {
-            let payload = [PayloadType::IDI, PayloadType::IDR, PayloadType::AUTH][usize::from(*which)];
-            writer.add(payload, |out| Typed { kind: *kind, reserved: *reserved, data }.encode(out));
+            let payload =
+                [PayloadType::IDI, PayloadType::IDR, PayloadType::AUTH][usize::from(*which)];
+            writer.add(payload, |out| {
+                Typed {
+                    kind: *kind,
+                    reserved: *reserved,
+                    data,
+                }
+                .encode(out)
+            });
         }
         Body::Nonce(data) => writer.add(PayloadType::NONCE, |out| out.extend(data)),
         Body::Notify(protocol, spi, kind, data) => {
-            writer.notify(Notify { protocol: *protocol, spi, kind: NotifyType(*kind), data });
+            writer.notify(Notify {
+                protocol: *protocol,
+                spi,
+                kind: NotifyType(*kind),
+                data,
+            });
         }
         Body::Delete(protocol, spis) => {
-            let delete = Delete { protocol: *protocol, spis: spis.clone() };
+            let delete = Delete {
+                protocol: *protocol,
+                spis: spis.clone(),
+            };
             writer.add(PayloadType::DELETE, |out| delete.encode(out));
         }
         Body::Other(kind, critical, data) => {
@@ -187,7 +236,13 @@ fn limits() {
         writer.notify(Notify::new(NotifyType::COOKIE, &[]));
     }
     let result = Payloads::collect_all(writer.first(), writer.bytes());
-    assert_eq!(result, Err(DecodeError::TooMany { what: "payloads", limit: MAX_PAYLOADS }));
+    assert_eq!(
+        result,
+        Err(DecodeError::TooMany {
+            what: "payloads",
+            limit: MAX_PAYLOADS
+        })
+    );
     let short = [0u8; 15];
     let mut writer = Writer::new();
     writer.add(PayloadType::NONCE, |out| out.extend(short));

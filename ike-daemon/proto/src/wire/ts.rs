@@ -20,17 +20,25 @@ pub fn decode(body: &[u8]) -> Result<Vec<TrafficSelector>, DecodeError> {
     let count = usize::from(reader.u8()?);
     reader.bytes(3)?;
     if count == 0 {
-        return Err(DecodeError::Invalid { what: WHAT, problem: "it holds no selector" });
+        return Err(DecodeError::Invalid {
+            what: WHAT,
+            problem: "it holds no selector",
+        });
     }
     if count > MAX_SELECTORS {
-        return Err(DecodeError::TooMany { what: "traffic selectors", limit: MAX_SELECTORS });
+        return Err(DecodeError::TooMany {
+            what: "traffic selectors",
+            limit: MAX_SELECTORS,
+        });
     }
     let mut selectors = Vec::with_capacity(count);
     for _ in 0..count {
         let kind = reader.u8()?;
         let protocol = reader.u8()?;
         let length = usize::from(reader.u16()?);
-        let body = reader.bytes(length.checked_sub(4).ok_or(DecodeError::Short { what: "traffic selector" })?)?;
+        let body = reader.bytes(length.checked_sub(4).ok_or(DecodeError::Short {
+            what: "traffic selector",
+        })?)?;
         let mut fields = Reader::new(body, "traffic selector");
         let (start_port, end_port, start, end): (u16, u16, IpAddr, IpAddr) = match kind {
             TS_IPV4_ADDR_RANGE => (
@@ -49,9 +57,18 @@ pub fn decode(body: &[u8]) -> Result<Vec<TrafficSelector>, DecodeError> {
         };
         fields.finish()?;
         if start > end {
-            return Err(DecodeError::Invalid { what: "traffic selector", problem: "its first address is above its last" });
+            return Err(DecodeError::Invalid {
+                what: "traffic selector",
+                problem: "its first address is above its last",
+            });
         }
-        selectors.push(TrafficSelector { protocol, start_port, end_port, start, end });
+        selectors.push(TrafficSelector {
+            protocol,
+            start_port,
+            end_port,
+            start,
+            end,
+        });
     }
     reader.finish()?;
     Ok(selectors)

@@ -18,13 +18,22 @@ fn two_round_trips_establish_both_ends() {
         Notice::Established { elapsed, suite, .. } => Some((*elapsed, suite.clone())),
         _ => None,
     });
-    assert_eq!(elapsed, Some((Duration::from_millis(40), "aes256gcm16-prfsha256-x25519".to_owned())));
+    assert_eq!(
+        elapsed,
+        Some((
+            Duration::from_millis(40),
+            "aes256gcm16-prfsha256-x25519".to_owned()
+        ))
+    );
     assert_eq!(pair.a.sent.len() + pair.b.sent.len(), 4);
     let sa = pair.a.sas.values().next().unwrap();
     assert_eq!(sa.path.encapsulation, Encapsulation::Esp);
     assert_eq!(sa.replay_window, 4096);
     let status = &pair.a.endpoint.status(pair.now)[0].ike_sas[0];
-    assert_eq!((status.local_id.as_deref(), status.remote_id.as_deref()), (Some(A), Some(B)));
+    assert_eq!(
+        (status.local_id.as_deref(), status.remote_id.as_deref()),
+        (Some(A), Some(B))
+    );
     assert_eq!(status.children.len(), 1);
     assert!(status.rekey_in.is_some());
 }
@@ -33,7 +42,10 @@ fn two_round_trips_establish_both_ends() {
 fn the_responder_can_receive_before_it_answers() {
     let mut pair = Pair::new(initiator(), responder());
     assert!(pair.run_until(Duration::from_secs(5), |pair| !pair.b.sas.is_empty()));
-    assert!(pair.a.sas.is_empty(), "the IKE_AUTH response has not arrived yet");
+    assert!(
+        pair.a.sas.is_empty(),
+        "the IKE_AUTH response has not arrived yet"
+    );
     assert!(pair.run_until(Duration::from_secs(5), |pair| !pair.a.sas.is_empty()));
 }
 
@@ -58,18 +70,34 @@ fn every_suite_and_group() {
         assert_eq!(pair.a.endpoint.status(pair.now)[0].ike_sas[0].suite, ike);
         let suite = pair.a.sas.values().next().unwrap().suite;
         assert_eq!(suite.esn, esp.contains("-esn"), "{esp}");
-        assert!(esp.starts_with(suite.to_string().trim_end_matches("-esn")), "{suite} for {esp}");
+        assert!(
+            esp.starts_with(suite.to_string().trim_end_matches("-esn")),
+            "{suite} for {esp}"
+        );
     }
 }
 
 #[test]
 fn the_responder_prefers_its_own_order() {
-    let a = connection(A, B, "aes128-sha256-modp2048,aes256gcm16-prfsha256-x25519", "aes128-sha256,aes256gcm16");
-    let b = mirrored(&connection(A, B, "aes256gcm16-prfsha256-x25519,aes128-sha256-modp2048", "aes256gcm16,aes128-sha256"));
+    let a = connection(
+        A,
+        B,
+        "aes128-sha256-modp2048,aes256gcm16-prfsha256-x25519",
+        "aes128-sha256,aes256gcm16",
+    );
+    let b = mirrored(&connection(
+        A,
+        B,
+        "aes256gcm16-prfsha256-x25519,aes128-sha256-modp2048",
+        "aes256gcm16,aes128-sha256",
+    ));
     let mut pair = Pair::new(a, b);
     pair.settle();
     pair.assert_connected();
-    assert_eq!(pair.b.sas.values().next().unwrap().suite.to_string(), "aes256gcm16");
+    assert_eq!(
+        pair.b.sas.values().next().unwrap().suite.to_string(),
+        "aes256gcm16"
+    );
 }
 
 #[test]
@@ -80,8 +108,15 @@ fn another_group_costs_one_more_round_trip() {
     );
     pair.settle();
     pair.assert_connected();
-    assert_eq!(pair.a.sent.len(), 3, "INVALID_KE_PAYLOAD was answered with a second request");
-    assert_eq!(pair.a.endpoint.status(pair.now)[0].ike_sas[0].suite, "aes256-sha256-x25519");
+    assert_eq!(
+        pair.a.sent.len(),
+        3,
+        "INVALID_KE_PAYLOAD was answered with a second request"
+    );
+    assert_eq!(
+        pair.a.endpoint.status(pair.now)[0].ike_sas[0].suite,
+        "aes256-sha256-x25519"
+    );
 }
 
 #[test]
@@ -93,13 +128,21 @@ fn cookies_when_demanded_also_with_another_group() {
     let mut pair = Pair::seeded(3, settings, a, b);
     pair.settle();
     pair.assert_connected();
-    assert_eq!(pair.b.endpoint.counters().cookies_sent, 1, "the cookie fits the second group as well");
+    assert_eq!(
+        pair.b.endpoint.counters().cookies_sent,
+        1,
+        "the cookie fits the second group as well"
+    );
     assert_eq!(pair.a.sent.len(), 4);
 }
 
 #[test]
 fn several_selectors_of_both_families_are_narrowed() {
-    let list = |text: &str| text.split(' ').map(|text| selector::parse(text).unwrap()).collect::<Vec<_>>();
+    let list = |text: &str| {
+        text.split(' ')
+            .map(|text| selector::parse(text).unwrap())
+            .collect::<Vec<_>>()
+    };
     let mut a = initiator();
     a.local_ts = list("10.1.0.0/16 10.7.0.0/24 2001:db8:1::/48");
     a.remote_ts = list("10.2.0.0/16 2001:db8:2::/48");
@@ -140,11 +183,21 @@ fn identities_choose_the_connection_and_default_routes_the_source() {
     let mut pair = Pair::new(a.clone(), b.clone());
     pair.settle();
     assert_eq!(pair.a.refusals()[0].kind, crate::RefusalKind::NoSource);
-    pair.a.endpoint.set_source(B.parse().unwrap(), Some(A.parse().unwrap()));
+    pair.a
+        .endpoint
+        .set_source(B.parse().unwrap(), Some(A.parse().unwrap()));
     pair.b.endpoint.set_connections(pair.now, vec![b, second]);
     pair.run(Duration::from_secs(60));
-    assert_eq!(pair.b.sas.values().next().unwrap().connection.as_ref(), "second");
-    assert_eq!(pair.a.endpoint.status(pair.now)[0].ike_sas[0].remote_id.as_deref(), Some("hq@example.org"));
+    assert_eq!(
+        pair.b.sas.values().next().unwrap().connection.as_ref(),
+        "second"
+    );
+    assert_eq!(
+        pair.a.endpoint.status(pair.now)[0].ike_sas[0]
+            .remote_id
+            .as_deref(),
+        Some("hq@example.org")
+    );
 }
 
 #[test]
@@ -153,12 +206,24 @@ fn several_connections_with_one_peer_are_told_apart_by_selectors() {
     other.name = "other".into();
     other.local_ts = vec![selector::parse("10.9.0.0/16").unwrap()];
     let mut pair = Pair::new(initiator(), responder());
-    pair.b.endpoint.set_connections(pair.now, vec![responder(), mirrored(&other)]);
-    pair.a.endpoint.set_connections(pair.now, vec![initiator(), other]);
+    pair.b
+        .endpoint
+        .set_connections(pair.now, vec![responder(), mirrored(&other)]);
+    pair.a
+        .endpoint
+        .set_connections(pair.now, vec![initiator(), other]);
     pair.settle();
     assert_eq!((pair.a.sas.len(), pair.b.sas.len()), (2, 2));
-    let names: Vec<_> = pair.b.sas.values().map(|sa| sa.connection.to_string()).collect();
-    assert!(names.contains(&"site".to_owned()) && names.contains(&"other".to_owned()), "{names:?}");
+    let names: Vec<_> = pair
+        .b
+        .sas
+        .values()
+        .map(|sa| sa.connection.to_string())
+        .collect();
+    assert!(
+        names.contains(&"site".to_owned()) && names.contains(&"other".to_owned()),
+        "{names:?}"
+    );
 }
 
 #[test]
@@ -170,7 +235,14 @@ fn both_ends_may_start_at_once() {
     assert!(!pair.a.sas.is_empty());
     assert_eq!(pair.a.sas.len(), pair.b.sas.len());
     for sa in pair.a.sas.values() {
-        assert_same(sa, pair.b.sas.values().find(|other| other.inbound.spi == sa.outbound.spi).unwrap());
+        assert_same(
+            sa,
+            pair.b
+                .sas
+                .values()
+                .find(|other| other.inbound.spi == sa.outbound.spi)
+                .unwrap(),
+        );
     }
 }
 
@@ -201,9 +273,14 @@ fn repeated_requests_get_the_same_response() {
     for index in 0..2 {
         let request = pair.a.sent[index].clone();
         let exchange = Header::split(&request.payload).unwrap().0.exchange;
-        assert_eq!(exchange, [ExchangeType::IKE_SA_INIT, ExchangeType::IKE_AUTH][index]);
+        assert_eq!(
+            exchange,
+            [ExchangeType::IKE_SA_INIT, ExchangeType::IKE_AUTH][index]
+        );
         let before = pair.b.sent.len();
-        pair.b.endpoint.handle_datagram(pair.now, request.remote, request.local, &request.payload);
+        pair.b
+            .endpoint
+            .handle_datagram(pair.now, request.remote, request.local, &request.payload);
         pair.b.endpoint.handle_timeout(pair.now);
         pair.flush();
         // Of IKE_SA_INIT nothing is kept once IKE_AUTH was there: the peer has the response.
@@ -216,7 +293,9 @@ fn repeated_requests_get_the_same_response() {
     pair.flush();
     let request = pair.a.sent[0].clone();
     for _ in 0..2 {
-        pair.b.endpoint.handle_datagram(pair.now, request.remote, request.local, &request.payload);
+        pair.b
+            .endpoint
+            .handle_datagram(pair.now, request.remote, request.local, &request.payload);
     }
     pair.flush();
     assert_eq!(pair.b.sent.len(), 2);
@@ -230,7 +309,13 @@ fn policies_follow_the_configuration() {
     pair.settle();
     let mut changed = initiator();
     changed.remote_ts = vec![selector::parse("10.3.0.0/16").unwrap()];
-    let installs = |pair: &Pair| pair.a.commands.iter().filter(|c| matches!(c, Command::InstallPolicy(_))).count();
+    let installs = |pair: &Pair| {
+        pair.a
+            .commands
+            .iter()
+            .filter(|c| matches!(c, Command::InstallPolicy(_)))
+            .count()
+    };
     pair.a.endpoint.set_connections(pair.now, vec![initiator()]);
     pair.flush();
     assert_eq!(installs(&pair), 1, "nothing changed");

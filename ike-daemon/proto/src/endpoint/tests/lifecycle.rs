@@ -28,19 +28,36 @@ fn either_end_can_terminate() {
     pair.a.endpoint.terminate(pair.now, "site").unwrap();
     pair.run(Duration::from_secs(60));
     pair.assert_nothing_left();
-    assert_eq!((downs(&pair.a), downs(&pair.b)), (vec![DownReason::Terminated], vec![DownReason::PeerDeleted]));
-    assert_eq!(pair.a.state(pair.now), "down", "it stays down until it is initiated");
-    assert_eq!(pair.a.endpoint.initiate(pair.now, "nobody"), Err(InitiateError::Unknown("nobody".into())));
+    assert_eq!(
+        (downs(&pair.a), downs(&pair.b)),
+        (vec![DownReason::Terminated], vec![DownReason::PeerDeleted])
+    );
+    assert_eq!(
+        pair.a.state(pair.now),
+        "down",
+        "it stays down until it is initiated"
+    );
+    assert_eq!(
+        pair.a.endpoint.initiate(pair.now, "nobody"),
+        Err(InitiateError::Unknown("nobody".into()))
+    );
     pair.a.endpoint.initiate(pair.now, "site").unwrap();
     pair.settle();
     pair.assert_connected();
-    assert!(matches!(pair.a.endpoint.initiate(pair.now, "site"), Err(InitiateError::AlreadyUp(_))));
+    assert!(matches!(
+        pair.a.endpoint.initiate(pair.now, "site"),
+        Err(InitiateError::AlreadyUp(_))
+    ));
 
     pair.b.endpoint.terminate(pair.now, "site").unwrap();
     pair.settle();
     assert_eq!(downs(&pair.a).last(), Some(&DownReason::PeerDeleted));
     pair.assert_connected();
-    assert_eq!(pair.a.established(), 3, "start = \"start\" sets it up again");
+    assert_eq!(
+        pair.a.established(),
+        3,
+        "start = \"start\" sets it up again"
+    );
 }
 
 #[test]
@@ -66,15 +83,25 @@ fn traffic_is_proof_of_life() {
             end.endpoint.handle_traffic(pair.now, id, pair.now);
         }
     }
-    assert_eq!(pair.a.sent.len() + pair.b.sent.len(), sent, "nobody had to ask");
+    assert_eq!(
+        pair.a.sent.len() + pair.b.sent.len(),
+        sent,
+        "nobody had to ask"
+    );
 }
 
 #[test]
 fn what_follows_a_dead_peer_is_configured() {
-    for (action, state, trap) in [(DpdAction::Clear, "down", false), (DpdAction::Trap, "down", true)] {
+    for (action, state, trap) in [
+        (DpdAction::Clear, "down", false),
+        (DpdAction::Trap, "down", true),
+    ] {
         let mut a = initiator();
         a.start = StartAction::None;
-        a.dpd = Some(Dpd { delay: Duration::from_secs(10), action });
+        a.dpd = Some(Dpd {
+            delay: Duration::from_secs(10),
+            action,
+        });
         let b = mirrored(&a);
         let mut pair = Pair::new(a, b);
         pair.a.endpoint.initiate(pair.now, "site").unwrap();
@@ -122,7 +149,10 @@ fn child_and_ike_sas_are_rekeyed_by_either_end_with_and_without_pfs() {
             pair.run(Duration::from_secs(600));
             pair.assert_connected();
             let last = pair.a.sas.values().next().unwrap();
-            assert_ne!(last.inbound.encryption_key.expose(), first.inbound.encryption_key.expose());
+            assert_ne!(
+                last.inbound.encryption_key.expose(),
+                first.inbound.encryption_key.expose()
+            );
             assert!(pair.a.established() >= 3, "the IKE SA was rekeyed twice");
             assert!(pair.a.refusals().is_empty() && pair.b.refusals().is_empty());
             assert!(downs(&pair.a).is_empty() && downs(&pair.b).is_empty());
@@ -150,9 +180,18 @@ fn crossing_rekeys_come_to_rest() {
         let mut pair = Pair::seeded(seed, crate::EndpointConfig::default(), a, b);
         pair.settle();
         pair.run(Duration::from_secs(1000));
-        assert!(pair.run_until(Duration::from_secs(60), |pair| pair.a.sas.len() == 1 && pair.b.sas.len() == 1));
-        assert_same(pair.a.sas.values().next().unwrap(), pair.b.sas.values().next().unwrap());
-        assert!(downs(&pair.a).is_empty() && downs(&pair.b).is_empty(), "seed {seed}");
+        assert!(
+            pair.run_until(Duration::from_secs(60), |pair| pair.a.sas.len() == 1
+                && pair.b.sas.len() == 1)
+        );
+        assert_same(
+            pair.a.sas.values().next().unwrap(),
+            pair.b.sas.values().next().unwrap(),
+        );
+        assert!(
+            downs(&pair.a).is_empty() && downs(&pair.b).is_empty(),
+            "seed {seed}"
+        );
     }
 }
 
@@ -165,7 +204,10 @@ fn a_child_past_its_hard_lifetime_is_deleted_at_both_ends() {
     pair.a.endpoint.initiate(pair.now, "site").unwrap();
     pair.settle();
     let id = *pair.a.sas.keys().next().unwrap();
-    pair.a.endpoint.handle_event(pair.now, &espada_common::sa::Event::Expire { id, hard: true });
+    pair.a.endpoint.handle_event(
+        pair.now,
+        &espada_common::sa::Event::Expire { id, hard: true },
+    );
     pair.settle();
     assert!(pair.a.sas.is_empty() && pair.b.sas.is_empty());
     assert_eq!(pair.a.state(pair.now), "established", "the IKE SA lives on");

@@ -24,7 +24,9 @@ fn thirty_percent_loss_always_converges() {
         }
         let mut pair = Pair::seeded(seed, settings, initiator(), responder());
         pair.network = bad(30);
-        let up = pair.run_until(Duration::from_secs(600), |pair| !pair.a.sas.is_empty() && !pair.b.sas.is_empty());
+        let up = pair.run_until(Duration::from_secs(600), |pair| {
+            !pair.a.sas.is_empty() && !pair.b.sas.is_empty()
+        });
         assert!(up, "seed {seed}");
         pair.network = Network::default();
         pair.run(Duration::from_secs(300));
@@ -48,8 +50,15 @@ fn loss_while_both_start_leaves_them_agreeing() {
         assert!(!pair.a.sas.is_empty(), "seed {seed}");
         assert_eq!(pair.a.sas.len(), pair.b.sas.len(), "seed {seed}");
         for sa in pair.a.sas.values() {
-            let other = pair.b.sas.values().find(|other| other.inbound.spi == sa.outbound.spi);
-            assert_same(sa, other.unwrap_or_else(|| panic!("seed {seed}: one-sided SA")));
+            let other = pair
+                .b
+                .sas
+                .values()
+                .find(|other| other.inbound.spi == sa.outbound.spi);
+            assert_same(
+                sa,
+                other.unwrap_or_else(|| panic!("seed {seed}: one-sided SA")),
+            );
         }
     }
 }
@@ -72,9 +81,19 @@ fn rekeys_under_loss_leave_one_pair_that_is_the_same() {
         pair.run(Duration::from_secs(400));
         pair.network = Network::default();
         // Long enough for what was under way, short of the next rekey of both.
-        let calm = pair.run_until(Duration::from_secs(300), |pair| pair.a.sas.len() == 1 && pair.b.sas.len() == 1);
+        let calm = pair.run_until(Duration::from_secs(300), |pair| {
+            pair.a.sas.len() == 1 && pair.b.sas.len() == 1
+        });
         assert!(calm, "seed {seed}");
-        assert_same(pair.a.sas.values().next().unwrap(), pair.b.sas.values().next().unwrap());
-        assert_eq!(pair.a.refusals().len() + pair.b.refusals().len(), 0, "seed {seed}: {:#?}", pair.a.refusals());
+        assert_same(
+            pair.a.sas.values().next().unwrap(),
+            pair.b.sas.values().next().unwrap(),
+        );
+        assert_eq!(
+            pair.a.refusals().len() + pair.b.refusals().len(),
+            0,
+            "seed {seed}: {:#?}",
+            pair.a.refusals()
+        );
     }
 }

@@ -32,9 +32,29 @@ fn behind_a_nat_everything_moves_to_4500() {
     assert_eq!(a.path.encapsulation, Encapsulation::Udp);
     assert_eq!((a.path.local.port(), a.path.remote.port()), (4500, 4500));
     assert_eq!(b.path.local.port(), 4500);
-    assert_eq!((b.path.remote.ip().to_string().as_str(), b.path.remote.port()), (NAT, 20002));
-    assert!(pair.a.notices.iter().any(|n| matches!(n, Notice::NatDetected { local: true, remote: false, .. })));
-    assert!(pair.b.notices.iter().any(|n| matches!(n, Notice::NatDetected { local: false, remote: true, .. })));
+    assert_eq!(
+        (
+            b.path.remote.ip().to_string().as_str(),
+            b.path.remote.port()
+        ),
+        (NAT, 20002)
+    );
+    assert!(pair.a.notices.iter().any(|n| matches!(
+        n,
+        Notice::NatDetected {
+            local: true,
+            remote: false,
+            ..
+        }
+    )));
+    assert!(pair.b.notices.iter().any(|n| matches!(
+        n,
+        Notice::NatDetected {
+            local: false,
+            remote: true,
+            ..
+        }
+    )));
 }
 
 #[test]
@@ -50,12 +70,18 @@ fn a_new_mapping_is_followed_on_ike_and_on_esp() {
     pair.nat.as_mut().unwrap().restart();
     pair.run(Duration::from_secs(40));
     let port = |pair: &Pair| pair.b.sas.values().next().unwrap().path.remote.port();
-    assert_eq!(port(&pair), 20003, "the liveness check came from the new port");
+    assert_eq!(
+        port(&pair),
+        20003,
+        "the liveness check came from the new port"
+    );
     pair.assert_connected();
 
     let id = *pair.b.sas.keys().next().unwrap();
     let remote = format!("{NAT}:31000").parse().unwrap();
-    pair.b.endpoint.handle_event(pair.now, &Event::NatMoved { id, remote });
+    pair.b
+        .endpoint
+        .handle_event(pair.now, &Event::NatMoved { id, remote });
     pair.flush();
     assert_eq!(port(&pair), 31000);
 }
@@ -66,7 +92,9 @@ fn a_peer_that_is_not_behind_a_nat_is_not_followed() {
     pair.settle();
     let id = *pair.b.sas.keys().next().unwrap();
     let remote = format!("{NAT}:4500").parse().unwrap();
-    pair.b.endpoint.handle_event(pair.now, &Event::NatMoved { id, remote });
+    pair.b
+        .endpoint
+        .handle_event(pair.now, &Event::NatMoved { id, remote });
     pair.flush();
     assert_eq!(pair.b.sas[&id].path.remote.ip().to_string(), A);
 }

@@ -56,7 +56,12 @@ pub struct Network {
 
 impl Default for Network {
     fn default() -> Self {
-        Self { latency: Duration::from_millis(10), jitter: Duration::ZERO, loss_percent: 0, duplicate_percent: 0 }
+        Self {
+            latency: Duration::from_millis(10),
+            jitter: Duration::ZERO,
+            loss_percent: 0,
+            duplicate_percent: 0,
+        }
     }
 }
 
@@ -93,10 +98,13 @@ impl End {
         while let Some(command) = self.endpoint.poll_command() {
             match &command {
                 Command::InstallPolicy(policy) => {
-                    self.policies.insert(policy.connection.to_string(), policy.clone());
+                    self.policies
+                        .insert(policy.connection.to_string(), policy.clone());
                 }
                 Command::RemovePolicy { connection } => {
-                    self.policies.remove(&**connection).expect("a policy that is there");
+                    self.policies
+                        .remove(&**connection)
+                        .expect("a policy that is there");
                 }
                 Command::InstallSa(sa) => {
                     assert!(self.sas.insert(sa.id, (**sa).clone()).is_none());
@@ -108,7 +116,9 @@ impl End {
                 Command::RemoveSa { id } => {
                     self.sas.remove(id).expect("an SA that is there");
                 }
-                Command::MovePath { id, path } => self.sas.get_mut(id).expect("an SA that is there").path = *path,
+                Command::MovePath { id, path } => {
+                    self.sas.get_mut(id).expect("an SA that is there").path = *path
+                }
             }
             self.commands.push(command);
         }
@@ -127,7 +137,10 @@ impl End {
     }
 
     pub fn established(&self) -> usize {
-        self.notices.iter().filter(|notice| matches!(notice, Notice::Established { .. })).count()
+        self.notices
+            .iter()
+            .filter(|notice| matches!(notice, Notice::Established { .. }))
+            .count()
     }
 }
 
@@ -165,7 +178,12 @@ impl Pair {
         Self::seeded(1, EndpointConfig::default(), a, b)
     }
 
-    pub fn seeded(seed: u64, settings: EndpointConfig, a: ConnectionConfig, b: ConnectionConfig) -> Self {
+    pub fn seeded(
+        seed: u64,
+        settings: EndpointConfig,
+        a: ConnectionConfig,
+        b: ConnectionConfig,
+    ) -> Self {
         let mut pair = Self {
             now: Instant::now(),
             a: End::new(A, settings.clone(), seed * 3 + 1),
@@ -191,7 +209,12 @@ impl Pair {
             end.collect();
             while let Some(transmit) = end.endpoint.poll_transmit() {
                 end.sent.push(transmit.clone());
-                let Transmit { mut local, remote, payload, keepalive } = transmit;
+                let Transmit {
+                    mut local,
+                    remote,
+                    payload,
+                    keepalive,
+                } = transmit;
                 assert_eq!(local.ip(), end.address, "sent from an address of its own");
                 if keepalive {
                     assert_eq!((local.port(), &payload[..]), (4500, &[0xff][..]));
@@ -206,7 +229,11 @@ impl Pair {
                     });
                     local = SocketAddr::new(NAT.parse().unwrap(), port);
                 }
-                let copies = if self.rng.below(100) < self.network.duplicate_percent { 2 } else { 1 };
+                let copies = if self.rng.below(100) < self.network.duplicate_percent {
+                    2
+                } else {
+                    1
+                };
                 for _ in 0..copies {
                     if self.cut || self.rng.below(100) < self.network.loss_percent {
                         continue;
@@ -215,7 +242,8 @@ impl Pair {
                     let jitter = Duration::from_micros(self.rng.below(jitter + 1));
                     self.count += 1;
                     let arrival = self.now + self.network.latency + jitter;
-                    self.flying.insert((arrival, self.count), (remote, local, payload.clone()));
+                    self.flying
+                        .insert((arrival, self.count), (remote, local, payload.clone()));
                 }
             }
         }
@@ -225,7 +253,10 @@ impl Pair {
     fn step(&mut self, end: Instant) -> bool {
         self.flush();
         let arrival = self.flying.keys().next().map(|(at, _)| *at);
-        let timers = [self.a.endpoint.poll_timeout(), self.b.endpoint.poll_timeout()];
+        let timers = [
+            self.a.endpoint.poll_timeout(),
+            self.b.endpoint.poll_timeout(),
+        ];
         let Some(next) = timers.into_iter().flatten().chain(arrival).min() else {
             return false;
         };
@@ -241,7 +272,11 @@ impl Pair {
                     None => return true,
                 }
             }
-            let end = if to.ip() == self.a.address { &mut self.a } else { &mut self.b };
+            let end = if to.ip() == self.a.address {
+                &mut self.a
+            } else {
+                &mut self.b
+            };
             if to.ip() == end.address {
                 end.endpoint.handle_datagram(self.now, to, from, &payload);
             }
@@ -281,14 +316,30 @@ impl Pair {
 
     /// Both have exactly one child SA and it is the same.
     pub fn assert_connected(&self) {
-        assert_eq!((self.a.sas.len(), self.b.sas.len()), (1, 1), "{:#?}\n{:#?}", self.a.notices, self.b.notices);
-        assert_same(self.a.sas.values().next().unwrap(), self.b.sas.values().next().unwrap());
+        assert_eq!(
+            (self.a.sas.len(), self.b.sas.len()),
+            (1, 1),
+            "{:#?}\n{:#?}",
+            self.a.notices,
+            self.b.notices
+        );
+        assert_same(
+            self.a.sas.values().next().unwrap(),
+            self.b.sas.values().next().unwrap(),
+        );
         for end in [&self.a, &self.b] {
             assert_eq!(end.endpoint.counters().half_open, 0);
             let status = &end.endpoint.status(self.now)[0];
             assert_eq!(status.state, "established");
             assert!(status.last_error.is_none());
-            assert_eq!(status.ike_sas.iter().filter(|sa| sa.state == "established").count(), 1);
+            assert_eq!(
+                status
+                    .ike_sas
+                    .iter()
+                    .filter(|sa| sa.state == "established")
+                    .count(),
+                1
+            );
         }
     }
 
@@ -296,7 +347,11 @@ impl Pair {
     pub fn assert_nothing_left(&self) {
         for end in [&self.a, &self.b] {
             assert!(end.sas.is_empty());
-            assert!(end.endpoint.sas.is_empty(), "{:#?}", end.endpoint.status(self.now));
+            assert!(
+                end.endpoint.sas.is_empty(),
+                "{:#?}",
+                end.endpoint.status(self.now)
+            );
             assert!(end.endpoint.init_index.is_empty());
             assert!(end.endpoint.half_open.is_empty());
             assert_eq!(end.endpoint.half_open_total, 0);
@@ -311,9 +366,15 @@ pub fn assert_same(a: &ChildSa, b: &ChildSa) {
         assert_eq!(from.spi, to.spi);
         assert_eq!(from.encryption_key.expose(), to.encryption_key.expose());
         assert_eq!(from.integrity_key.expose(), to.integrity_key.expose());
-        assert_eq!(from.encryption_key.expose().len(), a.suite.cipher.keymat_len());
+        assert_eq!(
+            from.encryption_key.expose().len(),
+            a.suite.cipher.keymat_len()
+        );
     }
-    assert_ne!(a.outbound.encryption_key.expose(), a.inbound.encryption_key.expose());
+    assert_ne!(
+        a.outbound.encryption_key.expose(),
+        a.inbound.encryption_key.expose()
+    );
     assert_eq!(a.suite, b.suite);
     assert_eq!((&a.local_ts, &a.remote_ts), (&b.remote_ts, &b.local_ts));
     assert_eq!(a.path.encapsulation, b.path.encapsulation);
@@ -328,7 +389,9 @@ pub fn psk(secret: &str) -> PskSecret {
 }
 
 fn proposals(protocol: Protocol, text: &str) -> Vec<Proposal> {
-    text.split(',').map(|text| Proposal::parse(protocol, text, true).unwrap().proposal).collect()
+    text.split(',')
+        .map(|text| Proposal::parse(protocol, text, true).unwrap().proposal)
+        .collect()
 }
 
 /// A connection from `local` to `remote` that starts by itself.
@@ -338,14 +401,29 @@ pub fn connection(local: &str, remote: &str, ike: &str, esp: &str) -> Connection
         hard: Duration::from_secs(5 * 3600),
         jitter: Duration::from_secs(600),
     };
-    let settings = ["ike", "esp", "auth", "local.id", "local.subnets", "remote.id", "remote.subnets", "remote.address"];
+    let settings = [
+        "ike",
+        "esp",
+        "auth",
+        "local.id",
+        "local.subnets",
+        "remote.id",
+        "remote.subnets",
+        "remote.address",
+    ];
     let settings = settings.iter().enumerate().map(|(index, name)| {
         let value = match *name {
             "ike" => format!("\"{ike}\""),
             "esp" => format!("\"{esp}\""),
             _ => "…".to_owned(),
         };
-        ((*name).to_owned(), SettingLine { line: index as u32 + 3, value })
+        (
+            (*name).to_owned(),
+            SettingLine {
+                line: index as u32 + 3,
+                value,
+            },
+        )
     });
     ConnectionConfig {
         name: "site".into(),
@@ -358,13 +436,19 @@ pub fn connection(local: &str, remote: &str, ike: &str, esp: &str) -> Connection
         esp: proposals(Protocol::Esp, esp),
         local_ts: vec![selector::parse("10.1.0.0/16").unwrap()],
         remote_ts: vec![selector::parse("10.2.0.0/16").unwrap()],
-        dpd: Some(Dpd { delay: Duration::from_secs(30), action: DpdAction::Restart }),
+        dpd: Some(Dpd {
+            delay: Duration::from_secs(30),
+            action: DpdAction::Restart,
+        }),
         start: StartAction::Start,
         encapsulation: EncapsulationPolicy::Auto,
         replay_window: 4096,
         ike_lifetime: lifetime,
         child_lifetime: lifetime,
-        origin: SettingOrigin { file: "site.toml".to_owned(), settings: settings.collect() },
+        origin: SettingOrigin {
+            file: "site.toml".to_owned(),
+            settings: settings.collect(),
+        },
     }
 }
 
@@ -384,7 +468,9 @@ pub fn responder() -> ConnectionConfig {
 /// A connection as the other end has it; it does not start by itself.
 pub fn mirrored(config: &ConnectionConfig) -> ConnectionConfig {
     let mut other = config.clone();
-    let RemoteAddress::Address(remote) = config.remote_address else { panic!("has a remote address") };
+    let RemoteAddress::Address(remote) = config.remote_address else {
+        panic!("has a remote address")
+    };
     other.local_address = Some(remote);
     other.remote_address = RemoteAddress::Address(config.local_address.unwrap());
     std::mem::swap(&mut other.local_ts, &mut other.remote_ts);

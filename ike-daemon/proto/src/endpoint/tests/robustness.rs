@@ -18,7 +18,12 @@ fn established() -> Pair {
 }
 
 fn dropped(end: &End, reason: IkeDrop) -> u64 {
-    end.endpoint.counters().dropped.get(&reason).copied().unwrap_or(0)
+    end.endpoint
+        .counters()
+        .dropped
+        .get(&reason)
+        .copied()
+        .unwrap_or(0)
 }
 
 proptest! {
@@ -90,13 +95,22 @@ fn a_flood_of_first_requests_is_bounded_and_does_not_keep_the_peer_out() {
     for index in 0..5000u32 {
         let mut forged = request.clone();
         forged[..8].copy_from_slice(&(u64::from(index) + 1).to_be_bytes());
-        let from = SocketAddr::new(std::net::Ipv4Addr::from(0x0a00_0000 + index / 4).into(), 500);
+        let from = SocketAddr::new(
+            std::net::Ipv4Addr::from(0x0a00_0000 + index / 4).into(),
+            500,
+        );
         pair.b.endpoint.handle_datagram(pair.now, to, from, &forged);
     }
     let counters = pair.b.endpoint.counters();
-    assert_eq!(counters.half_open, 50, "from there on nobody gets further without a cookie");
+    assert_eq!(
+        counters.half_open, 50,
+        "from there on nobody gets further without a cookie"
+    );
     assert!(counters.cookies_sent > 100);
-    assert!(counters.sent <= 50 + 100, "answers without state are rate-limited");
+    assert!(
+        counters.sent <= 50 + 100,
+        "answers without state are rate-limited"
+    );
     pair.settle();
     assert_eq!(pair.a.sas.len(), 1);
     pair.run(Duration::from_secs(60));
@@ -113,7 +127,10 @@ fn one_address_cannot_take_all_places() {
     for index in 1..100u64 {
         let mut forged = request.clone();
         forged[..8].copy_from_slice(&index.to_be_bytes());
-        let (to, from) = (format!("{B}:500").parse().unwrap(), format!("{A}:500").parse().unwrap());
+        let (to, from) = (
+            format!("{B}:500").parse().unwrap(),
+            format!("{A}:500").parse().unwrap(),
+        );
         pair.b.endpoint.handle_datagram(pair.now, to, from, &forged);
     }
     assert_eq!(pair.b.endpoint.counters().half_open, 20);
@@ -125,12 +142,20 @@ fn ikev1_is_recognised_once_a_minute() {
     let mut pair = established();
     let mut bytes = pair.a.sent[0].payload.clone();
     bytes[17] = 0x10;
-    let (to, from) = (format!("{B}:500").parse().unwrap(), format!("{A}:500").parse().unwrap());
+    let (to, from) = (
+        format!("{B}:500").parse().unwrap(),
+        format!("{A}:500").parse().unwrap(),
+    );
     for _ in 0..5 {
         pair.b.endpoint.handle_datagram(pair.now, to, from, &bytes);
     }
     pair.flush();
-    let notices: Vec<_> = pair.b.notices.iter().filter(|notice| matches!(notice, Notice::IkeV1 { .. })).collect();
+    let notices: Vec<_> = pair
+        .b
+        .notices
+        .iter()
+        .filter(|notice| matches!(notice, Notice::IkeV1 { .. }))
+        .collect();
     assert_eq!(notices.len(), 1);
     assert!(notices[0].to_string().contains("IKEv1"));
     assert_eq!(dropped(&pair.b, IkeDrop::IkeV1), 5);
@@ -139,14 +164,22 @@ fn ikev1_is_recognised_once_a_minute() {
 #[test]
 fn stateless_answers() {
     let mut pair = established();
-    let (to, from) = (format!("{B}:500").parse().unwrap(), format!("{A}:500").parse().unwrap());
-    let (mut init, auth) = (pair.a.sent[0].payload.clone(), pair.a.sent[1].payload.clone());
+    let (to, from) = (
+        format!("{B}:500").parse().unwrap(),
+        format!("{A}:500").parse().unwrap(),
+    );
+    let (mut init, auth) = (
+        pair.a.sent[0].payload.clone(),
+        pair.a.sent[1].payload.clone(),
+    );
     let mut deliver = |bytes: &[u8]| {
         let before = pair.b.sent.len();
         pair.b.endpoint.handle_datagram(pair.now, to, from, bytes);
         pair.flush();
         let answers = &pair.b.sent[before..];
-        let kind = answers.first().map(|answer| u16::from_be_bytes([answer.payload[34], answer.payload[35]]));
+        let kind = answers
+            .first()
+            .map(|answer| u16::from_be_bytes([answer.payload[34], answer.payload[35]]));
         kind.map(NotifyType)
     };
     let mut version = auth.clone();
@@ -160,7 +193,10 @@ fn stateless_answers() {
     init[0] ^= 1;
     init[16] = 200;
     init[29] = 0x80;
-    assert_eq!(deliver(&init), Some(NotifyType::UNSUPPORTED_CRITICAL_PAYLOAD));
+    assert_eq!(
+        deliver(&init),
+        Some(NotifyType::UNSUPPORTED_CRITICAL_PAYLOAD)
+    );
 }
 
 #[test]
@@ -168,11 +204,23 @@ fn an_unprotected_error_only_makes_us_ask() {
     let mut pair = established();
     pair.run(Duration::from_secs(15));
     let spis = Header::split(&pair.a.sent[1].payload).unwrap().0;
-    let header = Header { exchange: ExchangeType::INFORMATIONAL, message_id: 0, ..spis };
-    let forged = super::super::stateless::answer(&header, ExchangeType::INFORMATIONAL, NotifyType::INVALID_IKE_SPI, &[]);
+    let header = Header {
+        exchange: ExchangeType::INFORMATIONAL,
+        message_id: 0,
+        ..spis
+    };
+    let forged = super::super::stateless::answer(
+        &header,
+        ExchangeType::INFORMATIONAL,
+        NotifyType::INVALID_IKE_SPI,
+        &[],
+    );
     let sent = pair.a.sent.len();
     for _ in 0..10 {
-        let (to, from) = (format!("{A}:500").parse().unwrap(), format!("{B}:500").parse().unwrap());
+        let (to, from) = (
+            format!("{A}:500").parse().unwrap(),
+            format!("{B}:500").parse().unwrap(),
+        );
         pair.a.endpoint.handle_datagram(pair.now, to, from, &forged);
     }
     pair.settle();

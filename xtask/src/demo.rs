@@ -30,7 +30,8 @@ const SECONDS: u32 = 4;
 const NOT_PROTECTED: &str = "not (ip proto 50 or ip6 proto 50 or udp port 500 or udp port 4500 \
                              or arp or icmp6)";
 
-/// Arguments of `cargo xtask demo`.
+/// Arguments of `cargo xtask demo`. With `ESPADA_BIN` in the environment that program is shown
+/// instead of one built from this tree.
 #[derive(clap::Args)]
 pub struct Args {
     /// Leave everything running at the end, and print commands to try
@@ -116,8 +117,10 @@ fn demo(args: &Args) -> Result<Report> {
     let mut progress = Progress::new("demo", 7);
     progress.step("set-up and build");
     setup::install_packages()?;
-    build::refresh_object()?;
-    build::build_espada()?;
+    if std::env::var_os("ESPADA_BIN").is_none() {
+        build::refresh_object()?;
+        build::build_espada()?;
+    }
     if let (PeerKind::Strongswan, Some(reason)) = (args.peer, strongswan::missing()) {
         bail!("{reason}");
     }

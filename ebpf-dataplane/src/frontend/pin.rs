@@ -3,6 +3,10 @@
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::loaded_programs;
 
 use super::{FrontEndError, syscall};
 
@@ -84,7 +88,11 @@ pub fn remove(path: &Path) -> Result<Vec<String>, FrontEndError> {
     let _lock = lock(path).map_err(fail)?;
     let links: Vec<PathBuf> = links_in(path).collect();
     let mut names = Vec::new();
+    let mut programs = Vec::new();
     for link in links {
+        if let Ok(about) = PinnedLink::from_pin(&link).and_then(|link| FdLink::from(link).info()) {
+            programs.push(about.program_id());
+        }
         fs::remove_file(&link)
             .map_err(|error| fail(format!("cannot remove {}: {error}", link.display())))?;
         names.extend(
@@ -95,8 +103,23 @@ pub fn remove(path: &Path) -> Result<Vec<String>, FrontEndError> {
     clear(path)
         .and_then(|()| fs::remove_dir(path))
         .map_err(|error| fail(format!("cannot remove it: {error}")))?;
+    wait_until_gone(&programs);
     names.sort();
     Ok(names)
+}
+
+/// The kernel detaches a program some time after its link's last pin is gone, and forgets the
+/// program then.
+fn wait_until_gone(programs: &[u32]) {
+    const PATIENCE: Duration = Duration::from_secs(2);
+    let start = Instant::now();
+    while start.elapsed() < PATIENCE
+        && loaded_programs()
+            .flatten()
+            .any(|program| programs.contains(&program.id()))
+    {
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// How a link's pin is named.

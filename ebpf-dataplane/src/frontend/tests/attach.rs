@@ -2,6 +2,8 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use aya::programs::{SchedClassifier, TcAttachType};
+
 use super::super::{Hook, Mode, ModeChoice, inspect, pin};
 use super::*;
 use crate::port::syscall::enter_network_namespace;
@@ -80,22 +82,26 @@ fn ip(arguments: &[&str]) {
     assert!(output.status.success(), "ip {arguments:?}: {complaint}");
 }
 
-/// Programs on an interface, as `ip` and `bpftool` see them.
+/// Whether there is XDP on an interface of the current namespace, and how many tc programs of ours.
 fn programs_on(interface: &str) -> (bool, usize) {
-    let link = Command::new("ip")
-        .args(["link", "show", interface])
-        .output()
-        .unwrap();
-    let net = Command::new("bpftool")
-        .args(["net", "show", "dev", interface])
-        .output()
-        .unwrap();
-    (
-        String::from_utf8_lossy(&link.stdout).contains("prog/xdp"),
-        String::from_utf8_lossy(&net.stdout)
+    let run = |program: &str, arguments: &[&str]| {
+        let output = Command::new(program).args(arguments).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let xdp = run("ip", &["link", "show", interface]).contains("prog/xdp");
+    let tc = [
+        (TcAttachType::Ingress, "ingress"),
+        (TcAttachType::Egress, "egress"),
+    ]
+    .into_iter()
+    .map(|(side, name)| {
+        let tcx = SchedClassifier::query_tcx(interface, side).map_or(0, |found| found.1.len());
+        tcx + run("tc", &["filter", "show", "dev", interface, name])
             .matches("espada_tc")
-            .count(),
-    )
+            .count()
+    })
+    .sum();
+    (xdp, tc)
 }
 
 #[test]

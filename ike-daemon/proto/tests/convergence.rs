@@ -34,13 +34,23 @@ fn thirty_percent_loss_always_converges() {
         };
         initiate(&mut pair);
         let up = pair.run_until(Duration::from_secs(120), Pair::agree);
-        assert!(up, "seed {seed} did not converge\nA:\n{}\nB:\n{}", pair.a.log(), pair.b.log());
+        assert!(
+            up,
+            "seed {seed} did not converge\nA:\n{}\nB:\n{}",
+            pair.a.log(),
+            pair.b.log()
+        );
         // What is still in flight must not disturb it, and nothing half-open may stay behind.
         pair.link.loss = 0.0;
         pair.run(Duration::from_secs(60));
         pair.assert_agree(1);
         for node in [&pair.a, &pair.b] {
-            let sas: usize = node.endpoint.status(pair.now).iter().map(|c| c.ike_sas.len()).sum();
+            let sas: usize = node
+                .endpoint
+                .status(pair.now)
+                .iter()
+                .map(|c| c.ike_sas.len())
+                .sum();
             assert_eq!(sas, 1, "seed {seed}: IKE SAs left over\n{}", node.log());
         }
     }
@@ -51,12 +61,20 @@ fn both_initiate_at_once_and_settle_on_the_same_sas() {
     for seed in 0..100 {
         let (a, b) = site_to_site();
         let mut pair = Pair::new(seed, vec![a], vec![b]);
-        pair.link = Link { jitter: Duration::from_millis(30), ..Link::default() };
+        pair.link = Link {
+            jitter: Duration::from_millis(30),
+            ..Link::default()
+        };
         let now = pair.now;
         pair.a.endpoint.initiate(now, "to-b").unwrap();
         pair.b.endpoint.initiate(now, "to-a").unwrap();
         pair.run(Duration::from_secs(60));
-        assert!(pair.agree(), "seed {seed}\nA:\n{}\nB:\n{}", pair.a.log(), pair.b.log());
+        assert!(
+            pair.agree(),
+            "seed {seed}\nA:\n{}\nB:\n{}",
+            pair.a.log(),
+            pair.b.log()
+        );
     }
 }
 
@@ -65,13 +83,26 @@ fn a_cut_link_is_noticed_and_healed() {
     let (mut a, b) = site_to_site();
     a.start = espada_ike::config::StartAction::Start;
     let mut pair = Pair::new(7, vec![a], vec![b]);
-    assert!(pair.run_until(Duration::from_secs(5), Pair::agree), "start = \"start\" did not start");
+    assert!(
+        pair.run_until(Duration::from_secs(5), Pair::agree),
+        "start = \"start\" did not start"
+    );
     pair.link.cut = true;
     let gone = pair.run_until(Duration::from_secs(600), |pair| {
         pair.a.installed.is_empty() && pair.b.installed.is_empty()
     });
-    assert!(gone, "a dead peer was not noticed\nA:\n{}\nB:\n{}", pair.a.log(), pair.b.log());
+    assert!(
+        gone,
+        "a dead peer was not noticed\nA:\n{}\nB:\n{}",
+        pair.a.log(),
+        pair.b.log()
+    );
     pair.link.cut = false;
     let back = pair.run_until(Duration::from_secs(300), Pair::agree);
-    assert!(back, "not set up again\nA:\n{}\nB:\n{}", pair.a.log(), pair.b.log());
+    assert!(
+        back,
+        "not set up again\nA:\n{}\nB:\n{}",
+        pair.a.log(),
+        pair.b.log()
+    );
 }

@@ -103,17 +103,32 @@ impl Node {
             Command::InstallPolicy(policy) => self.policies.push(policy.connection.clone()),
             Command::RemovePolicy { connection } => self.policies.retain(|name| name != connection),
             Command::InstallSa(sa) => {
-                assert!(self.installed.insert(sa.id, (**sa).clone()).is_none(), "id used twice");
+                assert!(
+                    self.installed.insert(sa.id, (**sa).clone()).is_none(),
+                    "id used twice"
+                );
             }
             Command::RekeySa { old, new } => {
-                assert!(self.installed.contains_key(old), "rekey of an SA that is not installed");
-                assert!(self.installed.insert(new.id, (**new).clone()).is_none(), "id used twice");
+                assert!(
+                    self.installed.contains_key(old),
+                    "rekey of an SA that is not installed"
+                );
+                assert!(
+                    self.installed.insert(new.id, (**new).clone()).is_none(),
+                    "id used twice"
+                );
             }
             Command::RemoveSa { id } => {
-                assert!(self.installed.remove(id).is_some(), "removal of an SA that is not there");
+                assert!(
+                    self.installed.remove(id).is_some(),
+                    "removal of an SA that is not there"
+                );
             }
             Command::MovePath { id, path } => {
-                self.installed.get_mut(id).expect("move of an SA that is not there").path = *path;
+                self.installed
+                    .get_mut(id)
+                    .expect("move of an SA that is not there")
+                    .path = *path;
             }
         }
         self.commands.push(command);
@@ -121,7 +136,10 @@ impl Node {
 
     /// All notices as text, for assertions on what a person reads.
     pub fn log(&self) -> String {
-        self.notices.iter().map(|(at, notice)| format!("{at:?} {notice}\n")).collect()
+        self.notices
+            .iter()
+            .map(|(at, notice)| format!("{at:?} {notice}\n"))
+            .collect()
     }
 }
 
@@ -200,12 +218,25 @@ impl Pair {
                 if !transmit.keepalive {
                     self.trace.push((from_a, transmit.payload.clone()));
                 }
-                self.send(from_a, transmit.local, transmit.remote, transmit.payload, transmit.keepalive);
+                self.send(
+                    from_a,
+                    transmit.local,
+                    transmit.remote,
+                    transmit.payload,
+                    transmit.keepalive,
+                );
             }
         }
     }
 
-    fn send(&mut self, from_a: bool, mut local: SocketAddr, mut remote: SocketAddr, payload: Vec<u8>, keepalive: bool) {
+    fn send(
+        &mut self,
+        from_a: bool,
+        mut local: SocketAddr,
+        mut remote: SocketAddr,
+        payload: Vec<u8>,
+        keepalive: bool,
+    ) {
         self.datagrams += 1;
         if let Some(outside) = self.link.nat_for_a {
             if from_a {
@@ -219,7 +250,11 @@ impl Pair {
                 };
                 local = SocketAddr::new(outside, port);
             } else {
-                match self.nat.iter().find(|(_, port)| remote == SocketAddr::new(outside, *port)) {
+                match self
+                    .nat
+                    .iter()
+                    .find(|(_, port)| remote == SocketAddr::new(outside, *port))
+                {
                     Some((inside, _)) => remote = *inside,
                     None => return,
                 }
@@ -228,7 +263,11 @@ impl Pair {
         if keepalive || self.link.cut {
             return;
         }
-        let copies = if self.rng.chance(self.link.duplicates) { 2 } else { 1 };
+        let copies = if self.rng.chance(self.link.duplicates) {
+            2
+        } else {
+            1
+        };
         for _ in 0..copies {
             if self.rng.chance(self.link.loss) {
                 continue;
@@ -239,11 +278,26 @@ impl Pair {
     }
 
     /// Puts a datagram on the wire towards B (`to_b`) or A, as if sent by `from` to `to`.
-    pub fn deliver_at(&mut self, at: Instant, to_b: bool, from: SocketAddr, to: SocketAddr, payload: Vec<u8>) {
+    pub fn deliver_at(
+        &mut self,
+        at: Instant,
+        to_b: bool,
+        from: SocketAddr,
+        to: SocketAddr,
+        payload: Vec<u8>,
+    ) {
         let id = self.order as usize;
         self.queue.push(Reverse((at, self.order, id)));
         self.order += 1;
-        self.in_flight.insert(id, InFlight { to_b, local: to, remote: from, payload });
+        self.in_flight.insert(
+            id,
+            InFlight {
+                to_b,
+                local: to,
+                remote: from,
+                payload,
+            },
+        );
     }
 
     /// Forgets every NAT mapping, as a rebooted NAT does.
@@ -257,7 +311,10 @@ impl Pair {
     fn step(&mut self, until: Instant) -> bool {
         self.settle();
         let arrival = self.queue.peek().map(|Reverse((at, _, _))| *at);
-        let timers = [self.a.endpoint.poll_timeout(), self.b.endpoint.poll_timeout()];
+        let timers = [
+            self.a.endpoint.poll_timeout(),
+            self.b.endpoint.poll_timeout(),
+        ];
         let next = timers.into_iter().flatten().chain(arrival).min();
         match next {
             Some(at) if at <= until => self.now = self.now.max(at),
@@ -269,13 +326,26 @@ impl Pair {
             }
             self.queue.pop();
             if let Some(datagram) = self.in_flight.remove(&id) {
-                let node = if datagram.to_b { &mut self.b } else { &mut self.a };
-                node.endpoint.handle_datagram(self.now, datagram.local, datagram.remote, &datagram.payload);
+                let node = if datagram.to_b {
+                    &mut self.b
+                } else {
+                    &mut self.a
+                };
+                node.endpoint.handle_datagram(
+                    self.now,
+                    datagram.local,
+                    datagram.remote,
+                    &datagram.payload,
+                );
             }
             self.settle();
         }
         for node in [&mut self.a, &mut self.b] {
-            if node.endpoint.poll_timeout().is_some_and(|at| at <= self.now) {
+            if node
+                .endpoint
+                .poll_timeout()
+                .is_some_and(|at| at <= self.now)
+            {
                 node.endpoint.handle_timeout(self.now);
             }
         }
@@ -315,7 +385,11 @@ impl Pair {
     pub fn agree(&self) -> bool {
         !self.a.installed.is_empty()
             && self.a.installed.len() == self.b.installed.len()
-            && self.a.installed.values().all(|a| self.b.installed.values().any(|b| mirrored(a, b)))
+            && self
+                .a
+                .installed
+                .values()
+                .all(|a| self.b.installed.values().any(|b| mirrored(a, b)))
     }
 
     /// Panics with both logs unless the ends hold the same `count` SAs.
@@ -350,14 +424,27 @@ pub const A: &str = "198.51.100.1";
 pub const B: &str = "203.0.113.2";
 
 pub fn secret(text: &str) -> PskSecret {
-    PskSecret { ids: Vec::new(), secret: SecretBytes::new(text.as_bytes().to_vec()), origin: "secrets.toml:1".into() }
+    PskSecret {
+        ids: Vec::new(),
+        secret: SecretBytes::new(text.as_bytes().to_vec()),
+        origin: "secrets.toml:1".into(),
+    }
 }
 
 /// A connection as a person would write it; tests change what they are about.
-pub fn connection(name: &str, local: &str, remote: &str, local_net: &str, remote_net: &str) -> ConnectionConfig {
+pub fn connection(
+    name: &str,
+    local: &str,
+    remote: &str,
+    local_net: &str,
+    remote_net: &str,
+) -> ConnectionConfig {
     let ike = "aes256gcm16-prfsha256-x25519";
     let esp = "aes256gcm16";
-    let setting = |line: u32, value: &str| SettingLine { line, value: format!("\"{value}\"") };
+    let setting = |line: u32, value: &str| SettingLine {
+        line,
+        value: format!("\"{value}\""),
+    };
     ConnectionConfig {
         name: name.into(),
         local_address: Some(local.parse().unwrap()),
@@ -369,7 +456,10 @@ pub fn connection(name: &str, local: &str, remote: &str, local_net: &str, remote
         esp: vec![Proposal::parse_esp(esp, false).unwrap()],
         local_ts: selectors(local_net),
         remote_ts: selectors(remote_net),
-        dpd: Some(Dpd { delay: Duration::from_secs(30), action: DpdAction::Restart }),
+        dpd: Some(Dpd {
+            delay: Duration::from_secs(30),
+            action: DpdAction::Restart,
+        }),
         start: StartAction::None,
         encapsulation: EncapsulationPolicy::Auto,
         replay_window: 4096,
@@ -388,7 +478,9 @@ pub fn connection(name: &str, local: &str, remote: &str, local_net: &str, remote
 }
 
 pub fn selectors(list: &str) -> Vec<espada_common::sa::TrafficSelector> {
-    list.split(',').map(|text| espada_ike::selector::parse(text.trim()).unwrap()).collect()
+    list.split(',')
+        .map(|text| espada_ike::selector::parse(text.trim()).unwrap())
+        .collect()
 }
 
 fn lifetime(seconds: u64) -> Lifetime {

@@ -3,10 +3,12 @@
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use crate::cleanup::PREFIX;
 use crate::cmd;
 use crate::netns::Netns;
 use crate::process::{Process, WorkDir};
@@ -73,17 +75,14 @@ pub fn missing() -> Option<String> {
 
 /// Why the kernel cannot carry strongSwan's ESP, if it cannot.
 pub fn missing_kernel_esp() -> Option<String> {
-    if let Some(reason) = missing() {
-        return Some(reason);
-    }
-    let probe = || -> Result<()> {
-        let netns = Netns::new(&format!(
-            "{}{}-xfrm",
-            crate::cleanup::PREFIX,
-            std::process::id()
-        ))?;
+    static ANSWER: OnceLock<Option<String>> = OnceLock::new();
+    let probe = || {
+        let netns = Netns::new(&format!("{PREFIX}{}-xfrm", std::process::id()))?;
         let key = format!("0x{}", "11".repeat(20));
-        let state = [
+        netns.ip(&[
+            "xfrm",
+            "state",
+            "add",
             "src",
             "192.0.2.1",
             "dst",
@@ -92,15 +91,22 @@ pub fn missing_kernel_esp() -> Option<String> {
             "esp",
             "spi",
             "0x1000",
-        ];
-        let cipher = ["mode", "tunnel", "aead", "rfc4106(gcm(aes))", &key, "128"];
-        netns
-            .ip(&[&["xfrm", "state", "add"][..], &state, &cipher].concat())
-            .map(drop)
+            "mode",
+            "tunnel",
+            "aead",
+            "rfc4106(gcm(aes))",
+            &key,
+            "128",
+        ])
     };
-    probe()
-        .err()
-        .map(|error| format!("this kernel has no ESP ({})", error.root_cause()))
+    missing().or_else(|| {
+        let answer = ANSWER.get_or_init(|| {
+            let error = probe().err()?.to_string();
+            let last = error.lines().last().unwrap_or_default();
+            Some(format!("this kernel has no ESP of its own ({last})"))
+        });
+        answer.clone()
+    })
 }
 
 impl StrongSwan {

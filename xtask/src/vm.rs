@@ -285,7 +285,7 @@ $b mount -t overlay -o lowerdir=/ro,upperdir=/rw/upper,workdir=/rw/work overlay 
 $b cp /command /root/.espada-vm-command
 for dir in proc sys dev; do $b mount --move /$dir /root/$dir; done
 $b mount -t tmpfs tmpfs /root/run
-exec $b chroot /root /bin/sh /.espada-vm-command
+exec $b switch_root /root /bin/sh /.espada-vm-command
 ";
         let modules = self.modules();
         let script = format!(

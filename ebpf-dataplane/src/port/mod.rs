@@ -4,6 +4,8 @@ pub mod checksum;
 pub mod gro;
 pub mod gso;
 pub mod raw;
+pub mod ring;
 pub mod syscall;
 pub mod tun;
 pub mod udp;
+pub mod xsk;

@@ -147,6 +147,24 @@ pub(super) fn describe_ipv4(frame: &mut Frame) -> Result<(), DropReason> {
     Ok(())
 }
 
+/// Fills in the metadata of a frame that starts with an IPv6 header.
+pub(super) fn describe_ipv6(frame: &mut Frame) -> Result<(), DropReason> {
+    let header = frame
+        .data()
+        .first_chunk::<IPV6_HEADER>()
+        .ok_or(DropReason::Malformed)?;
+    let (source, rest) = header[8..]
+        .split_first_chunk::<16>()
+        .ok_or(DropReason::Malformed)?;
+    let destination = rest.first_chunk::<16>().ok_or(DropReason::Malformed)?;
+    let path = native(IpAddr::from(*destination), IpAddr::from(*source));
+    let tos = header[0] << 4 | header[1] >> 4;
+    let meta = frame.meta_mut();
+    meta.path = path;
+    meta.tos = tos;
+    Ok(())
+}
+
 /// Raw IPv6 sockets deliver no header: puts an equivalent one before the ESP packet.
 fn rebuild_ipv6(frame: &mut Frame, info: &syscall::Received) -> Result<(), DropReason> {
     let (Some(IpAddr::V6(remote)), Some(IpAddr::V6(local))) =

@@ -15,13 +15,18 @@ use espada_common::sa::{ChildSaStats, Command, EspSuite, Mode};
 
 use crate::backend::{BackendError, DropTotals, EventSink, SaBackend};
 use crate::esp::{self, Inbound, Outbound, Stats};
-use crate::netlink::Netlink;
+use crate::frontend::FrontEnd;
+use crate::netlink::{Link, Netlink};
 use crate::port::raw::{RawReceiver, RawSender};
+use crate::port::ring::Socket;
 use crate::port::tun::Tun;
 use crate::port::udp::{self, UdpReceiver, UdpSender};
+use crate::port::xsk::{self, XskReceiver, XskSender};
 use crate::umem::{Arena, HEADROOM, TAILROOM};
 
-use control::{Control, Watcher};
+pub use control::{SharedFrontEnd, lock_front_end};
+
+use control::{Control, Parts, Watcher};
 use worker::{InboundParts, OutboundParts, Wake};
 
 /// Name of this engine.
@@ -47,16 +52,33 @@ pub struct Config {
     pub udp: Vec<UdpSocket>,
     /// Header fields, fragmentation and MSS.
     pub esp: esp::Config,
+    /// The XDP/TC programs on the WAN, if there are any.
+    pub front_end: Option<FrontEnd>,
+    /// AF_XDP for native ESP.
+    pub xsk: XskMode,
     /// Processors of the outbound and the inbound worker.
     pub pin: Option<[usize; 2]>,
     /// Where events go. Called from the workers.
     pub sink: EventSink,
 }
 
+/// Whether native ESP goes past the kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum XskMode {
+    /// Where the front end can steer it: one WAN interface, with XDP.
+    #[default]
+    Auto,
+    /// Never.
+    Off,
+}
+
 /// The engine. Dropping it stops the threads and removes interface and routes.
 pub struct UserspaceEngine {
     control: Arc<Mutex<Control>>,
     stats: Arc<Stats>,
+    front_end: Option<SharedFrontEnd>,
+    /// Queues with an AF_XDP socket, and whether the driver copies.
+    xsk: Option<(usize, bool)>,
     watcher: Watcher,
     /// Last: the interface stays until the threads are gone.
     tun: Tun,
@@ -106,8 +128,35 @@ impl UserspaceEngine {
             Err(error) => tracing::info!(%error, "no native ESP over IPv6"),
         }
 
-        let arena = Arena::new(2 * FRAMES, frame_size(mtu))
+        let steered = steered_link(&config, &mut netlink, frame_size(mtu));
+        let queues = steered
+            .as_ref()
+            .map_or(0, |link| link.rx_queues.clamp(1, xsk::MOST_QUEUES));
+        let arena = Arena::new(2 * FRAMES + (queues * xsk::RING) as usize, frame_size(mtu))
             .map_err(system("cannot map memory for packets"))?;
+        let mut front_end = config.front_end;
+        let mut sockets_xsk = match (&steered, &mut front_end) {
+            (Some(link), Some(front_end)) => open_xsk(&arena, link, queues, front_end),
+            _ => Vec::new(),
+        };
+        let front_end = front_end.map(|front_end| Arc::new(Mutex::new(front_end)));
+        let xsk_about = sockets_xsk
+            .first()
+            .map(|(_, socket)| (sockets_xsk.len(), socket.zero_copy));
+        let xsk_link = steered.filter(|_| xsk_about.is_some()).map(|link| {
+            (
+                link.index,
+                sockets_xsk.iter().map(|(queue, _)| *queue).collect(),
+            )
+        });
+        let mut inbound_pool = arena.take(FRAMES + sockets_xsk.len() * xsk::RING as usize);
+        let (mut xsk_receivers, mut xsk_sender) = (Vec::new(), None);
+        for (_, socket) in sockets_xsk.drain(..) {
+            let (receive, transmit) = socket.split();
+            xsk_receivers.push(XskReceiver::new(receive, &mut inbound_pool));
+            // One worker sends, so one queue suffices.
+            xsk_sender.get_or_insert_with(|| XskSender::new(transmit));
+        }
         let stats = Stats::new(Instant::now());
         let watcher_wake = Wake::new()?;
         let mtu_suspect = Arc::new(AtomicBool::new(false));
@@ -120,9 +169,10 @@ impl UserspaceEngine {
         let inbound = worker::inbound(
             InboundParts {
                 engine: Inbound::new(config.esp, Arc::clone(&stats)),
-                pool: arena.take(FRAMES),
+                pool: inbound_pool,
                 udp: receivers,
                 raw,
+                xsk: xsk_receivers,
                 tun: writer,
                 stats: Arc::clone(&stats),
                 sink: Arc::clone(&config.sink),
@@ -138,6 +188,7 @@ impl UserspaceEngine {
                 udp: UdpSender::new(sockets)
                     .map_err(system("cannot read the address of an ESP-in-UDP socket"))?,
                 raw: RawSender::open(config.esp.ttl)?,
+                xsk: xsk_sender,
                 stats: Arc::clone(&stats),
                 sink: config.sink,
                 mtu_suspect: Arc::clone(&mtu_suspect),
@@ -145,16 +196,39 @@ impl UserspaceEngine {
             },
             out_cpu,
         )?;
-        let control = Control::new(netlink, tun_link.index, inbound, outbound)?;
+        let control = Control::new(Parts {
+            netlink,
+            tun: tun_link.index,
+            inbound,
+            outbound,
+            front_end: front_end.clone(),
+            wan: config.wan,
+            xsk: xsk_link,
+            arena,
+        })?;
         let control = Arc::new(Mutex::new(control));
         let watcher = Watcher::start(Arc::clone(&control), watcher_wake, mtu_suspect)?;
         tracing::info!(interface = config.tun, mtu, "userspace engine started");
         Ok(Self {
             control,
             stats,
+            front_end,
+            xsk: xsk_about,
             watcher,
             tun,
         })
+    }
+
+    /// The front end that was given to it: attachments and counters to show. Its SAs, policies and
+    /// sockets are the engine's to set.
+    pub fn front_end(&self) -> Option<SharedFrontEnd> {
+        self.front_end.clone()
+    }
+
+    /// AF_XDP queues in use and whether they are zero copy; `None` when native ESP goes through raw
+    /// sockets.
+    pub fn xsk(&self) -> Option<(usize, bool)> {
+        self.xsk
     }
 
     /// Name of the tunnel interface.
@@ -170,6 +244,73 @@ impl UserspaceEngine {
 /// Every change to the control state leaves it consistent before anything that could panic.
 fn lock(control: &Mutex<Control>) -> MutexGuard<'_, Control> {
     control.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The interface whose native ESP can be steered to AF_XDP.
+fn steered_link(config: &Config, netlink: &mut Netlink, frame_size: usize) -> Option<Link> {
+    let front_end = config
+        .front_end
+        .as_ref()
+        .filter(|_| config.xsk == XskMode::Auto)?;
+    let [name] = config.wan.as_slice() else {
+        tracing::info!("AF_XDP is not used: it serves one WAN interface, and there are several");
+        return None;
+    };
+    if !front_end.steers(name) {
+        tracing::info!(
+            interface = name,
+            "AF_XDP is not used: there is no XDP program to steer to it"
+        );
+        return None;
+    }
+    if !matches!(frame_size, 2048 | 4096) {
+        tracing::info!("AF_XDP is not used: its frames are too small for the interface's MTU");
+        return None;
+    }
+    netlink
+        .link(name)
+        .ok()
+        .filter(|link| link.ethernet && link.mac.is_some())
+}
+
+/// Opens a socket on each queue and registers it with the front end. A queue without one is no
+/// harm: its packets pass on to the raw sockets.
+fn open_xsk(
+    arena: &Arc<Arena>,
+    link: &Link,
+    queues: u32,
+    front_end: &mut FrontEnd,
+) -> Vec<(u32, Socket)> {
+    let mut sockets = Vec::new();
+    for queue in 0..queues {
+        let opened = xsk::open(arena, link.index, queue).map_err(|error| error.to_string());
+        let registered = opened.and_then(|socket| {
+            let set = front_end.set_xsk(queue, &std::os::fd::AsFd::as_fd(&socket));
+            set.map(|()| socket).map_err(|error| error.to_string())
+        });
+        match registered {
+            Ok(socket) => sockets.push((queue, socket)),
+            Err(error) => {
+                // A device may have been made for more queues than it uses.
+                tracing::info!(
+                    interface = link.name,
+                    queue,
+                    error,
+                    "no AF_XDP socket from this queue on"
+                );
+                break;
+            }
+        }
+    }
+    if let Some((_, socket)) = sockets.first() {
+        tracing::info!(
+            interface = link.name,
+            queues = sockets.len(),
+            zero_copy = socket.zero_copy,
+            "native ESP goes through AF_XDP"
+        );
+    }
+    sockets
 }
 
 /// A frame holds a packet of the interface's MTU with everything ESP adds. AF_XDP takes 2048 and
@@ -224,7 +365,15 @@ impl SaBackend for UserspaceEngine {
         Ok(DropTotals {
             inbound: self.stats.inbound_drops.snapshot(),
             outbound: self.stats.outbound_drops.snapshot(),
-            ..DropTotals::default()
+            front_end: match &self.front_end {
+                Some(front_end) => {
+                    lock_front_end(front_end)
+                        .counters()
+                        .map_err(control::front_end_error)?
+                        .drops
+                }
+                None => Default::default(),
+            },
         })
     }
 }

@@ -18,6 +18,7 @@ use crate::port::raw::{RawReceiver, RawSender};
 use crate::port::syscall::{self, Poller};
 use crate::port::tun::{TunReader, TunWriter};
 use crate::port::udp::{UdpReceiver, UdpSender};
+use crate::port::xsk::{Neighbours, XskReceiver, XskSender};
 use crate::umem::{Burst, Frame, FramePool};
 
 /// Rounds a worker gives one port before it looks at the others and at commands again.
@@ -30,6 +31,7 @@ const WAKE: u64 = u64::MAX;
 enum Order {
     Apply(Box<Command>, SyncSender<Result<(), ApplyError>>),
     PathMtu(ChildSaId, u16),
+    Neighbours(Arc<Neighbours>),
     Stop,
 }
 
@@ -85,6 +87,11 @@ impl Handle {
     /// Tells an outbound worker what fits the path of a pair (octets of outer IP packet).
     pub fn set_path_mtu(&self, id: ChildSaId, mtu: u16) -> Result<(), BackendError> {
         self.order(Order::PathMtu(id, mtu))
+    }
+
+    /// Tells an outbound worker what its AF_XDP port may send to.
+    pub fn set_neighbours(&self, neighbours: Arc<Neighbours>) -> Result<(), BackendError> {
+        self.order(Order::Neighbours(neighbours))
     }
 
     fn order(&self, order: Order) -> Result<(), BackendError> {
@@ -153,6 +160,8 @@ pub struct OutboundParts {
     pub udp: UdpSender,
     /// Native ESP.
     pub raw: RawSender,
+    /// Native ESP past the kernel.
+    pub xsk: Option<XskSender>,
     /// Drops are counted here.
     pub stats: Arc<Stats>,
     /// Events go here.
@@ -189,6 +198,11 @@ pub fn outbound(mut parts: OutboundParts, cpu: Option<usize>) -> Result<Handle, 
                                 tracing::debug!(%error, "path MTU of a pair that is gone");
                             }
                         }
+                        Order::Neighbours(neighbours) => {
+                            if let Some(xsk) = &mut parts.xsk {
+                                xsk.set_neighbours(neighbours);
+                            }
+                        }
                         Order::Stop => return Ok(()),
                     }
                 }
@@ -214,6 +228,9 @@ impl OutboundParts {
         }
         self.engine
             .process(Instant::now(), input, &mut self.pool, output);
+        if let Some(xsk) = &mut self.xsk {
+            xsk.send(&mut output.wan, &mut self.pool, drops);
+        }
         // One call per stretch of equal kind: the sockets differ.
         let kind = |frame: &Frame| {
             let meta = frame.meta();
@@ -247,6 +264,8 @@ pub struct InboundParts {
     pub udp: Vec<UdpReceiver>,
     /// Native ESP.
     pub raw: Vec<RawReceiver>,
+    /// Native ESP past the kernel.
+    pub xsk: Vec<XskReceiver>,
     /// Inner packets to the host.
     pub tun: TunWriter,
     /// Drops are counted here.
@@ -260,11 +279,9 @@ pub fn inbound(mut parts: InboundParts, cpu: Option<usize>) -> Result<Handle, Ba
     spawn("espada-in", cpu, move |orders, wake| {
         let mut poller = Poller::new()?;
         poller.add(wake.as_fd(), WAKE)?;
-        let sources = parts
-            .udp
-            .iter()
-            .map(AsFd::as_fd)
-            .chain(parts.raw.iter().map(AsFd::as_fd));
+        let sources = (parts.udp.iter().map(AsFd::as_fd))
+            .chain(parts.raw.iter().map(AsFd::as_fd))
+            .chain(parts.xsk.iter().map(AsFd::as_fd));
         for (number, source) in sources.enumerate() {
             poller.add(source, number as u64)?;
         }
@@ -282,8 +299,8 @@ pub fn inbound(mut parts: InboundParts, cpu: Option<usize>) -> Result<Handle, Ba
                             Order::Apply(command, answer) => {
                                 let _ = answer.send(parts.engine.apply(&command));
                             }
-                            // Only what is sent has to fit a path.
-                            Order::PathMtu(..) => {}
+                            // Only what is sent has a path.
+                            Order::PathMtu(..) | Order::Neighbours(_) => {}
                             Order::Stop => return Ok(()),
                         }
                     }
@@ -303,12 +320,16 @@ impl InboundParts {
     /// One burst from a WAN port to the host. True when more may be waiting.
     fn round(&mut self, number: usize, input: &mut Burst, output: &mut Output) -> bool {
         let drops = &self.stats.inbound_drops;
-        let more = if let Some(port) = self.udp.get_mut(number) {
-            port.receive(&mut self.pool, input, &self.sink, drops)
-        } else if let Some(port) = self.raw.get_mut(number - self.udp.len()) {
-            port.receive(&mut self.pool, input, drops)
+        let (raw, xsk) = (self.udp.len(), self.udp.len() + self.raw.len());
+        let more = if number < raw {
+            let port = self.udp.get_mut(number);
+            port.is_some_and(|port| port.receive(&mut self.pool, input, &self.sink, drops))
+        } else if number < xsk {
+            let port = self.raw.get_mut(number - raw);
+            port.is_some_and(|port| port.receive(&mut self.pool, input, drops))
         } else {
-            false
+            let port = self.xsk.get_mut(number - xsk);
+            port.is_some_and(|port| port.receive(&mut self.pool, input, drops))
         };
         if !input.is_empty() {
             self.engine

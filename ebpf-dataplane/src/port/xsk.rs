@@ -1,0 +1,344 @@
+//! Native ESP through AF_XDP: packets move between the driver and our frames without the kernel's
+//! stack. The front end steers them here.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use espada_common::drops::DropReason;
+use espada_common::sa::Encapsulation;
+
+use super::raw::{describe_ipv4, describe_ipv6};
+use super::ring::{Descriptor, ReceiveHalf, Socket, TransmitHalf};
+use super::syscall;
+use crate::esp::stats::DropCounters;
+use crate::frontend::OutCounter;
+use crate::umem::{Arena, BURST, Burst, Frame, FramePool};
+
+/// Octets of an Ethernet header.
+const ETHERNET: usize = 14;
+
+/// Entries of each ring; as many frames are with the kernel to receive into.
+pub const RING: u32 = 2048;
+
+/// Queues used at most.
+pub const MOST_QUEUES: u32 = 16;
+
+/// An AF_XDP socket that a former owner closed a moment ago still holds its queue.
+const REBIND: (u32, Duration) = (20, Duration::from_millis(100));
+
+/// How long a sender waits for room in the ring before a packet is dropped.
+const PATIENCE: Duration = Duration::from_millis(20);
+
+/// Opens the socket of a receive queue, waiting for a former one to go.
+pub fn open(arena: &Arc<Arena>, link: u32, queue: u32) -> io::Result<Socket> {
+    for _ in 0..REBIND.0 {
+        match Socket::open(arena, link, queue, RING) {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+                std::thread::sleep(REBIND.1);
+            }
+            result => return result,
+        }
+    }
+    Socket::open(arena, link, queue, RING)
+}
+
+/// Receives from one queue.
+pub struct XskReceiver {
+    half: ReceiveHalf,
+    frame_size: u64,
+}
+
+impl AsFd for XskReceiver {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.half.as_fd()
+    }
+}
+
+impl XskReceiver {
+    /// Takes a socket's half and gives the kernel frames to receive into.
+    pub fn new(half: ReceiveHalf, pool: &mut FramePool) -> Self {
+        let frame_size = pool.arena().frame_size() as u64;
+        let mut receiver = Self { half, frame_size };
+        receiver.refill(pool);
+        receiver
+    }
+
+    /// Keeps half a burst of frames back: the other ports need some.
+    fn refill(&mut self, pool: &mut FramePool) {
+        let mut free = self.half.fill.free();
+        while free > 0
+            && pool.available() > BURST
+            && let Some(mut frame) = pool.get()
+        {
+            frame.reset(0);
+            self.half.fill.push(frame.into_addr());
+            free -= 1;
+        }
+        self.half.fill.submit();
+        self.half.wake();
+    }
+
+    /// Takes up to a burst of packets, each a whole outer IP packet. True when more may wait.
+    pub fn receive(
+        &mut self,
+        pool: &mut FramePool,
+        burst: &mut Burst,
+        drops: &DropCounters,
+    ) -> bool {
+        let mut more = true;
+        while !burst.is_full() {
+            let Some(descriptor) = self.half.ring.pop() else {
+                more = false;
+                break;
+            };
+            let Some(mut frame) = pool.adopt(descriptor.address) else {
+                drops.add(DropReason::Internal);
+                continue;
+            };
+            let start = (descriptor.address % self.frame_size) as usize;
+            let taken = match frame.set_range(start, descriptor.length as usize) {
+                Ok(()) => strip_ethernet(&mut frame),
+                Err(_) => Err(DropReason::Internal),
+            };
+            match taken {
+                Ok(()) => burst.push(frame),
+                Err(reason) => {
+                    drops.add(reason);
+                    pool.put(frame);
+                }
+            }
+        }
+        self.half.ring.release();
+        self.refill(pool);
+        more
+    }
+}
+
+/// Leaves the IP packet: without the Ethernet header and without padding to Ethernet's minimum.
+fn strip_ethernet(frame: &mut Frame) -> Result<(), DropReason> {
+    let kind = frame
+        .data()
+        .get(12..ETHERNET)
+        .ok_or(DropReason::Malformed)?;
+    let v4 = match kind {
+        [0x08, 0x00] => true,
+        [0x86, 0xdd] => false,
+        _ => return Err(DropReason::Unsupported),
+    };
+    frame.trim_front(ETHERNET);
+    let word = |frame: &Frame, at: usize| {
+        frame
+            .data()
+            .get(at..)?
+            .first_chunk()
+            .map(|octets| u16::from_be_bytes(*octets).into())
+    };
+    let length: Option<usize> = if v4 {
+        word(frame, 2)
+    } else {
+        word(frame, 4).map(|length: usize| length + 40)
+    };
+    match length {
+        Some(length) if length <= frame.len() => frame.truncate(length),
+        _ => return Err(DropReason::Malformed),
+    }
+    if v4 {
+        describe_ipv4(frame)
+    } else {
+        describe_ipv6(frame)
+    }
+}
+
+/// Where packets to one peer go on the wire.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NextLink {
+    /// Destination, source and type: the whole Ethernet header.
+    pub header: [u8; ETHERNET],
+    /// Largest IP packet the link takes.
+    pub mtu: usize,
+}
+
+impl NextLink {
+    /// The header for packets of the address family of `peer`.
+    pub fn new(destination: [u8; 6], source: [u8; 6], peer: IpAddr, mtu: usize) -> Self {
+        let mut header = [0; ETHERNET];
+        header[..6].copy_from_slice(&destination);
+        header[6..12].copy_from_slice(&source);
+        header[12..].copy_from_slice(if peer.is_ipv4() {
+            &[0x08, 0x00]
+        } else {
+            &[0x86, 0xdd]
+        });
+        Self { header, mtu }
+    }
+}
+
+/// What the transmitting worker knows of peers and SAs; published anew when it changes.
+#[derive(Clone, Debug, Default)]
+pub struct Neighbours {
+    /// Peers that can be reached past the kernel now.
+    pub links: HashMap<IpAddr, NextLink>,
+    /// Counters of outbound SAs, by peer and SPI: packets sent here pass no tc program.
+    pub counters: HashMap<(IpAddr, u32), OutCounter>,
+}
+
+/// Transmits on one queue.
+pub struct XskSender {
+    half: TransmitHalf,
+    neighbours: Arc<Neighbours>,
+    /// Empty between calls; kept for its capacity.
+    rest: Burst,
+}
+
+impl XskSender {
+    /// Takes a socket's half; sends nothing until it knows neighbours.
+    pub fn new(half: TransmitHalf) -> Self {
+        Self {
+            half,
+            neighbours: Arc::default(),
+            rest: Burst::new(),
+        }
+    }
+
+    /// Replaces what is known of peers.
+    pub fn set_neighbours(&mut self, neighbours: Arc<Neighbours>) {
+        self.neighbours = neighbours;
+    }
+
+    /// Takes the native ESP to known neighbours out of `burst` and sends it; the rest (also what
+    /// does not fit the link, for the kernel to judge) stays, in order.
+    pub fn send(&mut self, burst: &mut Burst, pool: &mut FramePool, drops: &DropCounters) {
+        self.reap(pool);
+        let neighbours = Arc::clone(&self.neighbours);
+        if neighbours.links.is_empty() {
+            return;
+        }
+        let mut rest = std::mem::take(&mut self.rest);
+        let mut pushed = false;
+        for mut frame in burst.drain() {
+            let meta = frame.meta();
+            let peer = meta.path.remote.ip();
+            let key = (peer, meta.spi);
+            let link = match meta.path.encapsulation {
+                Encapsulation::Esp => neighbours.links.get(&peer),
+                Encapsulation::Udp => None,
+            };
+            let octets = frame.len();
+            let header = link
+                .filter(|link| octets <= link.mtu)
+                .and_then(|link| frame.prepend(ETHERNET).ok().map(|room| (room, link.header)));
+            let Some((room, header)) = header else {
+                rest.push(frame);
+                continue;
+            };
+            room.copy_from_slice(&header);
+            if self.half.ring.free() == 0 && !self.make_room(pool) {
+                drops.add(DropReason::WanFull);
+                pool.put(frame);
+                continue;
+            }
+            let length = frame.len() as u32;
+            let address = frame.into_addr();
+            self.half.ring.push(Descriptor {
+                address,
+                length,
+                options: 0,
+            });
+            if let Some(counter) = neighbours.counters.get(&key) {
+                counter.add(1, octets as u64);
+            }
+            pushed = true;
+        }
+        std::mem::swap(burst, &mut rest);
+        self.rest = rest;
+        if pushed {
+            self.half.ring.submit();
+            self.kick();
+            self.reap(pool);
+        }
+    }
+
+    /// Takes back the frames that were sent.
+    fn reap(&mut self, pool: &mut FramePool) {
+        while let Some(address) = self.half.completion.pop() {
+            if let Some(frame) = pool.adopt(address) {
+                pool.put(frame);
+            }
+        }
+        self.half.completion.release();
+    }
+
+    /// In copy mode a call sends what its budget allows and says EAGAIN when some are left.
+    fn kick(&self) {
+        for _ in 0..BURST {
+            match self.half.wake() {
+                Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {}
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
+                _ => return,
+            }
+        }
+    }
+
+    fn make_room(&mut self, pool: &mut FramePool) -> bool {
+        self.half.ring.submit();
+        self.kick();
+        self.reap(pool);
+        if self.half.ring.free() == 0 {
+            syscall::wait_writable(self.half.as_fd(), PATIENCE);
+            self.reap(pool);
+        }
+        self.half.ring.free() > 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(octets: &[u8]) -> Frame {
+        let mut frame = Arena::new(1, 2048).unwrap().take(1).get().unwrap();
+        frame.append(octets.len()).unwrap().copy_from_slice(octets);
+        frame
+    }
+
+    #[test]
+    fn ethernet_and_its_padding_are_stripped() {
+        let mut octets = vec![0u8; 60];
+        octets[12..14].copy_from_slice(&[8, 0]);
+        octets[14] = 0x45;
+        octets[15] = 0xb8;
+        octets[17] = 30;
+        octets[26..34].copy_from_slice(&[192, 0, 2, 1, 192, 0, 2, 2]);
+        let mut good = frame(&octets);
+        strip_ethernet(&mut good).unwrap();
+        assert_eq!(good.len(), 30);
+        let meta = good.meta();
+        assert_eq!(
+            meta.path.remote.ip(),
+            "192.0.2.1".parse::<IpAddr>().unwrap()
+        );
+        assert_eq!(meta.path.local.ip(), "192.0.2.2".parse::<IpAddr>().unwrap());
+        assert_eq!(
+            (meta.tos, meta.path.encapsulation),
+            (0xb8, Encapsulation::Esp)
+        );
+
+        octets[17] = 47;
+        assert_eq!(
+            strip_ethernet(&mut frame(&octets)),
+            Err(DropReason::Malformed)
+        );
+        octets[12] = 0x81;
+        assert_eq!(
+            strip_ethernet(&mut frame(&octets)),
+            Err(DropReason::Unsupported)
+        );
+        for length in 0..34 {
+            assert!(strip_ethernet(&mut frame(&octets[..length])).is_err());
+        }
+    }
+}

@@ -1,5 +1,6 @@
 //! Traffic through the line, and whether it arrived as it was sent.
 
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
@@ -27,35 +28,43 @@ impl Ping {
     }
 }
 
-/// Sends `count` echo requests, 5 ms apart; `extra` are more options of ping. Waits a second for
-/// the replies.
+/// Sends `count` echo requests, 5 ms apart, and waits up to two seconds for their replies; `extra`
+/// are more options of ping.
 pub fn ping(from: &Netns, to: &str, count: u32, extra: &[&str]) -> Result<Ping> {
-    let count = count.to_string();
-    let mut argv = vec!["ping", "-n", "-q", "-i", "0.005", "-W", "1", "-c", &count];
+    // Once a reply has come, ping's own -W waits for two round trips only, which a busy machine
+    // exceeds. With -w it goes on (and sends on) until `count` replies are there.
+    let number = count.to_string();
+    let mut argv = vec!["ping", "-n", "-i", "0.005", "-w", "2", "-c", &number];
     argv.extend_from_slice(extra);
     argv.push(to);
     let output = from.output(&argv)?;
     let text = String::from_utf8_lossy(&output.stdout);
-    parse_ping(&text).with_context(|| {
-        format!(
-            "ping said:\n{text}{}",
-            String::from_utf8_lossy(&output.stderr)
-        )
+    if !text.contains("packets transmitted") {
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        bail!("ping gave no summary:\n{text}{complaint}");
+    }
+    Ok(Ping {
+        sent: count,
+        received: replies(&text, count),
     })
 }
 
-fn parse_ping(text: &str) -> Result<Ping> {
-    let line = text
+/// How many of the first `count` echo requests were answered.
+fn replies(text: &str, count: u32) -> u32 {
+    let answered: BTreeSet<u32> = text
         .lines()
-        .find(|line| line.contains("packets transmitted"))
-        .context("no summary from ping")?;
-    let mut numbers = line
-        .split(", ")
-        .filter_map(|part| part.split(' ').next()?.parse().ok());
-    match (numbers.next(), numbers.next()) {
-        (Some(sent), Some(received)) => Ok(Ping { sent, received }),
-        _ => bail!("ping's summary is unknown: {line}"),
-    }
+        .filter(|line| line.contains(" bytes from "))
+        .filter_map(|line| {
+            line.split_once("icmp_seq=")?
+                .1
+                .split(' ')
+                .next()?
+                .parse()
+                .ok()
+        })
+        .filter(|sequence| (1..=count).contains(sequence))
+        .collect();
+    answered.len() as u32
 }
 
 /// Sends one echo request of `size` octets with "do not fragment" and gives all that ping said.
@@ -240,24 +249,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_pings_summary() {
-        let text = "--- 10.61.2.2 ping statistics ---\n\
-                    5 packets transmitted, 3 received, 40% packet loss, time 16ms\n";
-        assert_eq!(
-            parse_ping(text).unwrap(),
-            Ping {
-                sent: 5,
-                received: 3
-            }
-        );
-        let errors = "3 packets transmitted, 0 received, +3 errors, 100% packet loss, time 9ms";
-        assert_eq!(
-            parse_ping(errors).unwrap(),
-            Ping {
-                sent: 3,
-                received: 0
-            }
-        );
-        assert!(parse_ping("ping: unknown host").is_err());
+    fn counts_answered_requests() {
+        let text = "PING 10.61.2.2 (10.61.2.2) 56(84) bytes of data.\n\
+                    64 bytes from 10.61.2.2: icmp_seq=1 ttl=62 time=0.2 ms\n\
+                    64 bytes from 10.61.2.2: icmp_seq=3 ttl=62 time=0.2 ms\n\
+                    64 bytes from 10.61.2.2: icmp_seq=3 ttl=62 time=0.3 ms (DUP!)\n\
+                    From 10.61.1.1 icmp_seq=4 Destination Host Unreachable\n\
+                    64 bytes from 10.61.2.2: icmp_seq=6 ttl=62 time=0.2 ms\n";
+        assert_eq!(replies(text, 5), 2);
+        assert_eq!(replies("", 5), 0);
     }
 }

@@ -28,6 +28,10 @@ impl Netns {
             path: Path::new("/run/netns").join(name),
             keep: false,
         };
+        // Duplicate address detection would keep link-local addresses, which neighbour discovery
+        // for forwarded packets is sent from, unusable for the first two seconds.
+        netns.sysctl("ipv6/conf/default/accept_dad", "0")?;
+        netns.sysctl("ipv6/conf/default/dad_transmits", "0")?;
         netns.ip(&["link", "set", "lo", "up"])?;
         Ok(netns)
     }

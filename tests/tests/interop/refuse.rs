@@ -140,7 +140,7 @@ fn pre_shared_key() -> Result<()> {
         |_, theirs| theirs.psk = "another key",
         &Expected {
             kind: "AUTHENTICATION_FAILED",
-            ours: &["a.example", "b.example"],
+            ours: &["pre-shared key"],
             theirs: &[],
             setting: None,
         },

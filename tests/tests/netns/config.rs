@@ -13,7 +13,7 @@ use espada_tests::{cmd, skip_unless_possible};
 /// What `espada check` says about a configuration, and whether it accepts it.
 fn check(config: &str) -> Result<(bool, String)> {
     let work = WorkDir::new()?;
-    Espada::write_files(work.path(), config, "")?;
+    Espada::write_files(work.path(), config, SECRETS)?;
     let binary = espada::binary()?.display().to_string();
     let file = work.file("espada.toml").display().to_string();
     let output = cmd::output(&[&binary, "check", &file])?;
@@ -24,6 +24,12 @@ fn check(config: &str) -> Result<(bool, String)> {
     );
     Ok((output.status.success(), said))
 }
+
+const SECRETS: &str = r#"
+[[psk]]
+ids = ["40.113.59.156", "20.240.192.55"]
+secret = "an owl in the belfry"
+"#;
 
 const GOOD: &str = r#"
 [dataplane]

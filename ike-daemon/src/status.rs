@@ -41,6 +41,17 @@ pub struct Interfaces {
     pub tun: Option<String>,
     /// Where the front end's programs sit.
     pub front_end: Vec<Attachment>,
+    /// AF_XDP sockets for native ESP.
+    pub xsk: Option<Xsk>,
+}
+
+/// AF_XDP sockets for native ESP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Xsk {
+    /// Receive queues that have one.
+    pub queues: usize,
+    /// The driver hands packets over without copying.
+    pub zero_copy: bool,
 }
 
 /// A program of the front end on an interface.
@@ -310,6 +321,14 @@ impl Report {
                     program.interface, program.hook, program.mode
                 );
             }
+            if let Some(xsk) = self.interfaces.xsk {
+                let copies = if xsk.zero_copy {
+                    "zero copy"
+                } else {
+                    "copying"
+                };
+                let _ = write!(text, "; AF_XDP on {} queue(s), {copies}", xsk.queues);
+            }
             text.push('\n');
         }
         if self.connections.is_empty() {
@@ -449,6 +468,10 @@ mod tests {
                     mode: "native".into(),
                     hook: "xdp".into(),
                 }],
+                xsk: Some(Xsk {
+                    queues: 1,
+                    zero_copy: false,
+                }),
             },
             connections: vec![
                 Connection {
@@ -531,7 +554,7 @@ mod tests {
     fn text_for_people() {
         let expected = "\
 Espada 0.1.0, engine userspace (chosen by engine = \"auto\"), up 2h1m
-plaintext interface espada0; front end: eth0 xdp (native)
+plaintext interface espada0; front end: eth0 xdp (native); AF_XDP on 1 queue(s), copying
 
 azure: established for 1m1s
   IKE aes256-sha256-modp2048, initiator, established in 84 ms, rekey in 3h53m

@@ -12,6 +12,7 @@ use espada_dataplane::userspace::{self, UserspaceEngine};
 use super::plane::{Observer, Plane, Unobserved};
 use super::wan::{self, Watched};
 use crate::config::{EngineChoice, GatewayConfig, XskMode};
+use crate::status::Xsk;
 
 /// What has to be done while the daemon still has all its privileges: pinning the front end's
 /// maps may mean mounting their file system.
@@ -63,6 +64,10 @@ pub fn start(
     };
     Ok(Plane {
         tun: Some(engine.interface().to_owned()),
+        xsk: engine.xsk().map(|xsk| Xsk {
+            queues: xsk.queues,
+            zero_copy: xsk.zero_copy,
+        }),
         backend: Box::new(engine),
         reason: reason.to_owned(),
         observer,

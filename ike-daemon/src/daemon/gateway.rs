@@ -240,7 +240,7 @@ impl<R: Random> Gateway<R> {
     }
 
     /// Carries out everything the endpoint wants, sending datagrams through `send`.
-    pub fn drive(&mut self, mut send: impl FnMut(&Transmit)) {
+    pub fn drive(&mut self, now: Instant, mut send: impl FnMut(&Transmit)) {
         loop {
             let mut idle = true;
             // Commands first: an SA is ready to receive before the peer learns of it.
@@ -250,7 +250,7 @@ impl<R: Random> Gateway<R> {
             }
             while let Some(notice) = self.endpoint.poll_notice() {
                 idle = false;
-                self.tell(&notice);
+                self.tell(now, &notice);
             }
             while let Some(transmit) = self.endpoint.poll_transmit() {
                 idle = false;
@@ -323,7 +323,7 @@ impl<R: Random> Gateway<R> {
     }
 
     /// Logs a notice and tells whoever waits for it.
-    fn tell(&mut self, notice: &Notice) {
+    fn tell(&mut self, now: Instant, notice: &Notice) {
         log::notice(notice);
         if let Notice::Established {
             initiator_spi,
@@ -331,7 +331,9 @@ impl<R: Random> Gateway<R> {
             ..
         } = notice
         {
-            self.establish.insert(*initiator_spi, *elapsed);
+            // The endpoint's clock stands still while it computes, which is most of a handshake.
+            self.establish
+                .insert(*initiator_spi, *elapsed + now.elapsed());
         }
         let Some(connection) = notice.connection().cloned() else {
             return;

@@ -7,6 +7,7 @@ mod instance;
 pub mod plane;
 mod report;
 pub mod sockets;
+mod wan;
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -89,10 +90,17 @@ async fn start(config: GatewayConfig, instance: &Instance) -> anyhow::Result<Exi
     };
     syscall::protect_memory()?;
     syscall::lift_memory_lock_limit();
+    let prepared = match engine::prepare(&config, instance.directory()) {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            tracing::error!("the data plane cannot start: {error:#}");
+            return Ok(Exit::Failure);
+        }
+    };
     syscall::drop_privileges()?;
 
     let (sink, events) = event_channel();
-    let plane = match engine::start(&config, sockets.clone_nat()?, sink) {
+    let plane = match engine::start(&config, prepared, sockets.clone_nat()?, sink) {
         Ok(plane) => plane,
         Err(error) => {
             tracing::error!("the data plane cannot start: {error:#}");
@@ -158,9 +166,9 @@ async fn serve<R: Random>(
     tokio::pin!(serving);
     let mut ready = false;
 
+    let mut now = Instant::now();
     loop {
-        let now = Instant::now();
-        gateway.drive(|transmit| send(&sockets, transmit));
+        gateway.drive(now, |transmit| send(&sockets, transmit));
         if !ready {
             ready = true;
             let config = gateway.config();
@@ -168,7 +176,7 @@ async fn serve<R: Random>(
             instance::notify_ready();
         }
         if let Some(until) = farewell
-            && (gateway.is_stopped(now) || now >= until)
+            && (gateway.is_stopped(now) || Instant::now() >= until)
         {
             tracing::info!("stopped");
             return Ok(());
@@ -186,13 +194,13 @@ async fn serve<R: Random>(
             _ = housekeeping.tick() => Input::Housekeeping,
             () = &mut serving => anyhow::bail!("the control socket stopped"),
         };
-        let now = Instant::now();
+        now = Instant::now();
         match input {
             Input::Datagrams(datagrams) => {
                 for datagram in datagrams {
                     gateway.datagram(now, datagram.local, datagram.remote, &datagram.payload);
                     // One at a time: the answer to the first may matter to the second.
-                    gateway.drive(|transmit| send(&sockets, transmit));
+                    gateway.drive(now, |transmit| send(&sockets, transmit));
                 }
             }
             Input::Event(event) => gateway.event(now, &event),

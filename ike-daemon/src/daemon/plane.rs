@@ -1,18 +1,19 @@
 //! The data plane as the daemon sees it: a backend, and what `status` tells of it.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 
 use espada_dataplane::backend::SaBackend;
 
-use crate::status::{Attachment, Counters};
+use crate::status::{Attachment, Counters, Xsk};
 
 /// What the front end's BPF maps counted, by SPI.
 #[derive(Clone, Debug, Default)]
 pub struct WireCounters {
     /// By the SPI we receive on.
     pub inbound: HashMap<u32, Counters>,
-    /// By the SPI we send with.
-    pub outbound: HashMap<u32, Counters>,
+    /// By the peer's address and the SPI we send with, which the peer has chosen.
+    pub outbound: HashMap<(IpAddr, u32), Counters>,
 }
 
 /// What there is to tell of interfaces and of packets seen on the WAN.
@@ -45,6 +46,8 @@ pub struct Plane {
     pub reason: String,
     /// Name of the plaintext interface.
     pub tun: Option<String>,
+    /// AF_XDP, where native ESP goes past the kernel.
+    pub xsk: Option<Xsk>,
     /// The front end.
     pub observer: Box<dyn Observer>,
 }

@@ -1,6 +1,7 @@
 //! The status report: what the endpoint, the data plane and the front end know, brought together.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -48,6 +49,7 @@ impl<R: Random> Gateway<R> {
             interfaces: status::Interfaces {
                 tun: self.plane.tun.clone(),
                 front_end: self.plane.observer.attachments(),
+                xsk: self.plane.xsk,
             },
             connections,
             drops: status::DropReport {
@@ -94,8 +96,12 @@ impl<R: Random> Gateway<R> {
             .rev()
             .find(|sa| sa.state == "established")
             .or(status.ike_sas.last());
-        let children = status.ike_sas.iter().flat_map(|sa| &sa.children);
-        let children = children.map(|child| self.child_report(child, pairs.get(&child.id), wire));
+        let children = status.ike_sas.iter().flat_map(|sa| {
+            let report = |child: &ChildSaStatus| {
+                self.child_report(child, sa.remote.ip(), pairs.get(&child.id), wire)
+            };
+            sa.children.iter().map(report).collect::<Vec<_>>()
+        });
         status::Connection {
             name: status.name.to_string(),
             state: state.to_owned(),
@@ -109,6 +115,7 @@ impl<R: Random> Gateway<R> {
     fn child_report(
         &self,
         child: &ChildSaStatus,
+        peer: IpAddr,
         counted: Option<&ChildSaStats>,
         wire: Option<&WireCounters>,
     ) -> status::ChildSa {
@@ -134,12 +141,12 @@ impl<R: Random> Gateway<R> {
             inbound: half_report(
                 child.spi_in,
                 counted.map(|pair| &pair.inbound),
-                wire.map(|wire| &wire.inbound),
+                wire.map(|wire| wire.inbound.get(&child.spi_in)),
             ),
             outbound: half_report(
                 child.spi_out,
                 counted.map(|pair| &pair.outbound),
-                wire.map(|wire| &wire.outbound),
+                wire.map(|wire| wire.outbound.get(&(peer, child.spi_out))),
             ),
         }
     }
@@ -171,7 +178,7 @@ impl<R: Random> Gateway<R> {
 fn half_report(
     spi: u32,
     counted: Option<&HalfSaStats>,
-    seen: Option<&HashMap<u32, status::Counters>>,
+    seen: Option<Option<&status::Counters>>,
 ) -> status::HalfSa {
     status::HalfSa {
         spi: format!("{spi:#010x}"),
@@ -180,7 +187,7 @@ fn half_report(
         drops: counted.map_or_else(status::Drops::new, |half| {
             status::nonzero_drops(&half.drops)
         }),
-        wire: seen.map(|seen| seen.get(&spi).copied().unwrap_or_default()),
+        wire: seen.map(|seen| seen.copied().unwrap_or_default()),
     }
 }
 

@@ -1,0 +1,118 @@
+//! The tier that needs other kernels: the eBPF programs under each kernel's verifier, and
+//! strongSwan with the kernel's own ESP as the peer.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use espada_tests::cmd::cargo;
+use serde_json::Value;
+
+use super::Outcome;
+use super::tally::Tally;
+use crate::process::{self, say};
+use crate::vm::{self, Kernel};
+
+/// Software emulation is slow; a run that takes longer than this hangs.
+const TIMEOUT: Duration = Duration::from_secs(600);
+
+/// What runs under each kernel, as filters of the test runner. The oldest kernel gets every case
+/// of kernel ESP, the others one per kind: they differ in the verifier more than in ESP.
+fn selection(kernel: &str) -> (&'static str, &'static str) {
+    if kernel == "6.1" {
+        ("frontend::tests", "kernel::")
+    } else {
+        ("frontend::tests", "kernel::kernel_aes_gcm")
+    }
+}
+
+/// Runs the tier under every kernel. What cannot run is in the outcome as skipped, with why.
+pub fn run(espada: &Path) -> Result<Vec<Outcome>> {
+    let programs = TestPrograms::build()?;
+    Ok(vm::names()
+        .map(|name| {
+            say(format_args!("\n==== Linux {name} in a virtual machine"));
+            let started = Instant::now();
+            let mut tally = Tally::default();
+            let success = match Kernel::fetch(name) {
+                Ok(kernel) => under(&kernel, name, espada, &programs, &mut tally),
+                Err(error) => {
+                    tally.skips.push(format!("Linux {name}: {error:#}"));
+                    true
+                }
+            };
+            Outcome {
+                title: format!("Linux {name} in a virtual machine"),
+                tally,
+                success,
+                took: started.elapsed(),
+            }
+        })
+        .collect())
+}
+
+fn under(
+    kernel: &Kernel,
+    name: &str,
+    espada: &Path,
+    programs: &TestPrograms,
+    tally: &mut Tally,
+) -> bool {
+    let (frontend, esp) = selection(name);
+    let command = format!(
+        "export ESPADA_BIN='{}' NO_COLOR=1 RUST_BACKTRACE=0
+'{}' --color=never --test-threads=1 {frontend}; first=$?
+'{}' --color=never --test-threads=2 {esp}; exit $((first | $?))",
+        espada.display(),
+        programs.dataplane.display(),
+        programs.interop.display(),
+    );
+    let result = kernel.run(&command, TIMEOUT, |line| {
+        say(line);
+        tally.read(line);
+    });
+    match result {
+        Ok(code) => code == 0,
+        Err(error) => {
+            tally.failed += 1;
+            tally.failures.push(format!("Linux {name}: {error:#}"));
+            false
+        }
+    }
+}
+
+/// Compiled tests, which run under any kernel.
+struct TestPrograms {
+    dataplane: PathBuf,
+    interop: PathBuf,
+}
+
+impl TestPrograms {
+    fn build() -> Result<Self> {
+        Ok(Self {
+            dataplane: Self::executable(&["--package", "espada-dataplane", "--lib"])?,
+            interop: Self::executable(&["--package", "espada-tests", "--test", "interop"])?,
+        })
+    }
+
+    fn executable(selection: &[&str]) -> Result<PathBuf> {
+        let output = cargo()
+            .current_dir(process::root())
+            .args(["test", "--release", "--no-run"])
+            .args(["--message-format", "json-render-diagnostics"])
+            .args(selection)
+            .stderr(Stdio::inherit())
+            .output()
+            .context("cannot run cargo")?;
+        if !output.status.success() {
+            bail!("the tests do not compile");
+        }
+        String::from_utf8_lossy(&output.stdout)
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+            .filter_map(|message| message["executable"].as_str().map(PathBuf::from))
+            .next_back()
+            .context("cargo named no test program")
+    }
+}

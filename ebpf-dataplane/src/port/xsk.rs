@@ -6,6 +6,7 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use espada_common::drops::DropReason;
@@ -46,9 +47,19 @@ pub fn open(arena: &Arc<Arena>, link: u32, queue: u32) -> io::Result<Socket> {
     Socket::open(arena, link, queue, RING)
 }
 
+/// What went past the kernel.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Packets received.
+    pub received: AtomicU64,
+    /// Packets handed to the ring.
+    pub sent: AtomicU64,
+}
+
 /// Receives from one queue.
 pub struct XskReceiver {
     half: ReceiveHalf,
+    counters: Arc<Counters>,
     frame_size: u64,
 }
 
@@ -60,9 +71,13 @@ impl AsFd for XskReceiver {
 
 impl XskReceiver {
     /// Takes a socket's half and gives the kernel frames to receive into.
-    pub fn new(half: ReceiveHalf, pool: &mut FramePool) -> Self {
+    pub fn new(half: ReceiveHalf, pool: &mut FramePool, counters: Arc<Counters>) -> Self {
         let frame_size = pool.arena().frame_size() as u64;
-        let mut receiver = Self { half, frame_size };
+        let mut receiver = Self {
+            half,
+            counters,
+            frame_size,
+        };
         receiver.refill(pool);
         receiver
     }
@@ -90,6 +105,7 @@ impl XskReceiver {
         drops: &DropCounters,
     ) -> bool {
         let mut more = true;
+        let before = burst.len();
         while !burst.is_full() {
             let Some(descriptor) = self.half.ring.pop() else {
                 more = false;
@@ -114,6 +130,10 @@ impl XskReceiver {
         }
         self.half.ring.release();
         self.refill(pool);
+        let received = (burst.len() - before) as u64;
+        self.counters
+            .received
+            .fetch_add(received, Ordering::Relaxed);
         more
     }
 }
@@ -189,6 +209,7 @@ pub struct Neighbours {
 /// Transmits on one queue.
 pub struct XskSender {
     half: TransmitHalf,
+    counters: Arc<Counters>,
     neighbours: Arc<Neighbours>,
     /// Empty between calls; kept for its capacity.
     rest: Burst,
@@ -196,9 +217,10 @@ pub struct XskSender {
 
 impl XskSender {
     /// Takes a socket's half; sends nothing until it knows neighbours.
-    pub fn new(half: TransmitHalf) -> Self {
+    pub fn new(half: TransmitHalf, counters: Arc<Counters>) -> Self {
         Self {
             half,
+            counters,
             neighbours: Arc::default(),
             rest: Burst::new(),
         }
@@ -218,7 +240,7 @@ impl XskSender {
             return;
         }
         let mut rest = std::mem::take(&mut self.rest);
-        let mut pushed = false;
+        let mut pushed = 0;
         for mut frame in burst.drain() {
             let meta = frame.meta();
             let peer = meta.path.remote.ip();
@@ -251,11 +273,12 @@ impl XskSender {
             if let Some(counter) = neighbours.counters.get(&key) {
                 counter.add(1, octets as u64);
             }
-            pushed = true;
+            pushed += 1;
         }
         std::mem::swap(burst, &mut rest);
         self.rest = rest;
-        if pushed {
+        if pushed > 0 {
+            self.counters.sent.fetch_add(pushed, Ordering::Relaxed);
             self.half.ring.submit();
             self.kick();
             self.reap(pool);

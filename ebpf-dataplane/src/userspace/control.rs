@@ -388,8 +388,8 @@ impl Control {
     }
 }
 
-/// The Ethernet header towards a peer, if the kernel knows the neighbour; otherwise it is asked to
-/// find out, and packets go through the kernel meanwhile.
+/// The Ethernet header towards a peer, if the kernel knows the neighbour; otherwise packets go
+/// through the kernel, which then finds out.
 fn next_link(netlink: &mut Netlink, link: &Link, hop: &NextHop, peer: IpAddr) -> Option<NextLink> {
     let source = link
         .mac
@@ -402,7 +402,7 @@ fn next_link(netlink: &mut Netlink, link: &Link, hop: &NextHop, peer: IpAddr) ->
             return None;
         }
     };
-    if neighbour.mac.is_none() || neighbour.stale {
+    if neighbour.stale {
         // What passes the kernel by does not confirm the neighbour to it.
         if let Err(error) = netlink.neighbour_probe(link.index, next) {
             tracing::debug!(%error, "neighbour not probed");

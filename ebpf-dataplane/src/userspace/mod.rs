@@ -72,13 +72,23 @@ pub enum XskMode {
     Off,
 }
 
+/// The AF_XDP side of an engine.
+#[derive(Clone, Debug)]
+pub struct XskStatus {
+    /// Queues with a socket.
+    pub queues: usize,
+    /// The driver moves packets without copying them.
+    pub zero_copy: bool,
+    /// Packets that went past the kernel.
+    pub counters: Arc<xsk::Counters>,
+}
+
 /// The engine. Dropping it stops the threads and removes interface and routes.
 pub struct UserspaceEngine {
     control: Arc<Mutex<Control>>,
     stats: Arc<Stats>,
     front_end: Option<SharedFrontEnd>,
-    /// Queues with an AF_XDP socket, and whether the driver copies.
-    xsk: Option<(usize, bool)>,
+    xsk: Option<XskStatus>,
     watcher: Watcher,
     /// Last: the interface stays until the threads are gone.
     tun: Tun,
@@ -140,9 +150,12 @@ impl UserspaceEngine {
             _ => Vec::new(),
         };
         let front_end = front_end.map(|front_end| Arc::new(Mutex::new(front_end)));
-        let xsk_about = sockets_xsk
-            .first()
-            .map(|(_, socket)| (sockets_xsk.len(), socket.zero_copy));
+        let xsk_counters = Arc::new(xsk::Counters::default());
+        let xsk_about = sockets_xsk.first().map(|(_, socket)| XskStatus {
+            queues: sockets_xsk.len(),
+            zero_copy: socket.zero_copy,
+            counters: Arc::clone(&xsk_counters),
+        });
         let xsk_link = steered.filter(|_| xsk_about.is_some()).map(|link| {
             (
                 link.index,
@@ -153,9 +166,10 @@ impl UserspaceEngine {
         let (mut xsk_receivers, mut xsk_sender) = (Vec::new(), None);
         for (_, socket) in sockets_xsk.drain(..) {
             let (receive, transmit) = socket.split();
-            xsk_receivers.push(XskReceiver::new(receive, &mut inbound_pool));
+            let counters = Arc::clone(&xsk_counters);
+            xsk_receivers.push(XskReceiver::new(receive, &mut inbound_pool, counters));
             // One worker sends, so one queue suffices.
-            xsk_sender.get_or_insert_with(|| XskSender::new(transmit));
+            xsk_sender.get_or_insert_with(|| XskSender::new(transmit, Arc::clone(&xsk_counters)));
         }
         let stats = Stats::new(Instant::now());
         let watcher_wake = Wake::new()?;
@@ -225,10 +239,9 @@ impl UserspaceEngine {
         self.front_end.clone()
     }
 
-    /// AF_XDP queues in use and whether they are zero copy; `None` when native ESP goes through raw
-    /// sockets.
-    pub fn xsk(&self) -> Option<(usize, bool)> {
-        self.xsk
+    /// How AF_XDP does; `None` when native ESP goes through raw sockets.
+    pub fn xsk(&self) -> Option<&XskStatus> {
+        self.xsk.as_ref()
     }
 
     /// Name of the tunnel interface.

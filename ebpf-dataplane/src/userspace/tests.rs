@@ -250,19 +250,21 @@ fn up_behind(
     engines
 }
 
-/// Ping with a pattern (checked by ping) in several sizes, up to needing fragments.
+/// Ping with a pattern (checked by ping) in several sizes, up to needing fragments. With a
+/// deadline, ping ends at the fifth reply; without, a busy machine's late replies count as lost.
 fn ping(pair: &Pair, v6: bool) {
     for size in [0, 56, 1300, 4000] {
         let output = run(&format!(
-            "ip netns exec {} ping -n -q -i 0.01 -c 5 -W 2 -p 5a -s {size} -I {} {}",
+            "ip netns exec {} ping -n -q -i 0.01 -c 5 -w 10 -p 5a -s {size} -I {} {}",
             pair.names[0],
             inner(0, v6),
             inner(1, v6)
         ));
-        assert!(
-            output.contains("5 packets transmitted, 5 received"),
-            "size {size}: {output}"
-        );
+        let received = output
+            .split(", ")
+            .find_map(|part| part.strip_suffix(" received"));
+        let received: u32 = received.unwrap().parse().unwrap();
+        assert!(received >= 5, "size {size}: {output}");
         assert!(!output.contains("wrong data"), "{output}");
     }
 }
@@ -297,15 +299,21 @@ fn tcp(pair: &Pair, v6: bool, octets: usize) {
     });
 }
 
+/// Everything that either sent arrived at the other.
 fn carried(engines: &mut [UserspaceEngine; 2]) {
-    for engine in engines {
-        let stats = engine.sa_stats().unwrap();
-        assert_eq!(stats.len(), 1);
-        assert!(
-            stats[0].inbound.packets > 10 && stats[0].outbound.packets > 10,
-            "{stats:?}"
-        );
-        assert_eq!(stats[0].inbound.drops.iter().sum::<u64>(), 0, "{stats:?}");
+    let mut rounds = 0;
+    loop {
+        let [a, b] = engines
+            .each_mut()
+            .map(|engine| engine.sa_stats().unwrap().remove(0));
+        let arrived =
+            a.outbound.packets == b.inbound.packets && b.outbound.packets == a.inbound.packets;
+        if arrived && a.inbound.packets > 10 && b.inbound.packets > 10 {
+            return;
+        }
+        rounds += 1;
+        assert!(rounds < 40, "{a:?}\n{b:?}");
+        std::thread::sleep(Duration::from_millis(50));
     }
 }
 
@@ -376,12 +384,12 @@ fn behind_the_front_end(mode: ModeChoice, outer_v6: bool, encapsulation: Encapsu
             counters.drops
         );
     }
-    if native_xdp && encapsulation == Encapsulation::Esp {
-        let raw = run(&format!(
-            "ip netns exec {} cat /proc/net/snmp",
-            pair.names[1]
-        ));
-        println!("{raw}");
+    for engine in &engines {
+        if let (Some(xsk), Encapsulation::Esp) = (engine.xsk(), encapsulation) {
+            let (received, sent) = (&xsk.counters.received, &xsk.counters.sent);
+            assert!(received.load(Ordering::Relaxed) > 50, "{xsk:?}");
+            assert!(sent.load(Ordering::Relaxed) > 50, "{xsk:?}");
+        }
     }
     for engine in &mut engines {
         engine
@@ -463,9 +471,11 @@ fn netns_rekey_under_traffic_loses_nothing() {
     let sender = pair.inside(0, || UdpSocket::bind((inner(0, false), 0)).unwrap());
     let counting = std::thread::spawn(move || {
         let mut octets = [0; 4];
-        for number in 0..2000u32 {
+        let mut numbers = std::collections::BTreeSet::new();
+        // The kernel may swap two when a worker changes its processor, so order is not checked.
+        while numbers.len() < 2000 {
             receiver.recv(&mut octets).unwrap();
-            assert_eq!(u32::from_ne_bytes(octets), number);
+            assert!(numbers.insert(u32::from_ne_bytes(octets)));
         }
     });
     let traffic = std::thread::spawn(move || {
@@ -488,7 +498,18 @@ fn netns_rekey_under_traffic_loses_nothing() {
                 })
                 .unwrap();
         }
-        std::thread::sleep(Duration::from_millis(20));
+        // As a daemon does: the old pair goes when nothing is on its way any more.
+        let old = |engine: &mut UserspaceEngine| {
+            let stats = engine.sa_stats().unwrap();
+            stats
+                .into_iter()
+                .find(|stats| stats.id == ChildSaId(id - 1))
+                .unwrap()
+        };
+        let [a, b] = &mut engines;
+        while old(a).outbound.packets != old(b).inbound.packets {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         for engine in &mut engines {
             engine
                 .apply(Command::RemoveSa {

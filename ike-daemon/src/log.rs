@@ -124,7 +124,7 @@ where
 
 /// Logs what the endpoint tells. A refusal takes several lines for people: the comparison and the cure.
 pub fn notice(notice: &Notice) {
-    let connection = notice.connection().map_or("-", |name| name);
+    let connection = notice.connection().map(|name| &**name);
     macro_rules! emit {
         ($event:literal $($fields:tt)*) => {
             match notice.severity() {

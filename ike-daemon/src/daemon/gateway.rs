@@ -51,6 +51,8 @@ pub struct Gateway<R> {
     /// How long each IKE SA took to establish, by the initiator's SPI.
     pub(super) establish: HashMap<u64, Duration>,
     pub(super) started: Instant,
+    /// Connections whose SA the data plane refused: a peer must not believe in it.
+    failed: Vec<Arc<str>>,
     stopping: bool,
 }
 
@@ -67,6 +69,7 @@ impl<R: Random> Gateway<R> {
             plane_errors: HashMap::new(),
             establish: HashMap::new(),
             started: now,
+            failed: Vec::new(),
             stopping: false,
         };
         this.load(now);
@@ -256,6 +259,11 @@ impl<R: Random> Gateway<R> {
                 idle = false;
                 send(&transmit);
             }
+            for connection in std::mem::take(&mut self.failed) {
+                idle = false;
+                // It is configured, or its SA would not have been there to be installed.
+                let _ = self.endpoint.terminate(now, &connection);
+            }
             if idle {
                 return;
             }
@@ -291,33 +299,39 @@ impl<R: Random> Gateway<R> {
             }
             _ => None,
         };
-        let name = connection.as_deref().unwrap_or("-");
-        match self.plane.backend.apply(command) {
-            Ok(()) => {
-                tracing::debug!(connection = name, "data plane: {what}");
-                if let Some((id, known)) = new {
-                    self.plane_errors.remove(&known.connection);
-                    self.installed.insert(id, known);
+        let heals = new.is_some() || matches!(command, Command::InstallPolicy(_));
+        let result = self.plane.backend.apply(command);
+        match (result, connection) {
+            (Ok(()), connection) => {
+                tracing::debug!(connection = connection.as_deref(), "data plane: {what}");
+                if let Some(connection) = connection.filter(|_| heals) {
+                    self.plane_errors.remove(&connection);
                 }
+                self.installed.extend(new);
             }
-            Err(error) => {
-                tracing::error!(connection = name, "data plane: cannot {what}: {error}");
-                if let Some(connection) = connection {
-                    let error = LastError {
-                        kind: "DATAPLANE".to_owned(),
-                        summary: format!("the data plane cannot {what}: {error}"),
-                        details: Vec::new(),
-                        fix: None,
-                    };
-                    self.finish(
-                        &connection,
-                        true,
-                        &Answer::Refused {
-                            error: error.clone(),
-                        },
-                    );
-                    self.plane_errors.insert(connection, error);
+            (Err(error), None) => tracing::error!("data plane: cannot {what}: {error}"),
+            (Err(error), Some(connection)) => {
+                tracing::error!(
+                    connection = &*connection,
+                    "data plane: cannot {what}: {error}"
+                );
+                let error = LastError {
+                    kind: "DATAPLANE".to_owned(),
+                    summary: format!("the data plane cannot {what}: {error}"),
+                    details: Vec::new(),
+                    fix: None,
+                };
+                self.finish(
+                    &connection,
+                    true,
+                    &Answer::Refused {
+                        error: error.clone(),
+                    },
+                );
+                if new.is_some() {
+                    self.failed.push(connection.clone());
                 }
+                self.plane_errors.insert(connection, error);
             }
         }
     }

@@ -7,11 +7,14 @@ mod instance;
 pub mod plane;
 mod report;
 pub mod sockets;
+#[cfg(test)]
+mod tests;
 mod wan;
 
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use espada_common::sa::Event;
@@ -116,12 +119,17 @@ async fn start(config: GatewayConfig, instance: &Instance) -> anyhow::Result<Exi
 /// A sink for the data plane's threads and the loop's end of it.
 pub fn event_channel() -> (EventSink, mpsc::Receiver<Event>) {
     let (sender, events) = mpsc::channel(EVENTS);
+    let lost = AtomicU64::new(0);
     let sink = Arc::new(move |event| {
-        if let Err(mpsc::error::TrySendError::Full(event)) = sender.try_send(event) {
-            tracing::warn!(
-                ?event,
-                "the daemon cannot keep up with the data plane: event lost"
-            );
+        if let Err(mpsc::error::TrySendError::Full(_)) = sender.try_send(event) {
+            let lost = lost.fetch_add(1, Ordering::Relaxed) + 1;
+            // Under a flood, a line for each would be a flood of its own.
+            if lost.is_power_of_two() {
+                tracing::warn!(
+                    lost,
+                    "the daemon cannot keep up with the data plane's events"
+                );
+            }
         }
     });
     (sink, events)

@@ -2,6 +2,7 @@
 //! nothing behind.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -25,6 +26,21 @@ fn registry() -> MutexGuard<'static, Registry> {
     REGISTRY.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// True once a signal asked this process to end: the signal's thread tidies up and ends it, and
+/// what fails meanwhile on other threads fails for that reason.
+pub fn is_interrupted() -> bool {
+    INTERRUPTED.load(Ordering::SeqCst)
+}
+
+/// Gives the signal's thread, if there is one at work, the time to end the process.
+pub fn yield_to_interruption() {
+    while is_interrupted() {
+        std::thread::park();
+    }
+}
+
 /// Removes what runs of dead processes left, and installs the signal handler; the first call counts.
 pub fn start() {
     static ONCE: Once = Once::new();
@@ -33,6 +49,7 @@ pub fn start() {
             remove_namespace(&name);
         }
         if let Err(error) = syscall::on_termination(|signal| {
+            INTERRUPTED.store(true, Ordering::SeqCst);
             remove_all();
             std::process::exit(128 + signal);
         }) {
@@ -58,17 +75,27 @@ pub(crate) fn forget_directory(path: &Path) {
 }
 
 /// Removes everything that is registered: processes in the namespaces, namespaces, directories.
+/// Other threads may still be adding, so it looks until there is nothing left.
 fn remove_all() {
-    let (namespaces, directories) = {
-        let registry = registry();
-        (registry.namespaces.clone(), registry.directories.clone())
-    };
-    end_processes(&namespaces);
-    for name in &namespaces {
-        remove_namespace(name);
-    }
-    for directory in &directories {
-        let _ = std::fs::remove_dir_all(directory);
+    loop {
+        let (namespaces, directories) = {
+            let mut registry = registry();
+            (
+                std::mem::take(&mut registry.namespaces),
+                std::mem::take(&mut registry.directories),
+            )
+        };
+        if namespaces.is_empty() && directories.is_empty() {
+            return;
+        }
+        end_processes(&namespaces);
+        for name in &namespaces {
+            // One that is not there was registered and not made yet.
+            let _ = cmd::run(&["ip", "netns", "del", name]);
+        }
+        for directory in &directories {
+            let _ = std::fs::remove_dir_all(directory);
+        }
     }
 }
 

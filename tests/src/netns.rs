@@ -21,8 +21,11 @@ impl Netns {
     /// Makes the namespace, with its loopback up and forwarding off.
     pub fn new(name: &str) -> Result<Self> {
         cleanup::start();
-        cmd::run(&["ip", "netns", "add", name])?;
         cleanup::register_namespace(name);
+        if let Err(error) = cmd::run(&["ip", "netns", "add", name]) {
+            cleanup::forget_namespace(name);
+            return Err(error);
+        }
         let netns = Self {
             name: name.to_owned(),
             path: Path::new("/run/netns").join(name),
@@ -236,7 +239,7 @@ impl Netns {
 
 impl Drop for Netns {
     fn drop(&mut self) {
-        if !self.keep {
+        if !self.keep && !cleanup::is_interrupted() {
             cleanup::remove_namespace(&self.name);
         }
     }

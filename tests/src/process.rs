@@ -62,7 +62,7 @@ impl WorkDir {
 
 impl Drop for WorkDir {
     fn drop(&mut self) {
-        if !self.keep {
+        if !self.keep && !cleanup::is_interrupted() {
             cleanup::forget_directory(&self.path);
             if let Err(error) = std::fs::remove_dir_all(&self.path) {
                 eprintln!("cannot remove {}: {error}", self.path.display());

@@ -63,6 +63,7 @@ pub fn run(args: &Args) -> Result<()> {
         return remove_kept();
     }
     let outcome = demo(args);
+    cleanup::yield_to_interruption();
     if args.json {
         let object = match &outcome {
             Ok(report) => report.to_json(),

@@ -339,11 +339,10 @@ pub fn drop_privileges() -> io::Result<()> {
         pid: 0,
     };
     let mut sets = [CapabilityData::default(); 2];
+    let header_place = &raw mut header;
     // SAFETY: version 3 writes exactly two `CapabilityData`.
-    check(
-        unsafe { libc::syscall(libc::SYS_capget, &raw mut header, sets.as_mut_ptr()) }
-            as libc::c_int,
-    )?;
+    let got = unsafe { libc::syscall(libc::SYS_capget, header_place, sets.as_mut_ptr()) };
+    check(got as libc::c_int)?;
     for capability in 0..64 {
         if KEPT.contains(&capability) {
             continue;
@@ -370,9 +369,8 @@ pub fn drop_privileges() -> io::Result<()> {
         set.inheritable = 0;
     }
     // SAFETY: version 3 reads exactly two `CapabilityData`.
-    check(
-        unsafe { libc::syscall(libc::SYS_capset, &raw mut header, sets.as_ptr()) } as libc::c_int,
-    )?;
+    let set = unsafe { libc::syscall(libc::SYS_capset, header_place, sets.as_ptr()) };
+    check(set as libc::c_int)?;
     // SAFETY: plain values.
     check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })?;
     Ok(())

@@ -12,6 +12,8 @@ use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
+use crate::status::encapsulation_name;
+
 /// How events are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
@@ -192,7 +194,7 @@ pub fn notice(notice: &Notice) {
             suite = %suite,
             spi_in = format!("{spi_in:#010x}"),
             spi_out = format!("{spi_out:#010x}"),
-            encapsulation = ?encapsulation,
+            encapsulation = encapsulation_name(*encapsulation),
             elapsed_ms = elapsed.as_millis() as u64
         ),
         Notice::ChildDown { id, reason, .. } => emit!("child_down", child = id.0, reason = %reason),

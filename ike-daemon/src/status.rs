@@ -6,6 +6,7 @@ use std::fmt::{self, Write as _};
 use std::time::Duration;
 
 use espada_common::drops::DropReason;
+use espada_common::sa::Encapsulation;
 use serde::{Deserialize, Serialize};
 
 use crate::config::show_duration;
@@ -255,6 +256,14 @@ pub fn nonzero_drops(counts: &[u64; DropReason::COUNT]) -> Drops {
         .filter(|(_, count)| **count > 0)
         .map(|(reason, count)| (reason.name().to_owned(), *count))
         .collect()
+}
+
+/// `esp` or `udp`, the words of JSON and logs.
+pub const fn encapsulation_name(encapsulation: Encapsulation) -> &'static str {
+    match encapsulation {
+        Encapsulation::Esp => "esp",
+        Encapsulation::Udp => "udp",
+    }
 }
 
 fn hint(name: &str) -> Option<&'static str> {

@@ -294,22 +294,13 @@ pub fn protect_memory() -> io::Result<()> {
     Ok(())
 }
 
-/// Lifts the limit on locked memory, which AF_XDP packet memory counts against. Best effort:
-/// engines that need it say so when it is not enough.
-pub fn lift_memory_lock_limit() {
-    let unlimited = libc::rlimit {
-        rlim_cur: libc::RLIM_INFINITY,
-        rlim_max: libc::RLIM_INFINITY,
-    };
-    // SAFETY: `unlimited` is live.
-    unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const unlimited) };
-}
-
 /// Capabilities the daemon goes on needing (linux/capability.h).
 const KEPT: &[u32] = &[
     10, // CAP_NET_BIND_SERVICE: ports 500 and 4500 after a reload
     12, // CAP_NET_ADMIN: tunnel interface, routes, XDP and tc
     13, // CAP_NET_RAW: native ESP, AF_XDP
+    14, // CAP_IPC_LOCK: packet memory of AF_XDP beyond RLIMIT_MEMLOCK
+    14, // CAP_IPC_LOCK: AF_XDP packet memory where the limit on it could not be lifted
     38, // CAP_PERFMON: BPF programs with pointer arithmetic
     39, // CAP_BPF: BPF programs and maps
 ];

@@ -92,7 +92,6 @@ async fn start(config: GatewayConfig, instance: &Instance) -> anyhow::Result<Exi
         }
     };
     syscall::protect_memory()?;
-    syscall::lift_memory_lock_limit();
     let prepared = match engine::prepare(&config, instance.directory()) {
         Ok(prepared) => prepared,
         Err(error) => {

@@ -5,9 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use espada_common::sa::{
-    ChildSaId, ChildSaStats, Encapsulation, HalfSaStats, Mode, TrafficSelector,
-};
+use espada_common::sa::{ChildSaId, ChildSaStats, HalfSaStats, Mode, TrafficSelector};
 use espada_ike::{ChildSaStatus, ConnectionStatus, IkeSaStatus, Random};
 
 use super::gateway::Gateway;
@@ -123,11 +121,7 @@ impl<R: Random> Gateway<R> {
         status::ChildSa {
             id: child.id.0,
             suite: child.suite.clone(),
-            encapsulation: match child.encapsulation {
-                Encapsulation::Esp => "esp",
-                Encapsulation::Udp => "udp",
-            }
-            .to_owned(),
+            encapsulation: status::encapsulation_name(child.encapsulation).to_owned(),
             mode: match mode {
                 Some(Mode::Tunnel) => "tunnel",
                 Some(Mode::Transport) => "transport",

@@ -403,6 +403,26 @@ remote = { address = "20.240.192.55", subnets = "10.1.0.0/24" }
     assert!(warnings(&config)[0].contains("`dataplane.wan` is not set"));
 }
 
+/// The examples in docs/examples are valid as they stand, apart from the mode of their secrets.
+#[test]
+fn the_examples_are_valid() {
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/examples");
+    let mut seen = 0;
+    for entry in std::fs::read_dir(examples).unwrap() {
+        let folder = entry.unwrap().path();
+        let Ok(text) = std::fs::read_to_string(folder.join("espada.toml")) else {
+            continue;
+        };
+        let secrets = std::fs::read_to_string(folder.join("secrets.toml")).unwrap();
+        match load_text(&text, Some(&secrets)) {
+            Ok(config) => assert_eq!(warnings(&config), Vec::<String>::new(), "{folder:?}"),
+            Err(error) => panic!("{folder:?}: {error}"),
+        }
+        seen += 1;
+    }
+    assert!(seen >= 3);
+}
+
 #[test]
 fn what_check_shows() {
     let config = load_text(AZURE, Some(AZURE_SECRETS)).unwrap();

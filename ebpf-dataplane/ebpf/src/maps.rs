@@ -14,7 +14,7 @@ use espada_common::drops::DropReason;
 use espada_common::wire::Address;
 use espada_common::wire::parse::WanPacket;
 
-use crate::packet::HEAD_LEN;
+use crate::packet::ROOM;
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 
@@ -57,11 +57,11 @@ static FRAGMENTS: LruHashMap<FragmentKey, u32, { MAX_FRAGMENTED as usize }> = Lr
 static XSKS: XskMap<{ MAX_QUEUES as usize }> = XskMap::new();
 
 #[btf_map(name = "espada_scratch")]
-static SCRATCH: PerCpuArray<[u8; HEAD_LEN], 1> = PerCpuArray::new();
+static SCRATCH: PerCpuArray<[u8; ROOM], 1> = PerCpuArray::new();
 
 /// This CPU's room for the head of a packet in pieces.
 #[inline(always)]
-pub fn scratch() -> Option<*mut [u8; HEAD_LEN]> {
+pub fn scratch() -> Option<*mut [u8; ROOM]> {
     SCRATCH.get_ptr_mut(0)
 }
 

@@ -50,12 +50,15 @@ impl Cursor for LinearPacket {
     }
 }
 
-/// Octets copied from a packet in pieces: the deepest read reaches this far.
-pub const HEAD_LEN: usize = MAX_OFFSET + 32;
+/// Octets copied from a packet in pieces: as far as the deepest read reaches.
+const HEAD_LEN: usize = MAX_OFFSET + 32;
+
+/// Room for them, and for whatever `bounded` lets through.
+pub const ROOM: usize = 2 * MAX_OFFSET + 32;
 
 /// A packet in pieces, its head copied out.
 pub struct CopiedPacket {
-    head: &'static [u8; HEAD_LEN],
+    head: &'static [u8; ROOM],
     copied: usize,
     len: usize,
 }
@@ -63,14 +66,15 @@ pub struct CopiedPacket {
 impl CopiedPacket {
     /// The packet of a tc context; `head` is this CPU's to overwrite.
     #[inline(always)]
-    pub fn of_skb(skb: *mut __sk_buff, head: *mut [u8; HEAD_LEN]) -> Option<Self> {
+    pub fn of_skb(skb: *mut __sk_buff, head: *mut [u8; ROOM]) -> Option<Self> {
         // SAFETY: the kernel hands a valid context to the program.
         let len = unsafe { (*skb).len } as usize;
-        let copied = len.min(HEAD_LEN);
-        // The verifier refuses helpers that might be asked for nothing.
-        if copied == 0 {
-            return None;
-        }
+        // At least 1 in the eyes of every verifier: those before Linux 6.8 learn nothing from a
+        // comparison with 0. The helper refuses an empty packet.
+        let copied = match len.wrapping_sub(1) {
+            last if last < HEAD_LEN => plus::<1>(last),
+            _ => HEAD_LEN,
+        };
         // SAFETY: the helper writes `copied` octets, no more than `head` holds, or fails.
         let result = unsafe { bpf_skb_load_bytes(skb.cast(), 0, head.cast(), copied as u32) };
         // SAFETY: a map value lives as long as the program, and nothing else writes to it now.
@@ -85,7 +89,7 @@ impl Cursor for CopiedPacket {
         if offset > MAX_OFFSET || offset + N > self.copied {
             return None;
         }
-        self.head.get(offset..)?.first_chunk().copied()
+        self.head.get(bounded(offset)..)?.first_chunk().copied()
     }
 
     #[inline(always)]
@@ -115,8 +119,8 @@ fn linear<const N: usize>(data: usize, end: usize, offset: usize) -> Option<[u8;
             "one, two or a multiple of four octets at the end"
         )
     };
-    let start = data + offset;
-    if stop::<N>(start) > end {
+    let start = data + bounded(offset);
+    if plus::<N>(start) > end {
         return None;
     }
     let mut octets = [0; N];
@@ -137,14 +141,27 @@ fn linear<const N: usize>(data: usize, end: usize, offset: usize) -> Option<[u8;
     Some(octets)
 }
 
-/// `start + N`, out of the optimizer's sight: the verifier learns nothing from the comparison
+/// Adds N out of the optimizer's sight. The verifier learns nothing from the comparison
 /// `start >= end` that it would make of `start + 1 > end`.
 #[inline(always)]
-fn stop<const N: usize>(start: usize) -> usize {
-    let mut stop = start;
+fn plus<const N: usize>(value: usize) -> usize {
+    let mut sum = value;
     // SAFETY: adds to a register, nothing else.
-    unsafe { asm!("{0} += {n}", inout(reg) stop, n = const N, options(pure, nomem, nostack)) };
-    stop
+    unsafe { asm!("{0} += {n}", inout(reg) sum, n = const N, options(pure, nomem, nostack)) };
+    sum
+}
+
+/// An offset that was found to be at most MAX_OFFSET, in a register that shows it: the verifiers
+/// before Linux 6.8 forget what a comparison taught them about other copies of the value.
+#[inline(always)]
+fn bounded(offset: usize) -> usize {
+    const { assert!(MAX_OFFSET.is_power_of_two()) };
+    let mut masked = offset;
+    // SAFETY: masks a register, nothing else.
+    unsafe {
+        asm!("{0} &= {mask}", inout(reg) masked, mask = const 2 * MAX_OFFSET - 1, options(pure, nomem, nostack));
+    }
+    masked
 }
 
 // Packet fields are not aligned. The compiler would read them octet by octet, and letting it

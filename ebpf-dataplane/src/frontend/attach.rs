@@ -256,6 +256,7 @@ fn attach_clsact(
 ) -> Result<SchedClassifierLinkId, String> {
     match tc::qdisc_add_clsact(interface) {
         Ok(()) | Err(TcError::AlreadyAttached) => {}
+        Err(error) if os_error(&error) == Some(libc::EEXIST) => {}
         Err(error) => return Err(format!("cannot add the clsact qdisc: {}", chain(&error))),
     }
     // A filter outlives a process that was killed; ours of an earlier run would count twice.

@@ -103,7 +103,8 @@ pub struct Counters {
     pub drops: [u64; DropReason::COUNT],
 }
 
-/// The attached programs and their maps.
+/// The attached programs and their maps. To be dropped in the network namespace that it was
+/// attached in: kernels without tcx (before 6.6) find filters by interface number.
 #[derive(Debug)]
 pub struct FrontEnd {
     // Fields are dropped in this order: first the programs go, with their links, then the pins.

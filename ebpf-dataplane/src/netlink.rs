@@ -675,6 +675,15 @@ fn route_of(message: &RouteMessage) -> Option<Route> {
             RouteAttribute::PrefSource(source) => route.source = ip_of(source),
             RouteAttribute::Metrics(metrics) => route.mtu = mtu_of(metrics),
             RouteAttribute::Priority(priority) => route.priority = *priority,
+            // Of several equal next hops the first will do.
+            RouteAttribute::MultiPath(hops) => {
+                let Some(hop) = hops.first() else { continue };
+                route.link = hop.interface_index;
+                route.gateway = hop.attributes.iter().find_map(|attribute| match attribute {
+                    RouteAttribute::Gateway(gateway) => ip_of(gateway),
+                    _ => None,
+                });
+            }
             _ => {}
         }
     }

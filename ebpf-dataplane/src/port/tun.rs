@@ -99,10 +99,16 @@ impl AsFd for TunReader {
 impl TunReader {
     /// Reads until `burst` is full, the pool runs dry or nothing is queued. True when there may be
     /// more to read. A packet too large for one frame and not marked for segmentation is dropped.
-    pub fn read(&mut self, pool: &mut FramePool, burst: &mut Burst, drops: &DropCounters) -> bool {
+    /// An error means that the interface is gone.
+    pub fn read(
+        &mut self,
+        pool: &mut FramePool,
+        burst: &mut Burst,
+        drops: &DropCounters,
+    ) -> io::Result<bool> {
         while !burst.is_full() {
             let Some(mut frame) = pool.get() else {
-                return false;
+                return Ok(false);
             };
             let room = frame.tailroom().saturating_sub(TAILROOM);
             let mut head = [0; VnetHeader::LENGTH];
@@ -113,10 +119,15 @@ impl TunReader {
             ]);
             let length = match read {
                 Ok(read) => read.saturating_sub(VnetHeader::LENGTH),
-                Err(_) => {
-                    // Nothing queued, or the interface is down for the moment.
+                Err(error) => {
                     pool.put(frame);
-                    return false;
+                    if error.raw_os_error() == Some(libc::EBADFD) {
+                        let what =
+                            "the tunnel interface was removed; restart Espada to make it anew";
+                        return Err(io::Error::new(io::ErrorKind::NotConnected, what));
+                    }
+                    // Nothing queued, or the interface is down for the moment.
+                    return Ok(false);
                 }
             };
             let header = VnetHeader::parse(&head);
@@ -146,7 +157,7 @@ impl TunReader {
             pool.put(frame);
             self.segment(&header, length, pool, burst, drops);
         }
-        true
+        Ok(true)
     }
 
     fn segment(

@@ -291,6 +291,7 @@ impl Control {
         if let Err(error) = self.refresh_addresses(&links) {
             tracing::warn!(%error, "the front end does not know all of this host's addresses");
         }
+        self.routes.refresh_peers(&mut self.parts.netlink);
         let mut changed = BTreeSet::new();
         for (id, pair) in &mut self.pairs {
             let (remote, local) = (pair.path.remote.ip(), pair.path.local.ip());

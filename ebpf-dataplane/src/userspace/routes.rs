@@ -58,6 +58,11 @@ fn covers(selectors: &[TrafficSelector], address: IpAddr) -> bool {
     })
 }
 
+/// The metric that wins over every other; 0 means 1024 in IPv6.
+fn best_metric(destination: IpAddr) -> u32 {
+    if destination.is_ipv4() { 0 } else { 1 }
+}
+
 /// One destination in the tunnel and who wants it there.
 struct Entry {
     connections: BTreeSet<Arc<str>>,
@@ -68,8 +73,8 @@ struct Entry {
 pub struct Routes {
     tun: u32,
     entries: BTreeMap<Prefix, Entry>,
-    /// Host routes that keep peers out of the tunnel.
-    exempt: BTreeMap<IpAddr, Route>,
+    /// Peers, and the host route that keeps one out of the tunnel where that is needed.
+    peers: BTreeMap<IpAddr, Option<Route>>,
     policies: BTreeMap<Arc<str>, Policy>,
 }
 
@@ -84,7 +89,7 @@ impl Routes {
         Ok(Self {
             tun,
             entries: BTreeMap::new(),
-            exempt: BTreeMap::new(),
+            peers: BTreeMap::new(),
             policies: BTreeMap::new(),
         })
     }
@@ -94,10 +99,9 @@ impl Routes {
         self.policies.values()
     }
 
-    /// Brings a policy's remote networks to the tunnel interface. On an error nothing of it stays.
+    /// Brings a policy's remote networks to the tunnel interface, in place of those of a former
+    /// policy of its connection. On an error nothing of either stays.
     pub fn install(&mut self, netlink: &mut Netlink, policy: &Policy) -> Result<(), BackendError> {
-        let addresses = netlink.addresses()?;
-        let existing = netlink.routes()?;
         let wanted: BTreeSet<Prefix> = policy
             .remote_ts
             .iter()
@@ -105,7 +109,24 @@ impl Routes {
             .collect();
         self.policies
             .insert(Arc::clone(&policy.connection), policy.clone());
-        for destination in wanted {
+        // Before the routes that would swallow them.
+        self.refresh_peers(netlink);
+        if let Err(error) = self.add_all(netlink, policy, &wanted) {
+            let _ = self.remove(netlink, &policy.connection);
+            return Err(error);
+        }
+        Ok(self.withdraw(netlink, &policy.connection, &wanted)?)
+    }
+
+    fn add_all(
+        &mut self,
+        netlink: &mut Netlink,
+        policy: &Policy,
+        wanted: &BTreeSet<Prefix>,
+    ) -> Result<(), BackendError> {
+        let addresses = netlink.addresses()?;
+        let existing = netlink.routes()?;
+        for destination in wanted.iter().copied() {
             if let Some(entry) = self.entries.get_mut(&destination) {
                 entry.connections.insert(Arc::clone(&policy.connection));
                 continue;
@@ -124,27 +145,24 @@ impl Routes {
                 gateway: None,
                 source,
                 mtu: None,
-                // The best metric there is; 0 means 1024 in IPv6.
-                priority: if destination.address.is_ipv4() { 0 } else { 1 },
+                priority: best_metric(destination.address),
                 protocol: PROTOCOL,
             };
             self.report_overlaps(&existing, &route, &policy.connection);
-            if let Err(error) = netlink.route_add(&route) {
-                let _ = self.remove(netlink, &policy.connection);
-                return Err(if error.errno() == libc::EEXIST {
-                    BackendError::System {
+            netlink
+                .route_add(&route)
+                .map_err(|error| match error.errno() {
+                    libc::EEXIST => BackendError::System {
                         what: format!(
                             "connection {}: there is a route to {destination} already, so traffic \
-                             to it would bypass the tunnel; see `ip route show {destination}`, and \
-                             remove that route or take the network out of remote.subnets",
+                         to it would bypass the tunnel; see `ip route show {destination}`, and \
+                         remove that route or take the network out of remote.subnets",
                             policy.connection
                         ),
                         source: std::io::Error::from_raw_os_error(libc::EEXIST),
-                    }
-                } else {
-                    error.into()
-                });
-            }
+                    },
+                    _ => error.into(),
+                })?;
             tracing::info!(connection = %policy.connection, %destination, ?source, "route into the tunnel");
             let connections = BTreeSet::from([Arc::clone(&policy.connection)]);
             self.entries
@@ -173,9 +191,21 @@ impl Routes {
     /// Takes back what only this connection wanted in the tunnel.
     pub fn remove(&mut self, netlink: &mut Netlink, connection: &str) -> Result<(), NetlinkError> {
         self.policies.remove(connection);
+        self.withdraw(netlink, connection, &BTreeSet::new())
+    }
+
+    /// Takes a connection off all entries but those it still wants.
+    fn withdraw(
+        &mut self,
+        netlink: &mut Netlink,
+        connection: &str,
+        wanted: &BTreeSet<Prefix>,
+    ) -> Result<(), NetlinkError> {
         let mut result = Ok(());
-        self.entries.retain(|_, entry| {
-            entry.connections.remove(connection);
+        self.entries.retain(|destination, entry| {
+            if !wanted.contains(destination) {
+                entry.connections.remove(connection);
+            }
             if entry.connections.is_empty() {
                 let removed = netlink.route_delete(&entry.route);
                 if removed.is_err() {
@@ -202,11 +232,26 @@ impl Routes {
     }
 
     /// Keeps packets to a peer's own address out of the tunnel when a protected network contains
-    /// it: ESP and IKE would otherwise loop.
+    /// it, now or after a policy is installed: ESP and IKE would otherwise loop.
     pub fn exempt(&mut self, netlink: &mut Netlink, peer: IpAddr) -> Result<(), BackendError> {
-        if peer.is_unspecified() || self.exempt.contains_key(&peer) {
+        if peer.is_unspecified() {
             return Ok(());
         }
+        self.peers.entry(peer).or_default();
+        self.settle_peer(netlink, peer)
+    }
+
+    /// Looks the ways to the peers up again: a WAN link may have got another gateway.
+    pub fn refresh_peers(&mut self, netlink: &mut Netlink) {
+        let peers: Vec<IpAddr> = self.peers.keys().copied().collect();
+        for peer in peers {
+            if let Err(error) = self.settle_peer(netlink, peer) {
+                tracing::warn!(%peer, %error, "the way to a peer may lead into its own tunnel");
+            }
+        }
+    }
+
+    fn settle_peer(&mut self, netlink: &mut Netlink, peer: IpAddr) -> Result<(), BackendError> {
         let inside = self
             .policies
             .values()
@@ -220,8 +265,8 @@ impl Routes {
             .into_iter()
             .filter(|route| {
                 route.link != self.tun
+                    && route.protocol != PROTOCOL
                     && route.destination.contains(peer)
-                    && route.destination.address.is_ipv4() == peer.is_ipv4()
             })
             .max_by_key(|route| (route.destination.length, std::cmp::Reverse(route.priority)));
         let Some(best) = best else {
@@ -235,20 +280,19 @@ impl Routes {
         let route = Route {
             destination: Prefix::host(peer),
             mtu: None,
-            priority: if peer.is_ipv4() { 0 } else { 1 },
+            priority: best_metric(peer),
             protocol: PROTOCOL,
             ..best
         };
-        match netlink.route_add(&route) {
-            Ok(()) => {
-                tracing::info!(%peer, "the peer lies inside its own remote.subnets: its address gets a route of its own ({route})");
-                self.exempt.insert(peer, route);
-                Ok(())
-            }
-            // A host route that is there does what is needed.
-            Err(error) if error.errno() == libc::EEXIST => Ok(()),
-            Err(error) => Err(error.into()),
+        // A host route that somebody else made does what is needed.
+        let known = self.peers.get(&peer).copied().flatten();
+        if best.destination == route.destination || known == Some(route) {
+            return Ok(());
         }
+        netlink.route_replace(&route)?;
+        tracing::info!(%peer, "the peer lies inside its own remote.subnets: its address gets a route of its own ({route})");
+        self.peers.insert(peer, Some(route));
+        Ok(())
     }
 
     /// Removes every route.
@@ -256,7 +300,8 @@ impl Routes {
         let entries = std::mem::take(&mut self.entries)
             .into_values()
             .map(|entry| entry.route);
-        for route in entries.chain(std::mem::take(&mut self.exempt).into_values()) {
+        let hosts = std::mem::take(&mut self.peers).into_values().flatten();
+        for route in entries.chain(hosts) {
             if let Err(error) = netlink.route_delete(&route) {
                 tracing::warn!(%error, "a route stays behind");
             }

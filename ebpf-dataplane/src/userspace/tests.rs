@@ -569,6 +569,7 @@ fn netns_routes_come_with_the_policy_and_go() {
 fn netns_a_peer_inside_its_own_subnet_stays_reachable() {
     let Some(pair) = Pair::new() else { return };
     let mut engines = [start(&pair, 0, quiet()), start(&pair, 1, quiet())];
+    let name = &pair.names[0];
     let everything = vec![TrafficSelector {
         protocol: 0,
         start_port: 0,
@@ -585,13 +586,32 @@ fn netns_a_peer_inside_its_own_subnet_stays_reachable() {
             policy.local_ts.extend(&everything);
             sa.local_ts.extend(&everything);
         }
+        if side == 0 {
+            engine.exempt_peer(wan(1, false)).unwrap();
+        }
         engine.apply(Command::InstallPolicy(policy)).unwrap();
+        if side == 0 {
+            let route = run(&format!("ip -n {name} route get 192.0.2.2"));
+            assert!(route.contains("dev wan0"), "{route}");
+            let route = run(&format!("ip -n {name} route get 192.0.2.3"));
+            assert!(route.contains("dev espada0"), "{route}");
+        }
         engine.apply(Command::InstallSa(Box::new(sa))).unwrap();
     }
-    let name = &pair.names[0];
-    let route = run(&format!("ip -n {name} route get 192.0.2.2"));
-    assert!(route.contains("dev wan0"), "{route}");
     ping(&pair, false);
+
+    // Another way to the peer: its route follows.
+    run(&format!("ip -n {name} addr add 198.51.100.1/24 dev wan0"));
+    run(&format!(
+        "ip -n {} addr add 198.51.100.2/24 dev wan0",
+        pair.names[1]
+    ));
+    run(&format!(
+        "ip -n {name} route add 192.0.2.0/26 via 198.51.100.2"
+    ));
+    std::thread::sleep(Duration::from_millis(300));
+    let route = run(&format!("ip -n {name} route get 192.0.2.2"));
+    assert!(route.contains("via 198.51.100.2 dev wan0"), "{route}");
 }
 
 /// Not a test: `cargo test --release -p espada-dataplane netns_throughput -- --ignored --nocapture`.
@@ -620,14 +640,20 @@ fn netns_throughput() {
         println!("{what}: {line}");
     };
     measure("plain veth", wan(1, false), "");
-    for (v6, encapsulation) in [
-        (false, Encapsulation::Udp),
-        (true, Encapsulation::Udp),
-        (false, Encapsulation::Esp),
-        (true, Encapsulation::Esp),
+    let udp = Encapsulation::Udp;
+    for (v6, encapsulation, mode) in [
+        (false, udp, None),
+        (true, udp, None),
+        (false, udp, Some(ModeChoice::Tc)),
+        (false, udp, Some(ModeChoice::XdpNative)),
+        (false, Encapsulation::Esp, None),
+        (true, Encapsulation::Esp, None),
+        (false, Encapsulation::Esp, Some(ModeChoice::XdpNative)),
+        (true, Encapsulation::Esp, Some(ModeChoice::XdpNative)),
     ] {
-        let mut engines = up(&pair, v6, encapsulation);
-        let what = format!("{encapsulation:?} over IPv{}", if v6 { 6 } else { 4 });
+        let mut engines = up_behind(&pair, v6, encapsulation, mode);
+        let family = if v6 { 6 } else { 4 };
+        let what = format!("{encapsulation:?} over IPv{family}, front end {mode:?}");
         measure(&what, inner(1, false), "");
         measure(&format!("{what}, 4 flows"), inner(1, false), "-P 4");
         for engine in &mut engines {
@@ -642,4 +668,54 @@ fn netns_throughput() {
         }
         std::thread::sleep(Duration::from_millis(200));
     }
+}
+
+#[test]
+fn netns_a_reinstalled_policy_replaces_its_routes() {
+    let Some(pair) = Pair::new() else { return };
+    let mut engine = start(&pair, 0, quiet());
+    engine.apply(Command::InstallPolicy(policy(0))).unwrap();
+    let mut narrower = policy(0);
+    narrower.remote_ts.truncate(1);
+    narrower.remote_ts[0].end = "10.2.0.127".parse().unwrap();
+    engine.apply(Command::InstallPolicy(narrower)).unwrap();
+    let name = &pair.names[0];
+    let routes = run(&format!("ip -n {name} route show proto 150"));
+    assert!(
+        routes.contains("10.2.0.0/25") && !routes.contains("10.2.0.0/24"),
+        "{routes}"
+    );
+    assert_eq!(run(&format!("ip -n {name} -6 route show proto 150")), "");
+}
+
+/// Processor time this process has used, in clock ticks.
+fn ticks() -> u64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let fields: Vec<&str> = stat
+        .rsplit(')')
+        .next()
+        .unwrap()
+        .split_whitespace()
+        .collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}
+
+#[test]
+#[ignore = "measures this process alone: run it by name"]
+fn netns_an_interface_down_or_gone_keeps_no_worker_busy() {
+    let Some(pair) = Pair::new() else { return };
+    let mut engine = start(&pair, 0, quiet());
+    let name = &pair.names[0];
+    run(&format!("ip -n {name} link set espada0 down"));
+    let before = ticks();
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(ticks() - before < 20, "down");
+    run(&format!("ip -n {name} link set espada0 up"));
+    engine.apply(Command::InstallPolicy(policy(0))).unwrap();
+    run(&format!("ip -n {name} link del espada0"));
+    let before = ticks();
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(ticks() - before < 20, "gone");
+    let error = engine.apply(Command::InstallPolicy(policy(0))).unwrap_err();
+    assert!(matches!(error, BackendError::Stopped(_)), "{error}");
 }

@@ -113,6 +113,12 @@ impl Handle {
     }
 }
 
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
 /// Starts a worker thread called `name`, on processor `cpu` if given.
 fn spawn(
     name: &str,
@@ -209,7 +215,7 @@ pub fn outbound(mut parts: OutboundParts, cpu: Option<usize>) -> Result<Handle, 
             }
             if packets {
                 for _ in 0..ROUNDS {
-                    if !parts.round(&mut input, &mut output) {
+                    if !parts.round(&mut input, &mut output)? {
                         break;
                     }
                 }
@@ -220,11 +226,11 @@ pub fn outbound(mut parts: OutboundParts, cpu: Option<usize>) -> Result<Handle, 
 
 impl OutboundParts {
     /// One burst from the host to the WAN. True when more may be waiting.
-    fn round(&mut self, input: &mut Burst, output: &mut Output) -> bool {
+    fn round(&mut self, input: &mut Burst, output: &mut Output) -> io::Result<bool> {
         let drops = &self.stats.outbound_drops;
-        let more = self.tun.read(&mut self.pool, input, drops);
+        let more = self.tun.read(&mut self.pool, input, drops)?;
         if input.is_empty() {
-            return false;
+            return Ok(false);
         }
         self.engine
             .process(Instant::now(), input, &mut self.pool, output);
@@ -250,7 +256,7 @@ impl OutboundParts {
         output.wan.recycle(&mut self.pool);
         self.answers.write(&mut output.tun, &mut self.pool, drops);
         output.events.drain(..).for_each(|event| (self.sink)(event));
-        more
+        Ok(more)
     }
 }
 

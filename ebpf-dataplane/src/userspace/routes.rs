@@ -2,55 +2,18 @@
 //! protocol number of our own.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use espada_common::sa::{Policy, TrafficSelector};
 
 use crate::backend::BackendError;
+use crate::frontend::policy::prefixes;
 use crate::netlink::{Netlink, NetlinkError, Prefix, Route};
 
 /// `RTPROT_*` number of our routes (none of those iproute2 names). `ip route show proto 150`
 /// lists them.
 pub const PROTOCOL: u8 = 150;
-
-/// The prefixes that cover exactly the addresses from `start` to `end` (inclusive, one family).
-pub fn prefixes(start: IpAddr, end: IpAddr) -> Vec<Prefix> {
-    let (mut low, high, bits) = match (start, end) {
-        (IpAddr::V4(a), IpAddr::V4(b)) => {
-            (u128::from(u32::from(a)), u128::from(u32::from(b)), 32u32)
-        }
-        (IpAddr::V6(a), IpAddr::V6(b)) => (u128::from(a), u128::from(b), 128),
-        _ => return Vec::new(),
-    };
-    let mut list = Vec::new();
-    while low <= high {
-        // The largest aligned block that starts at `low` and does not pass `high`.
-        let aligned = low.trailing_zeros().min(bits);
-        let fits = match (high - low).checked_add(1) {
-            Some(size) => size.ilog2(),
-            None => 128,
-        };
-        let free = aligned.min(fits);
-        let address = if bits == 32 {
-            IpAddr::V4(Ipv4Addr::from(low as u32))
-        } else {
-            IpAddr::V6(Ipv6Addr::from(low))
-        };
-        list.push(Prefix {
-            address,
-            length: (bits - free) as u8,
-        });
-        match 1u128
-            .checked_shl(free)
-            .and_then(|size| low.checked_add(size))
-        {
-            Some(next) => low = next,
-            None => break,
-        }
-    }
-    list
-}
 
 fn covers(selectors: &[TrafficSelector], address: IpAddr) -> bool {
     selectors.iter().any(|ts| {
@@ -307,46 +270,5 @@ impl Routes {
             }
         }
         self.policies.clear();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn shown(start: &str, end: &str) -> Vec<String> {
-        prefixes(start.parse().unwrap(), end.parse().unwrap())
-            .iter()
-            .map(Prefix::to_string)
-            .collect()
-    }
-
-    #[test]
-    fn ranges_become_prefixes() {
-        assert_eq!(shown("10.0.0.0", "10.0.0.255"), ["10.0.0.0/24"]);
-        assert_eq!(shown("0.0.0.0", "255.255.255.255"), ["0.0.0.0/0"]);
-        assert_eq!(
-            shown("10.0.0.5", "10.0.0.8"),
-            ["10.0.0.5/32", "10.0.0.6/31", "10.0.0.8/32"]
-        );
-        assert_eq!(
-            shown("::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"),
-            ["::/0"]
-        );
-        assert_eq!(shown("2001:db8::", "2001:db8::ffff"), ["2001:db8::/112"]);
-        assert!(shown("10.0.0.2", "10.0.0.1").is_empty());
-    }
-
-    proptest! {
-        #[test]
-        fn prefixes_cover_the_range_exactly(a: u32, b: u32, probe: u32) {
-            let (low, high) = (a.min(b), a.max(b));
-            let list = prefixes(IpAddr::V4(low.into()), IpAddr::V4(high.into()));
-            let size: u64 = list.iter().map(|p| 1u64 << (32 - u32::from(p.length))).sum();
-            prop_assert_eq!(size, u64::from(high - low) + 1);
-            let inside = list.iter().any(|p| p.contains(IpAddr::V4(probe.into())));
-            prop_assert_eq!(inside, (low..=high).contains(&probe));
-        }
     }
 }

@@ -300,7 +300,6 @@ const KEPT: &[u32] = &[
     12, // CAP_NET_ADMIN: tunnel interface, routes, XDP and tc
     13, // CAP_NET_RAW: native ESP, AF_XDP
     14, // CAP_IPC_LOCK: packet memory of AF_XDP beyond RLIMIT_MEMLOCK
-    14, // CAP_IPC_LOCK: AF_XDP packet memory where the limit on it could not be lifted
     38, // CAP_PERFMON: BPF programs with pointer arithmetic
     39, // CAP_BPF: BPF programs and maps
 ];

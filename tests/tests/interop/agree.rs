@@ -195,3 +195,64 @@ fn liveness_checks_are_answered() -> Result<()> {
     }
     Ok(())
 }
+
+/// strongSwan rekeys the child SA and the IKE SA under traffic: nothing is lost, and the old pair
+/// goes away.
+#[test]
+fn rekeying_by_strongswan_loses_nothing() -> Result<()> {
+    skip_unless_possible!("rekeying_by_strongswan_loses_nothing", strongswan::missing);
+    for (ike, esp) in [
+        ("aes256gcm16-prfsha256-x25519", "aes256gcm16-x25519"),
+        ("aes256-sha256-modp2048", "aes256-sha256"),
+    ] {
+        let pair = start(Wan::Switch, |ours, theirs| {
+            (ours.ike, ours.esp) = (ike, esp);
+            (theirs.ike, theirs.esp) = (ike, esp);
+        })?;
+        bring_up(&pair, Begins::Espada)?;
+        let old = pair.espada.connection()?;
+        std::thread::scope(|scope| -> Result<()> {
+            let pinging = scope.spawn(|| {
+                traffic::ping(
+                    &pair.line.client,
+                    topology::addr::SERVER,
+                    400,
+                    &["-i", "0.01", "-w", "8"],
+                )
+            });
+            std::thread::sleep(Duration::from_millis(500));
+            pair.strongswan.swanctl(&["--rekey", "--child", "net"])?;
+            std::thread::sleep(Duration::from_millis(1000));
+            pair.strongswan.swanctl(&["--rekey", "--ike", "net"])?;
+            let ping = pinging
+                .join()
+                .map_err(|_| anyhow::anyhow!("the pinging thread panicked"))??;
+            ensure!(
+                ping.is_complete(),
+                "{ping:?}\n{:#}\n{}\n{}",
+                pair.espada.status()?,
+                pair.espada.log(),
+                pair.strongswan.log()
+            );
+            Ok(())
+        })?;
+        let new = pair
+            .espada
+            .wait_connection("the old child SA's end", |connection| {
+                connection["children"]
+                    .as_array()
+                    .is_some_and(|list| list.len() == 1)
+            })?;
+        let spi = |connection: &serde_json::Value| child(connection)["inbound"]["spi"].clone();
+        ensure!(
+            spi(&old) != spi(&new),
+            "the child SA was not replaced: {new:#}"
+        );
+        ensure!(
+            old["ike"]["spi_initiator"] != new["ike"]["spi_initiator"],
+            "the IKE SA was not replaced: {new:#}"
+        );
+        verify_v4(&pair.line)?;
+    }
+    Ok(())
+}

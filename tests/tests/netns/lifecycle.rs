@@ -1,10 +1,10 @@
 //! Coming up, going down, dying and coming back.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use espada_tests::espada::Espada;
-use espada_tests::scenario::{Gateways, ensure_nothing_clear};
+use espada_tests::scenario::{Gateways, child, ensure_nothing_clear};
 use espada_tests::topology::{WAN_DEVICE, Wan, addr};
 use espada_tests::{cmd, skip_unless_possible, traffic};
 
@@ -209,4 +209,39 @@ fn reload_keeps_the_tunnel() -> Result<()> {
         "the IKE SA was replaced: {after:#}"
     );
     Ok(())
+}
+
+/// Both SAs are replaced when their lifetime (a minute is the shortest) comes to its end, and no
+/// packet is lost over it.
+#[test]
+fn lifetimes_end_in_rekeying() -> Result<()> {
+    skip_unless_possible!("lifetimes_end_in_rekeying");
+    let gateways = Gateways::established(Wan::Switch, |a, _| {
+        a.extra = "ike_lifetime = \"60s\"\nchild_lifetime = \"60s\"";
+    })?;
+    let old = gateways.a.connection()?;
+    let spi = |connection: &serde_json::Value| child(connection)["inbound"]["spi"].clone();
+    let deadline = Instant::now() + Duration::from_secs(75);
+    loop {
+        let ping = traffic::ping(
+            &gateways.line.client,
+            addr::SERVER,
+            100,
+            &["-i", "0.02", "-w", "5"],
+        )?;
+        ensure!(ping.is_complete(), "{ping:?}\n{}", gateways.a.log());
+        let new = gateways.a.connection()?;
+        if spi(&new) != spi(&old) && new["ike"]["spi_initiator"] != old["ike"]["spi_initiator"] {
+            break;
+        }
+        ensure!(Instant::now() < deadline, "nothing was rekeyed: {new:#}");
+    }
+    for gateway in [&gateways.a, &gateways.b] {
+        gateway.wait_connection("the old pair's end", |connection| {
+            connection["children"]
+                .as_array()
+                .is_some_and(|list| list.len() == 1)
+        })?;
+    }
+    gateways.verify_traffic()
 }

@@ -151,7 +151,13 @@ fn missing_packages() -> Result<Vec<String>> {
 /// Installs bpf-linker and the compiler's library sources. Where these cannot be had, the
 /// committed object is used, and this says so.
 pub fn install_toolchain() -> Result<()> {
-    install_bpf_linker()?;
+    if let Err(error) = install_bpf_linker() {
+        say(format_args!(
+            "setup: bpf-linker: {error:#}; the committed eBPF object is used, which only matters if \
+             you change the eBPF programs"
+        ));
+        return Ok(());
+    }
     let rustc = toolchain::rustc()?;
     if toolchain::has_library_sources(&rustc.sysroot) {
         say("setup: rust-src: there");
@@ -165,14 +171,12 @@ pub fn install_toolchain() -> Result<()> {
     for (name, attempt) in attempts {
         say(format_args!("setup: rust-src: trying {name}"));
         match attempt(&rustc) {
-            Ok(()) if toolchain::has_library_sources(&rustc.sysroot) => {
-                say(format_args!("setup: rust-src: installed by {name}"));
-                return Ok(());
-            }
-            Ok(()) => say(format_args!(
-                "setup: rust-src: {name} left no library sources"
-            )),
+            Ok(()) => say(format_args!("setup: rust-src: installed by {name}")),
             Err(error) => say(format_args!("setup: rust-src: {name}: {error:#}")),
+        }
+        // Also after a failure: another setup may have come first.
+        if toolchain::has_library_sources(&rustc.sysroot) {
+            return Ok(());
         }
     }
     say(format_args!(
@@ -221,7 +225,12 @@ fn rustup_component(_: &Rustc) -> Result<()> {
     if process::which("rustup").is_none() {
         bail!("there is no rustup");
     }
-    process::output(Command::new("rustup").args(["component", "add", "rust-src"])).map(drop)
+    process::output(
+        Command::new("rustup")
+            .args(["component", "add", "rust-src"])
+            .env_remove("RUST_BACKTRACE"),
+    )
+    .map(drop)
 }
 
 /// Unpacks the library sources from Debian's package of the very compiler version.

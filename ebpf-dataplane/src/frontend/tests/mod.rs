@@ -7,7 +7,7 @@ mod verdicts;
 use std::io::Write;
 use std::net::IpAddr;
 
-use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
+use aya::programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions, Xdp};
 use espada_common::drops::DropReason;
 use espada_common::wire::protocol;
 use espada_common::wire::sample::{Ip, esp, ethernet, udp};
@@ -96,47 +96,57 @@ impl FrontEnd {
 
     /// The same, the frame standing for this many segments (tc only).
     fn run_segmented(&mut self, program: &'static str, frame: &[u8], segments: u32) -> Ran {
+        self.try_run(program, frame, segments, None).unwrap()
+    }
+
+    /// The same, with only this many octets in one piece and the rest in page fragments. Kernels
+    /// that cannot make such packets refuse.
+    fn try_run(
+        &mut self,
+        program: &'static str,
+        frame: &[u8],
+        segments: u32,
+        linear: Option<u32>,
+    ) -> Result<Ran, ProgramError> {
+        const DATA_END: usize = 20;
         const GSO_SEGS: usize = 41;
         const GSO_SIZE: usize = 44;
         const WORDS: usize = 48;
         let mut out = vec![0; frame.len() + 64];
         if program == "espada_xdp" {
             let xdp: &mut Xdp = attaching::loaded(&mut self.ebpf, program, Xdp::load).unwrap();
-            let result = xdp
-                .test_run(TestRunOptions {
-                    data_in: Some(frame),
-                    data_out: Some(&mut out),
-                    ..TestRunOptions::default()
-                })
-                .unwrap();
+            let result = xdp.test_run(TestRunOptions {
+                data_in: Some(frame),
+                data_out: Some(&mut out),
+                ..TestRunOptions::default()
+            })?;
             assert_eq!(&out[..frame.len()], frame, "XDP changes nothing");
-            return match result.return_value {
+            return Ok(match result.return_value {
                 1 => Ran::Dropped,
                 2 => Ran::Passed,
                 4 => Ran::Steered,
                 other => panic!("XDP action {other}"),
-            };
+            });
         }
         let mut context = [0u32; WORDS];
+        context[DATA_END] = linear.unwrap_or_default();
         context[GSO_SEGS] = segments;
         context[GSO_SIZE] = if segments > 1 { 100 } else { 0 };
         let context: Vec<u8> = context.iter().flat_map(|word| word.to_ne_bytes()).collect();
         let tc: &mut SchedClassifier =
             attaching::loaded(&mut self.ebpf, program, SchedClassifier::load).unwrap();
-        let result = tc
-            .test_run(TestRunOptions {
-                data_in: Some(frame),
-                data_out: Some(&mut out),
-                ctx_in: Some(&context),
-                ..TestRunOptions::default()
-            })
-            .unwrap();
+        let result = tc.test_run(TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut out),
+            ctx_in: Some(&context),
+            ..TestRunOptions::default()
+        })?;
         assert_eq!(&out[..frame.len()], frame, "tc changes nothing");
-        match result.return_value.cast_signed() {
+        Ok(match result.return_value.cast_signed() {
             -1 => Ran::Passed,
             2 => Ran::Dropped,
             other => panic!("tc action {other}"),
-        }
+        })
     }
 
     fn dropped(&self, reason: DropReason) -> u64 {

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use espada_tests::cmd::cargo;
 
 use crate::process;
@@ -44,7 +44,14 @@ fn loader(arguments: &[&str]) -> Result<()> {
         "--bin",
         "espada-frontend",
     ]))?;
-    process::run_with_output(
-        Command::new(process::target_dir().join("release/espada-frontend")).args(arguments),
-    )
+    let program = process::target_dir().join("release/espada-frontend");
+    let status = Command::new(&program)
+        .args(arguments)
+        .status()
+        .with_context(|| format!("cannot run {}", program.display()))?;
+    if !status.success() {
+        // It has said why.
+        std::process::exit(1);
+    }
+    Ok(())
 }

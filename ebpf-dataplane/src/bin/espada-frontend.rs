@@ -41,7 +41,8 @@ fn load(interface: &str, mode: &str) -> Result<()> {
         mode,
         pin_dir: Some(folder),
         ..Options::default()
-    })?;
+    })
+    .with_context(|| format!("cannot load the front end on {interface}"))?;
     let addresses: Vec<_> = Netlink::open()
         .and_then(|mut netlink| netlink.addresses())
         .context("cannot list this host's addresses")?

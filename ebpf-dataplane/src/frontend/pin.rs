@@ -37,7 +37,13 @@ impl InstanceDir {
             reason,
         };
         ensure_bpffs(path).map_err(fail)?;
-        fs::create_dir_all(path).map_err(|error| fail(format!("cannot make it: {error}")))?;
+        fs::create_dir_all(path).map_err(|error| {
+            let hint = match error.kind() {
+                io::ErrorKind::PermissionDenied => "; this needs root",
+                _ => "",
+            };
+            fail(format!("cannot make it: {error}{hint}"))
+        })?;
         let lock = lock(path).map_err(fail)?;
         if links_in(path).next().is_some() {
             return Err(fail(

@@ -357,7 +357,7 @@ mod tests {
 
     #[test]
     fn newest_kernel_sorts_last() {
-        let mut packages = vec![
+        let mut packages = [
             "linux-image-6.1.0-56-cloud-amd64",
             "linux-image-6.1.0-9-cloud-amd64",
             "linux-image-7.3.4+deb13-cloud-amd64",

@@ -484,6 +484,16 @@ pub struct Policy {
     pub trap: bool,
 }
 
+/// When the successor of a rekeyed pair takes over sending.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Takeover {
+    /// At once: the peer has it (we initiated the rekey and have the answer).
+    Now,
+    /// When the old pair is removed: the peer will have it only once our answer has arrived, and
+    /// then deletes the old one (RFC 7296 section 2.8).
+    WithRemoval,
+}
+
 /// What the control side asks of a data plane. Commands are carried out in order.
 #[derive(Clone, Debug)]
 pub enum Command {
@@ -496,13 +506,15 @@ pub enum Command {
     },
     /// A new pair of SAs: inbound first, then outbound.
     InstallSa(Box<ChildSa>),
-    /// A new pair takes over from an old one: outbound moves at once, the old inbound stays
-    /// until `RemoveSa`.
+    /// A new pair takes over from an old one: it receives at once, and the old one receives until
+    /// `RemoveSa`.
     RekeySa {
         /// The pair that is replaced.
         old: ChildSaId,
         /// Its successor.
         new: Box<ChildSa>,
+        /// When the successor sends.
+        takeover: Takeover,
     },
     /// Forget a pair.
     RemoveSa {

@@ -94,7 +94,7 @@ impl SaBackend for MockBackend {
             }
             match &command {
                 Command::InstallSa(sa) => state.stats.push(empty(sa.id)),
-                Command::RekeySa { old, new } => {
+                Command::RekeySa { old, new, .. } => {
                     known(state, *old)?;
                     state.stats.push(empty(new.id));
                 }

@@ -79,7 +79,7 @@ impl Inbound {
         match command {
             Command::InstallPolicy(_) | Command::RemovePolicy { .. } => {}
             Command::InstallSa(sa) => self.install(sa)?,
-            Command::RekeySa { old, new } => {
+            Command::RekeySa { old, new, .. } => {
                 // The old SA still receives what the peer sent before it moved.
                 self.slot(*old)?;
                 self.install(new)?;

@@ -4,7 +4,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use espada_common::drops::DropReason;
-use espada_common::sa::{ChildSa, ChildSaId, Command, Encapsulation, EspSuite, Event, Mode, Path};
+use espada_common::sa::{
+    ChildSa, ChildSaId, Command, Encapsulation, EspSuite, Event, Mode, Path, Takeover,
+    TrafficSelector,
+};
 
 use super::crypto::{self, EspCrypto, Job};
 use super::ip::{self, Fragment, Inner, Outer, protocol};
@@ -40,6 +43,17 @@ struct OutboundSa {
     /// Packets and inner octets of this burst.
     packets: u64,
     bytes: u64,
+    /// Sends when this SA is removed.
+    successor: Option<Box<Successor>>,
+}
+
+/// An SA that does not send yet, and what it will send.
+struct Successor {
+    slot: u32,
+    id: ChildSaId,
+    connection: Arc<str>,
+    local_ts: Vec<TrafficSelector>,
+    remote_ts: Vec<TrafficSelector>,
 }
 
 impl OutboundSa {
@@ -86,18 +100,39 @@ impl Outbound {
         match command {
             Command::InstallPolicy(policy) => self.spd.install(policy),
             Command::RemovePolicy { connection } => self.spd.remove(connection)?,
-            Command::InstallSa(sa) => self.install(sa)?,
-            Command::RekeySa { old, new } => {
+            Command::InstallSa(sa) => {
+                let slot = self.store(sa)?;
+                self.spd
+                    .add_sa(&sa.connection, slot, &sa.local_ts, &sa.remote_ts);
+            }
+            Command::RekeySa { old, new, takeover } => {
                 let old = self.slot(*old)?;
-                self.install(new)?;
-                if let Some(sa) = self.sas.get(old) {
-                    self.spd.remove_sa(&sa.connection, old);
+                let slot = self.store(new)?;
+                let successor = Successor {
+                    slot,
+                    id: new.id,
+                    connection: Arc::clone(&new.connection),
+                    local_ts: new.local_ts.clone(),
+                    remote_ts: new.remote_ts.clone(),
+                };
+                match (takeover, self.sas.get_mut(old)) {
+                    (Takeover::WithRemoval, Some(old)) => old.successor = Some(Box::new(successor)),
+                    (_, sa) => {
+                        let connection = sa.map(|sa| Arc::clone(&sa.connection));
+                        self.send_on(&successor);
+                        if let Some(connection) = connection {
+                            self.spd.remove_sa(&connection, old);
+                        }
+                    }
                 }
             }
             Command::RemoveSa { id } => {
                 let slot = self.slot(*id)?;
                 self.ids.remove(&id.0);
                 if let Some(sa) = self.sas.remove(slot) {
+                    if let Some(successor) = sa.successor {
+                        self.send_on(&successor);
+                    }
                     self.spd.remove_sa(&sa.connection, slot);
                 }
                 self.stats.unregister(*id, Direction::Outbound);
@@ -138,7 +173,20 @@ impl Outbound {
         self.sas.get_mut(slot).ok_or(ApplyError::UnknownSa(id))
     }
 
-    fn install(&mut self, sa: &ChildSa) -> Result<(), ApplyError> {
+    /// Brings a successor's traffic to it, unless it has been removed meanwhile.
+    fn send_on(&mut self, successor: &Successor) {
+        if self.ids.get(&successor.id.0) == Some(&successor.slot) {
+            self.spd.add_sa(
+                &successor.connection,
+                successor.slot,
+                &successor.local_ts,
+                &successor.remote_ts,
+            );
+        }
+    }
+
+    /// Makes an SA without traffic.
+    fn store(&mut self, sa: &ChildSa) -> Result<u32, ApplyError> {
         if self.ids.contains_key(&sa.id.0) {
             return Err(ApplyError::DuplicateSa(sa.id));
         }
@@ -165,11 +213,10 @@ impl Outbound {
             counters: self.stats.register(sa.id, Direction::Outbound),
             packets: 0,
             bytes: 0,
+            successor: None,
         });
         self.ids.insert(sa.id.0, slot);
-        self.spd
-            .add_sa(&sa.connection, slot, &sa.local_ts, &sa.remote_ts);
-        Ok(())
+        Ok(slot)
     }
 
     /// Takes all inner packets out of `input`; frames that are not passed on go back to `pool`.

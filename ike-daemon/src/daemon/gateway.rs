@@ -559,7 +559,7 @@ fn describe(command: &Command) -> String {
         }
         Command::RemovePolicy { .. } => "stop protecting the connection's subnets".to_owned(),
         Command::InstallSa(sa) => format!("install child SA {} ({})", sa.id.0, sa.suite),
-        Command::RekeySa { old, new } => {
+        Command::RekeySa { old, new, .. } => {
             format!("replace child SA {} by {} ({})", old.0, new.id.0, new.suite)
         }
         Command::RemoveSa { id } => format!("remove child SA {}", id.0),

@@ -1,5 +1,5 @@
 use espada_common::drops::DropReason;
-use espada_common::sa::{ChildSaId, Command, Encapsulation};
+use espada_common::sa::{ChildSaId, Command, Encapsulation, Takeover};
 
 use super::net::*;
 use crate::esp::{ApplyError, Config};
@@ -12,6 +12,7 @@ fn a_rekey_loses_no_packet() {
     let rekey = |sa: &espada_common::sa::ChildSa| Command::RekeySa {
         old: ChildSaId(1),
         new: Box::new(sa.clone()),
+        takeover: Takeover::Now,
     };
     let in_flight = a.send(&vec![udp(false, 100); 5]);
     // B moves first: it sends on the new SA and still receives on the old one.
@@ -43,6 +44,29 @@ fn a_rekey_loses_no_packet() {
 }
 
 #[test]
+fn a_responder_sends_on_the_old_pair_until_it_is_removed() {
+    let old = child(1, GCM, path(Encapsulation::Udp, false));
+    let new = child(2, GCM, old.path);
+    let newer = child(3, GCM, old.path);
+    let (mut a, _) = pair(&old, Config::default());
+    let rekey = |old: u64, new: &espada_common::sa::ChildSa| Command::RekeySa {
+        old: ChildSaId(old),
+        new: Box::new(new.clone()),
+        takeover: Takeover::WithRemoval,
+    };
+    a.apply(&rekey(1, &new));
+    assert_eq!(a.send(&[udp(false, 100)])[0].1.spi, old.outbound.spi);
+    a.apply(&Command::RemoveSa { id: ChildSaId(1) });
+    assert_eq!(a.send(&[udp(false, 100)])[0].1.spi, new.outbound.spi);
+    // A successor that is gone before its time does not come back.
+    a.apply(&rekey(2, &newer));
+    a.apply(&Command::RemoveSa { id: ChildSaId(3) });
+    assert_eq!(a.send(&[udp(false, 100)])[0].1.spi, new.outbound.spi);
+    a.apply(&Command::RemoveSa { id: ChildSaId(2) });
+    assert!(a.send(&[udp(false, 100)]).is_empty());
+}
+
+#[test]
 fn a_refused_command_changes_nothing() {
     let sa = child(1, GCM, path(Encapsulation::Esp, false));
     let (mut a, mut b) = pair(&sa, Config::default());
@@ -68,6 +92,7 @@ fn a_refused_command_changes_nothing() {
     let rekey = Command::RekeySa {
         old: ChildSaId(1),
         new: Box::new(keyless),
+        takeover: Takeover::Now,
     };
     assert!(matches!(
         a.outbound.apply(&rekey),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use espada_common::sa::{
-    ChildSa, ChildSaId, Encapsulation, EspSuite, HalfSa, Mode, Path, TrafficSelector,
+    ChildSa, ChildSaId, Encapsulation, EspSuite, HalfSa, Mode, Path, Takeover, TrafficSelector,
 };
 
 use super::auth::by_side;
@@ -253,7 +253,7 @@ impl Child {
         cx: &mut Cx<'_>,
         config: &Arc<ConnectionConfig>,
         new: NewChild,
-        old: Option<ChildSaId>,
+        old: Option<(ChildSaId, Takeover)>,
         rekey_at: Instant,
     ) -> Self {
         let id = cx.out.next_child_id();

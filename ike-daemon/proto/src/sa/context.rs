@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use espada_common::sa::{ChildSa, ChildSaId, Command, Path};
+use espada_common::sa::{ChildSa, ChildSaId, Command, Path, Takeover};
 
 use super::IkeSa;
 use super::nat::Nat;
@@ -132,14 +132,18 @@ impl Outbox {
         ChildSaId(self.last_child)
     }
 
-    /// Installs a pair, as the successor of `old` if there is one.
-    pub fn install(&mut self, ike_spi: u64, sa: ChildSa, old: Option<ChildSaId>) {
+    /// Installs a pair, as the successor of another if there is one.
+    pub fn install(&mut self, ike_spi: u64, sa: ChildSa, old: Option<(ChildSaId, Takeover)>) {
         self.inbound_spis.insert(sa.inbound.spi, sa.id);
         self.children.insert(sa.id, (ike_spi, sa.inbound.spi));
         let sa = Box::new(sa);
         self.commands.push_back(match old {
             None => Command::InstallSa(sa),
-            Some(old) => Command::RekeySa { old, new: sa },
+            Some((old, takeover)) => Command::RekeySa {
+                old,
+                new: sa,
+                takeover,
+            },
         });
     }
 

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use espada_common::sa::ChildSaId;
+use espada_common::sa::{ChildSaId, Takeover};
 
 use super::auth::{PeerProof, down};
 use super::child::{self, Child, NewChild};
@@ -168,7 +168,7 @@ impl Established {
         common: &Common,
         cx: &mut Cx<'_>,
         new: NewChild,
-        old: Option<ChildSaId>,
+        old: Option<(ChildSaId, Takeover)>,
         began: Instant,
     ) {
         let rekey_at = rekey_time(cx, &self.config.child_lifetime);

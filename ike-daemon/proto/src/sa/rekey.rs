@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use espada_common::sa::{ChildSaId, SecretBytes};
+use espada_common::sa::{ChildSaId, SecretBytes, Takeover};
 
 use super::child::{self, ChildOffer};
 use super::established::{Established, Pending, Task};
@@ -200,7 +200,8 @@ impl Established {
         }
         match self.finish_child(common, request, &parts) {
             Ok(new) => {
-                self.install_child(common, cx, new, old, began);
+                let takeover = old.map(|old| (old, Takeover::Now));
+                self.install_child(common, cx, new, takeover, began);
                 if let Some(child) = self.children.iter_mut().find(|child| Some(child.id) == old) {
                     child.replaced = true;
                     self.queue.push_back(Task::DeleteChild {
@@ -374,7 +375,8 @@ impl Established {
         )
         .map_err(|_| NotifyOut::from(NotifyType::NO_PROPOSAL_CHOSEN))?;
         let began = cx.now;
-        self.install_child(common, cx, new, old, began);
+        let takeover = old.map(|old| (old, Takeover::WithRemoval));
+        self.install_child(common, cx, new, takeover, began);
         if let Some(child) = self.children.iter_mut().find(|child| Some(child.id) == old) {
             child.replaced = true;
             child.rekey_at = None;

@@ -108,7 +108,7 @@ impl Node {
                     "id used twice"
                 );
             }
-            Command::RekeySa { old, new } => {
+            Command::RekeySa { old, new, .. } => {
                 assert!(
                     self.installed.contains_key(old),
                     "rekey of an SA that is not installed"

@@ -109,7 +109,7 @@ impl End {
                 Command::InstallSa(sa) => {
                     assert!(self.sas.insert(sa.id, (**sa).clone()).is_none());
                 }
-                Command::RekeySa { old, new } => {
+                Command::RekeySa { old, new, .. } => {
                     assert!(self.sas.contains_key(old), "the rekeyed SA is there");
                     assert!(self.sas.insert(new.id, (**new).clone()).is_none());
                 }

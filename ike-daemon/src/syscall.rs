@@ -321,7 +321,7 @@ struct CapabilityData {
 /// `_LINUX_CAPABILITY_VERSION_3`: two words a set.
 const CAPABILITY_VERSION: u32 = 0x2008_0522;
 
-/// Gives up every capability that is not in [`KEPT`], for this thread and all it starts later,
+/// Gives up every capability that is not in `KEPT`, for this thread and all it starts later,
 /// and the way back to them.
 pub fn drop_privileges() -> io::Result<()> {
     let mut header = CapabilityHeader {

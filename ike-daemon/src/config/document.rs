@@ -505,7 +505,7 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
     Some(total)
 }
 
-/// The inverse of [`parse_duration`], in the fewest units.
+/// The inverse of `parse_duration`, in the fewest units.
 pub fn show_duration(duration: Duration) -> String {
     let seconds = duration.as_secs();
     if seconds == 0 {

@@ -67,14 +67,14 @@ impl KeyedPrf {
     }
 }
 
-/// prf(key, inputs[0] | inputs[1] | …).
+/// `prf(key, inputs[0] | inputs[1] | …)`.
 pub fn prf(prf: Prf, key: &[u8], inputs: &[&[u8]]) -> SecretBytes {
     let mut out = Vec::with_capacity(prf.output_len());
     KeyedPrf::new(prf, key).append(inputs, &mut out);
     SecretBytes::new(out)
 }
 
-/// The first `len` octets of prf+(key, inputs[0] | inputs[1] | …) (RFC 7296 section 2.13).
+/// The first `len` octets of `prf+(key, inputs[0] | inputs[1] | …)` (RFC 7296 section 2.13).
 pub fn prf_plus(
     prf: Prf,
     key: &[u8],

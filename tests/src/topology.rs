@@ -63,7 +63,7 @@ pub enum Wan {
     Direct,
     /// An Ethernet switch, at which everything can be seen and anything be injected.
     Switch,
-    /// A router that hides gateway A behind its own address (masquerading).
+    /// A router that hides gateway A behind its own address and ports of its choice (masquerading).
     Nat,
 }
 
@@ -173,7 +173,7 @@ impl Line {
                 .run(&[
                     "nft",
                     "table ip nat { chain out { type nat hook postrouting priority srcnat; \
-                     oifname \"to-b\" masquerade; }; }",
+                     oifname \"to-b\" masquerade fully-random; }; }",
                 ])
                 .map(drop);
         }

@@ -8,7 +8,7 @@ use espada_tests::scenario::{child, count, ensure_nothing_clear, verify_v4};
 use espada_tests::topology::{self, Wan};
 use espada_tests::{skip_unless_possible, strongswan, traffic};
 
-use super::{Pair, start};
+use super::{Pair, start, start_swapped};
 
 /// Who begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -255,4 +255,23 @@ fn rekeying_by_strongswan_loses_nothing() -> Result<()> {
         verify_v4(&pair.line)?;
     }
     Ok(())
+}
+
+/// strongSwan behind the NAT calls Espada, which sees the router's address and answers there.
+#[test]
+fn strongswan_behind_nat() -> Result<()> {
+    skip_unless_possible!("strongswan_behind_nat", strongswan::missing);
+    let pair = start_swapped()?;
+    let recording = pair.line.capture(&pair.work, "")?;
+    bring_up(&pair, Begins::StrongSwan)?;
+    verify_v4(&pair.line)?;
+    ensure_nothing_clear(&topology::finish(recording)?)?;
+    let connection = pair.espada.connection()?;
+    ensure!(connection["ike"]["nat"]["remote"] == true, "{connection:#}");
+    let remote = connection["ike"]["remote"].as_str().unwrap_or_default();
+    ensure!(
+        remote.starts_with(topology::addr::WAN_A) && !remote.ends_with(":4500"),
+        "Espada sees strongSwan at {remote}"
+    );
+    end(&pair, Begins::StrongSwan)
 }

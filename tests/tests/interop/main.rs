@@ -51,3 +51,32 @@ fn start(
         work,
     })
 }
+
+/// The other way round: strongSwan at gateway A behind a NAT router, Espada at gateway B.
+fn start_swapped() -> Result<Pair> {
+    let line = Line::new(Wan::Nat)?;
+    let work = WorkDir::new()?;
+    let mut ours = scenario::config_b(&line);
+    ours.local_subnets = &[addr::LAN_B];
+    ours.remote_subnets = &[addr::LAN_A];
+    let theirs = Connection {
+        local: line.wan_a(),
+        remote: addr::WAN_B,
+        local_id: ID_A,
+        remote_id: ID_B,
+        ike: ours.ike,
+        esp: ours.esp,
+        local_ts: addr::LAN_A,
+        remote_ts: addr::LAN_B,
+        psk: PSK,
+        carrier: Carrier::Libipsec,
+    };
+    let espada = Espada::start(&line.gw_b, &work, &ours, false)?;
+    let strongswan = StrongSwan::start(&line.gw_a, &work, &theirs, false)?;
+    Ok(Pair {
+        espada,
+        strongswan,
+        line,
+        work,
+    })
+}

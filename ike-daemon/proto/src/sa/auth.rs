@@ -204,17 +204,13 @@ impl AuthSent {
     pub fn handle_timeout(mut self: Box<Self>, common: &mut Common, cx: &mut Cx<'_>) -> Phase {
         match self.retransmit.poll(cx.now, &cx.settings.retransmission) {
             Due::Wait => {}
-            Due::Send => {
-                cx.out.notice(Notice::Retransmitting {
-                    connection: self.config.name.clone(),
-                    exchange: ExchangeType::IKE_AUTH.to_string(),
-                    sent: self.retransmit.sent,
-                    of: cx.settings.retransmission.tries,
-                    remote: common.remote,
-                });
-                cx.out
-                    .transmit(common.local, common.remote, self.request.clone());
-            }
+            Due::Send => self.retransmit.send_again(
+                common,
+                cx,
+                &self.config.name,
+                ExchangeType::IKE_AUTH,
+                &self.request,
+            ),
             Due::GiveUp => {
                 let refusal =
                     explain::no_auth_answer(&self.config, common, self.retransmit.sent, cx.now);

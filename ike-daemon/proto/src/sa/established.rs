@@ -421,15 +421,13 @@ impl Established {
             {
                 Due::Wait => {}
                 Due::Send => {
-                    cx.out.notice(Notice::Retransmitting {
-                        connection: self.config.name.clone(),
-                        exchange: outstanding.exchange.to_string(),
-                        sent: outstanding.retransmit.sent,
-                        of: cx.settings.retransmission.tries,
-                        remote: common.remote,
-                    });
-                    cx.out
-                        .transmit(common.local, common.remote, outstanding.packet.clone());
+                    outstanding.retransmit.send_again(
+                        common,
+                        cx,
+                        &self.config.name,
+                        outstanding.exchange,
+                        &outstanding.packet,
+                    );
                     self.last_sent = cx.now;
                 }
                 Due::GiveUp => return self.dead(common, cx),

@@ -127,17 +127,13 @@ impl InitSent {
     pub fn handle_timeout(mut self: Box<Self>, common: &mut Common, cx: &mut Cx<'_>) -> Phase {
         match self.retransmit.poll(cx.now, &cx.settings.retransmission) {
             Due::Wait => {}
-            Due::Send => {
-                cx.out.notice(Notice::Retransmitting {
-                    connection: self.config.name.clone(),
-                    exchange: ExchangeType::IKE_SA_INIT.to_string(),
-                    sent: self.retransmit.sent,
-                    of: cx.settings.retransmission.tries,
-                    remote: common.remote,
-                });
-                cx.out
-                    .transmit(common.local, common.remote, self.request.clone());
-            }
+            Due::Send => self.retransmit.send_again(
+                common,
+                cx,
+                &self.config.name,
+                ExchangeType::IKE_SA_INIT,
+                &self.request,
+            ),
             Due::GiveUp => {
                 let refusal =
                     explain::no_init_answer(&self.config, common, self.retransmit.sent, cx.now);

@@ -1,8 +1,12 @@
 //! Sending a request again until it is answered (RFC 7296 section 2.1).
 
+use std::sync::Arc;
 use std::time::Instant;
 
+use super::context::{Common, Cx};
 use crate::config::Retransmission;
+use crate::notice::Notice;
+use crate::wire::ExchangeType;
 
 /// Progress of one request.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +48,26 @@ impl Retransmit {
         self.sent += 1;
         self.due = now + settings.wait(self.sent);
         Due::Send
+    }
+
+    /// Sends the request again, as `poll` asked, and says so.
+    pub fn send_again(
+        &self,
+        common: &Common,
+        cx: &mut Cx<'_>,
+        connection: &Arc<str>,
+        exchange: ExchangeType,
+        request: &[u8],
+    ) {
+        cx.out.notice(Notice::Retransmitting {
+            connection: connection.clone(),
+            exchange: exchange.to_string(),
+            sent: self.sent,
+            of: cx.settings.retransmission.tries,
+            remote: common.remote,
+        });
+        cx.out
+            .transmit(common.local, common.remote, request.to_vec());
     }
 }
 

@@ -9,8 +9,8 @@ use anyhow::{Context, Result, bail};
 use espada_tests::cmd::cargo;
 use serde_json::Value;
 
-use super::Outcome;
 use super::tally::Tally;
+use super::{Outcome, Tier};
 use crate::process::{self, say};
 use crate::vm::{self, Kernel};
 
@@ -90,13 +90,15 @@ struct TestPrograms {
 
 impl TestPrograms {
     fn build() -> Result<Self> {
+        // The selections of the tiers before, so that nothing is compiled again.
+        let unit = [Tier::Unit.selection(), &["--lib"]].concat();
         Ok(Self {
-            dataplane: Self::executable(&["--package", "espada-dataplane", "--lib"])?,
-            interop: Self::executable(&["--package", "espada-tests", "--test", "interop"])?,
+            dataplane: Self::executable(&unit, "espada_dataplane")?,
+            interop: Self::executable(Tier::Interop.selection(), "interop")?,
         })
     }
 
-    fn executable(selection: &[&str]) -> Result<PathBuf> {
+    fn executable(selection: &[&str], target: &str) -> Result<PathBuf> {
         let output = cargo()
             .current_dir(process::root())
             .args(["test", "--release", "--no-run"])
@@ -111,8 +113,8 @@ impl TestPrograms {
         String::from_utf8_lossy(&output.stdout)
             .lines()
             .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-            .filter_map(|message| message["executable"].as_str().map(PathBuf::from))
-            .next_back()
-            .context("cargo named no test program")
+            .filter(|message| message["target"]["name"] == target)
+            .find_map(|message| message["executable"].as_str().map(PathBuf::from))
+            .with_context(|| format!("cargo named no test program {target}"))
     }
 }

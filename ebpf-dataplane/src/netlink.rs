@@ -278,12 +278,13 @@ impl Netlink {
         first(answers.into_iter().filter_map(link_of), &operation)
     }
 
-    /// Sets MTU and brings the interface up.
-    pub fn set_link_up(&mut self, index: u32, mtu: u32) -> Result<(), NetlinkError> {
+    /// Brings the interface up with this MTU and without multicast: the kernel's own group reports
+    /// have no place in a tunnel.
+    pub fn set_tunnel_up(&mut self, index: u32, mtu: u32) -> Result<(), NetlinkError> {
         let mut message = LinkMessage::default();
         message.header.index = index;
         message.header.flags = LinkFlags::Up;
-        message.header.change_mask = LinkFlags::Up;
+        message.header.change_mask = LinkFlags::Up | LinkFlags::Multicast;
         message.attributes.push(LinkAttribute::Mtu(mtu));
         let operation = format!("bring interface {index} up with MTU {mtu}");
         self.request(&operation, RouteNetlinkMessage::SetLink(message), NLM_F_ACK)

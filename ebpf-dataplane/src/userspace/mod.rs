@@ -115,7 +115,7 @@ impl UserspaceEngine {
         let tun = Tun::open(&config.tun)?;
         sysctl::prepare_tun(&config.tun);
         let tun_link = netlink.link(&config.tun)?;
-        netlink.set_link_up(tun_link.index, mtu)?;
+        netlink.set_tunnel_up(tun_link.index, mtu)?;
 
         for socket in &config.udp {
             udp::prepare(socket)?;
@@ -303,14 +303,18 @@ fn open_xsk(
         });
         match registered {
             Ok(socket) => sockets.push((queue, socket)),
-            Err(error) => {
-                // A device may have been made for more queues than it uses.
-                tracing::info!(
+            // A device may have been made for more queues than it uses.
+            Err(error) if queue > 0 => {
+                tracing::debug!(
                     interface = link.name,
                     queue,
                     error,
                     "no AF_XDP socket from this queue on"
                 );
+                break;
+            }
+            Err(error) => {
+                tracing::info!(interface = link.name, error, "no AF_XDP socket");
                 break;
             }
         }

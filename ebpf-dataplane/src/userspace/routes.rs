@@ -126,7 +126,8 @@ impl Routes {
                     },
                     _ => error.into(),
                 })?;
-            tracing::info!(connection = %policy.connection, %destination, ?source, "route into the tunnel");
+            let source = source.map(tracing::field::display);
+            tracing::info!(connection = %policy.connection, %destination, source, "route into the tunnel");
             let connections = BTreeSet::from([Arc::clone(&policy.connection)]);
             self.entries
                 .insert(destination, Entry { connections, route });

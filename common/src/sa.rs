@@ -256,12 +256,14 @@ impl TrafficSelector {
     /// Whether a packet with this address, protocol and port on the selector's side is covered.
     /// `port` is `None` where there is none to see, as in later fragments; for ICMP it is type * 256
     /// + code.
+    #[inline]
     pub fn matches(&self, address: IpAddr, protocol: u8, port: Option<u16>) -> bool {
         self.contains_addr(address)
             && (self.protocol == 0 || self.protocol == protocol)
             && match port {
                 _ if self.is_any_port() => true,
                 Some(port) => self.start_port <= port && port <= self.end_port,
+                // RFC 4301 section 4.4.1.1 lets only ANY include OPAQUE.
                 None => self.is_opaque(),
             }
     }

@@ -43,8 +43,8 @@ impl Flow {
             Some((local, remote)) => (Some(local), Some(remote)),
             None => (None, None),
         };
-        covers(local, self.source, self.protocol, local_port)
-            && covers(remote, self.destination, self.protocol, remote_port)
+        local.matches(self.source, self.protocol, local_port)
+            && remote.matches(self.destination, self.protocol, remote_port)
     }
 
     /// Whether one of the selectors on each side covers this packet, `source` being ours.
@@ -52,24 +52,6 @@ impl Flow {
         local
             .iter()
             .any(|local| remote.iter().any(|remote| self.matches(local, remote)))
-    }
-}
-
-fn covers(selector: &TrafficSelector, address: IpAddr, protocol: u8, port: Option<u16>) -> bool {
-    // Both ends of a selector are of one family, and IpAddr orders IPv4 before IPv6.
-    if address < selector.start || selector.end < address {
-        return false;
-    }
-    if selector.protocol != 0 && selector.protocol != protocol {
-        return false;
-    }
-    let any = selector.start_port == 0 && selector.end_port == u16::MAX;
-    match port {
-        _ if any => true,
-        Some(port) => (selector.start_port..=selector.end_port).contains(&port),
-        // RFC 7296 section 3.13.1: start 65535 and end 0 stand for OPAQUE. Otherwise RFC 4301
-        // section 4.4.1.1 lets only ANY include OPAQUE.
-        None => selector.start_port == u16::MAX && selector.end_port == 0,
     }
 }
 

@@ -99,6 +99,24 @@ pub(crate) fn bad_choice(
     )
 }
 
+/// The peer answered an exchange with an error that has no explanation of its own here.
+fn answered_with(
+    config: &ConnectionConfig,
+    common: &Common,
+    exchange: &str,
+    kind: NotifyType,
+) -> Arc<Refusal> {
+    refusal(
+        RefusalKind::Notify(kind),
+        RefusedBy::Peer,
+        Role::Initiator,
+        config,
+        format!("{} answered {exchange} with {kind}", common.remote),
+        vec!["the peer's log says more".to_owned()],
+        None,
+    )
+}
+
 /// The peer refused IKE_SA_INIT.
 pub(crate) fn init_refused(
     config: &ConnectionConfig,
@@ -107,17 +125,7 @@ pub(crate) fn init_refused(
 ) -> Arc<Refusal> {
     let peer = common.remote;
     if kind != NotifyType::NO_PROPOSAL_CHOSEN {
-        let summary = format!("{peer} answered IKE_SA_INIT with {kind}");
-        let details = vec!["the peer's log says more".to_owned()];
-        return refusal(
-            RefusalKind::Notify(kind),
-            RefusedBy::Peer,
-            Role::Initiator,
-            config,
-            summary,
-            details,
-            None,
-        );
+        return answered_with(config, common, "IKE_SA_INIT", kind);
     }
     let mut details = lines(Offer {
         proposals: &config.ike,
@@ -318,17 +326,7 @@ pub(crate) fn auth_refused(
 ) -> Arc<Refusal> {
     let peer = common.remote;
     if kind != NotifyType::AUTHENTICATION_FAILED {
-        let summary = format!("{peer} answered IKE_AUTH with {kind}");
-        let details = vec!["the peer's log says more".to_owned()];
-        return refusal(
-            RefusalKind::Notify(kind),
-            RefusedBy::Peer,
-            Role::Initiator,
-            config,
-            summary,
-            details,
-            None,
-        );
+        return answered_with(config, common, "IKE_AUTH", kind);
     }
     let asked = match &config.remote_id {
         RemoteIdentity::Is(identity) => format!("we asked for the peer as {identity}"),

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use zeroize::Zeroizing;
 
@@ -471,6 +471,9 @@ pub struct ChildSa {
     pub remote_ts: Vec<TrafficSelector>,
     /// Replay window in packets, 0 switches replay protection off.
     pub replay_window: u32,
+    /// Hard lifetime from installation on (RFC 4301 section 4.4.2.1): an engine that outlives the
+    /// control side stops the pair by itself when it is over.
+    pub lifetime: Duration,
 }
 
 /// The SPD entry of a connection: these selectors are protected whether or not an SA is up.

@@ -392,6 +392,7 @@ fn child(suite: EspSuite) -> ChildSa {
         local_ts: vec![subnet(0)],
         remote_ts: vec![subnet(1)],
         replay_window: 4096,
+        lifetime: std::time::Duration::from_secs(3600),
     }
 }
 

@@ -3,6 +3,7 @@
 
 pub mod backend;
 pub mod bench;
+pub mod engine;
 pub mod esp;
 pub mod frontend;
 pub mod mock;

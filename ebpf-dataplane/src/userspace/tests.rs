@@ -224,6 +224,7 @@ fn sa(side: usize, v6: bool, encapsulation: Encapsulation, id: u64) -> ChildSa {
         local_ts: subnet(side),
         remote_ts: subnet(1 - side),
         replay_window: 4096,
+        lifetime: std::time::Duration::from_secs(3600),
     }
 }
 

@@ -127,6 +127,7 @@ pub fn child(id: u64, suite: EspSuite, path: Path) -> ChildSa {
             range("fd00:b::", "fd00:b::ffff"),
         ],
         replay_window: 64,
+        lifetime: std::time::Duration::from_secs(3600),
     }
 }
 

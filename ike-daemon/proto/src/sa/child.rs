@@ -287,6 +287,7 @@ impl Child {
             local_ts: new.local_ts,
             remote_ts: new.remote_ts,
             replay_window: config.replay_window,
+            lifetime: config.child_lifetime.hard,
         };
         cx.out.install(common.local_spi(), sa, old);
         child

@@ -487,6 +487,8 @@ pub struct Policy {
     pub remote_ts: Vec<TrafficSelector>,
     /// Raise `Event::Acquire` for packets without an SA (`start = "trap"`).
     pub trap: bool,
+    /// Tunnel or transport: transport mode has no routes of its own.
+    pub mode: Mode,
 }
 
 /// When the successor of a rekeyed pair takes over sending.

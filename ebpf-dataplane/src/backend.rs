@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use espada_common::drops::DropReason;
 use espada_common::sa::{ChildSaStats, Command, EspSuite, Event, Mode};
+use zeroize::Zeroizing;
 
 /// Where an engine reports its events. Called from worker threads: must not block.
 pub type EventSink = Arc<dyn Fn(Event) + Send + Sync>;
@@ -63,6 +64,17 @@ pub trait SaBackend: Send {
     /// path is looked after by `apply`.
     fn exempt_peer(&mut self, _peer: IpAddr) -> Result<(), BackendError> {
         Ok(())
+    }
+
+    /// Keeps what the control side needs to go on with pairs that outlive it, under a key of its
+    /// choice; `None` forgets it. Does nothing where no pair outlives this process.
+    fn keep(&mut self, _key: u64, _state: Option<&[u8]>) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    /// What a predecessor kept, where its pairs are still carried.
+    fn kept(&mut self) -> Result<Vec<(u64, Zeroizing<Vec<u8>>)>, BackendError> {
+        Ok(Vec::new())
     }
 
     /// Counters of every pair installed.

@@ -474,6 +474,7 @@ mod tests {
             local_ts: vec![local],
             remote_ts: vec![remote],
             trap: true,
+            mode: espada_common::sa::Mode::Tunnel,
         }
     }
 

@@ -191,6 +191,7 @@ mod tests {
             local_ts,
             remote_ts,
             trap: false,
+            mode: espada_common::sa::Mode::Tunnel,
         };
         let whole = selector(0, u16::MAX);
         assert_eq!(protected_pairs(&policy(vec![whole], vec![whole])).len(), 1);

@@ -190,6 +190,7 @@ fn policy(side: usize) -> Policy {
         local_ts: subnet(side),
         remote_ts: subnet(1 - side),
         trap: true,
+        mode: Mode::Tunnel,
     }
 }
 

@@ -149,6 +149,7 @@ pub fn policy(sa: &ChildSa) -> Command {
         local_ts: sa.local_ts.clone(),
         remote_ts: sa.remote_ts.clone(),
         trap: true,
+        mode: Mode::Tunnel,
     })
 }
 

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use espada_common::sa::{Command, Policy};
+use espada_common::sa::{Command, Mode, Policy};
 
 use super::{DownReason, DpdAction, Endpoint, Entry, InitiateError, StartAction, init};
 use crate::config::{ConnectionConfig, RemoteAddress};
@@ -343,6 +343,7 @@ fn policy(config: &ConnectionConfig, trap: bool) -> Policy {
         local_ts: config.local_ts.clone(),
         remote_ts: config.remote_ts.clone(),
         trap,
+        mode: Mode::Tunnel,
     }
 }
 

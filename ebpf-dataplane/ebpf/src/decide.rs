@@ -1,7 +1,8 @@
 //! What becomes of a packet, apart from how XDP and tc say it.
 
 use espada_common::abi::{
-    ABI_VERSION, CONFIG_DROP_UNKNOWN_SPI, FrontEndConfig, SA_FLAG_STEER_XSK, SaOutKey, SpiKey,
+    ABI_VERSION, CONFIG_DROP_UNKNOWN_SPI, FrontEndConfig, SA_FLAG_DECRYPT, SA_FLAG_STEER_XSK,
+    SaOutKey, SpiKey,
 };
 use espada_common::drops::DropReason;
 use espada_common::wire::Cursor;
@@ -18,6 +19,8 @@ pub enum Verdict {
     Drop,
     /// Native ESP of an SA that asked for AF_XDP.
     Steer,
+    /// ESP of an SA that the eBPF engine carries.
+    Decrypt,
 }
 
 /// A packet arrived on the WAN. `segments` is how many it was before receive offloads merged them.
@@ -92,8 +95,9 @@ fn active_config() -> Option<&'static FrontEndConfig> {
     maps::config().filter(|config| config.abi_version == ABI_VERSION)
 }
 
+/// Our UDP ports.
 #[inline(always)]
-fn ports(config: &FrontEndConfig) -> Ports {
+pub fn ports(config: &FrontEndConfig) -> Ports {
     Ports {
         ike: config.ike_port as u16,
         nat_t: config.nat_t_port as u16,
@@ -117,6 +121,9 @@ fn esp_in(config: &FrontEndConfig, wan: &WanPacket, segments: u64) -> Verdict {
         return dropped(DropReason::WrongAddress, segments);
     }
     maps::count_in(key, segments, wire_bytes(wan, segments));
+    if entry.flags & SA_FLAG_DECRYPT != 0 {
+        return Verdict::Decrypt;
+    }
     // AF_XDP takes whole native ESP packets; the kernel reassembles fragments first.
     let whole_native = wan.class == Class::NativeEsp && !wan.first_fragment;
     if entry.flags & SA_FLAG_STEER_XSK != 0 && whole_native {

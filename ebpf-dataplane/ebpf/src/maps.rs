@@ -123,7 +123,7 @@ pub fn count_out(key: &SaOutKey, packets: u64, bytes: u64) {
 /// # Safety
 /// `counter` must point to an aligned u64 of a map value.
 #[inline(always)]
-unsafe fn atomic_add(counter: *mut u64, value: u64) {
+pub unsafe fn atomic_add(counter: *mut u64, value: u64) {
     // SAFETY: the caller's pointer is valid; the instruction touches nothing else.
     unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) counter, in(reg) value) };
 }

@@ -19,10 +19,6 @@ pub const WORDS: usize = 1 + BLOCKS;
 /// Widest window in packets: one block of the ring is always being entered.
 pub const MAX_SIZE: u32 = (BLOCKS as u32 - 1) * 32;
 
-/// Exchanges tried before a packet is given up: each failure means that another processor
-/// recorded a packet of the same SA in between.
-const TRIES: u32 = 64;
-
 /// [`WORDS`] words that are read and exchanged atomically.
 pub trait SharedWords {
     /// The word at `index`, which is below [`WORDS`].
@@ -71,40 +67,50 @@ impl<W: SharedWords> SharedWindow<W> {
 
     /// Last step, after authentication: records `seq`, which [`SharedWindow::check`] gave. Fails
     /// if it was recorded since; on success says whether `seq` is the newest so far.
-    #[inline(always)]
     pub fn commit(&self, seq: u64) -> Result<bool, Replayed> {
-        if self.size != 0 {
-            self.record(seq)?;
-        }
-        for _ in 0..TRIES {
-            let top = self.words.load(0);
-            if seq <= top {
-                return Ok(false);
-            }
-            if self.words.exchange(0, top, seq) {
-                return Ok(true);
+        loop {
+            if let Some(recorded) = self.try_record(seq) {
+                recorded?;
+                break;
             }
         }
-        // Others keep moving the newest number on: theirs is newer than this one.
-        Ok(false)
+        loop {
+            if let Some(newest) = self.try_advance(seq) {
+                return Ok(newest);
+            }
+        }
     }
 
+    /// First half of [`SharedWindow::commit`], for code that may not loop freely: `None` when another
+    /// processor recorded a packet of the same block in between.
     #[inline(always)]
-    fn record(&self, seq: u64) -> Result<(), Replayed> {
-        for _ in 0..TRIES {
-            let current = self.recorded(seq, self.words.load(0))?;
-            let block = (seq >> 5) as u32;
-            let bits = if (current >> 32) as u32 == block {
-                current as u32
-            } else {
-                0
-            };
-            let new = (block as u64) << 32 | (bits | 1 << (seq & 31)) as u64;
-            if self.words.exchange(place(seq), current, new) {
-                return Ok(());
-            }
+    pub fn try_record(&self, seq: u64) -> Option<Result<(), Replayed>> {
+        if self.size == 0 {
+            return Some(Ok(()));
         }
-        Err(Replayed)
+        let Ok(current) = self.recorded(seq, self.words.load(0)) else {
+            return Some(Err(Replayed));
+        };
+        let block = (seq >> 5) as u32;
+        let bits = if (current >> 32) as u32 == block {
+            current as u32
+        } else {
+            0
+        };
+        let new = (block as u64) << 32 | (bits | 1 << (seq & 31)) as u64;
+        let done = self.words.exchange(place(seq), current, new);
+        done.then_some(Ok(()))
+    }
+
+    /// Second half: whether `seq` is the newest, and `None` when another processor moved the newest
+    /// number on in between.
+    #[inline(always)]
+    pub fn try_advance(&self, seq: u64) -> Option<bool> {
+        let top = self.words.load(0);
+        if seq <= top {
+            return Some(false);
+        }
+        self.words.exchange(0, top, seq).then_some(true)
     }
 
     /// The word that `seq` has its bit in or will take over, if it was not recorded there.

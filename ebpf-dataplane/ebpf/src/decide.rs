@@ -37,7 +37,7 @@ pub fn inbound<C: Cursor>(packet: &C, link: Link, segments: u64) -> Verdict {
     let to_us = maps::is_local(&wan.destination);
     let verdict = match wan.class {
         Class::NeighbourDiscovery => return Verdict::Pass,
-        Class::NativeEsp | Class::UdpEsp if to_us => esp_in(config, &wan, segments),
+        Class::NativeEsp | Class::UdpEsp if to_us => esp_in(config, packet, &wan, segments),
         Class::Ike | Class::IkeNatT | Class::Keepalive if to_us => Verdict::Pass,
         Class::Malformed if to_us => dropped(DropReason::Malformed, segments),
         _ => {
@@ -95,9 +95,8 @@ fn active_config() -> Option<&'static FrontEndConfig> {
     maps::config().filter(|config| config.abi_version == ABI_VERSION)
 }
 
-/// Our UDP ports.
 #[inline(always)]
-pub fn ports(config: &FrontEndConfig) -> Ports {
+fn ports(config: &FrontEndConfig) -> Ports {
     Ports {
         ike: config.ike_port as u16,
         nat_t: config.nat_t_port as u16,
@@ -105,7 +104,12 @@ pub fn ports(config: &FrontEndConfig) -> Ports {
 }
 
 #[inline(always)]
-fn esp_in(config: &FrontEndConfig, wan: &WanPacket, segments: u64) -> Verdict {
+fn esp_in<C: Cursor>(
+    config: &FrontEndConfig,
+    packet: &C,
+    wan: &WanPacket,
+    segments: u64,
+) -> Verdict {
     let key = SpiKey {
         spi_be: wan.spi.to_be(),
     };
@@ -122,6 +126,7 @@ fn esp_in(config: &FrontEndConfig, wan: &WanPacket, segments: u64) -> Verdict {
     }
     maps::count_in(key, segments, wire_bytes(wan, segments));
     if entry.flags & SA_FLAG_DECRYPT != 0 {
+        crate::esp::inbound::hand_over(packet, wan);
         return Verdict::Decrypt;
     }
     // AF_XDP takes whole native ESP packets; the kernel reassembles fragments first.

@@ -16,8 +16,15 @@ impl LinearPacket {
     /// The packet of an XDP context.
     #[inline(always)]
     pub fn of_xdp(ctx: *mut xdp_md) -> Self {
-        // SAFETY: the kernel hands a valid context to the program.
-        let (data, end) = unsafe { ((*ctx).data, (*ctx).data_end) };
+        // SAFETY: the kernel hands a valid context to the program. Volatile: the optimizer would
+        // hand the loaded halves to functions in place of the context, and the verifier then does
+        // not know them for pointers.
+        let (data, end) = unsafe {
+            (
+                (&raw const (*ctx).data).read_volatile(),
+                (&raw const (*ctx).data_end).read_volatile(),
+            )
+        };
         Self {
             data: data as usize,
             end: end as usize,

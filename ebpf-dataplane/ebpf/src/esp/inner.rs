@@ -2,7 +2,7 @@
 
 use espada_common::wire::{Address, Cursor, eth, ipv4, ipv6, protocol};
 
-use super::packet::{Pass, Work, passed, repeat};
+use super::packet::{Job, Pass, Work, passed, repeat};
 
 /// What the engine must know of an inner packet.
 #[derive(Clone, Copy)]
@@ -18,6 +18,18 @@ pub struct Inner {
     pub len: usize,
     /// Where a TCP header is, from the packet's start; 0 without one.
     pub tcp: usize,
+}
+
+impl Inner {
+    /// Leaves for later steps what they need of it.
+    #[inline(always)]
+    pub fn note(&self, job: &mut Job) {
+        job.len = self.len as u32;
+        job.tos = u32::from(self.tos);
+        job.df = u32::from(self.df);
+        job.v6 = u32::from(self.v6);
+        job.tcp = self.tcp as u32;
+    }
 }
 
 /// Reads the header at `offset`.
@@ -112,23 +124,23 @@ struct Options {
 }
 
 /// Lowers the MSS of a SYN in the body so that segments fit inner packets of `most` octets; assumes
-/// headers without options, as everybody does.
+/// headers without options, as everybody does. The packet is the one of the job.
 #[inline(always)]
-pub fn clamp_mss(work: &mut Work, inner: &Inner, most: u32) {
+pub fn clamp_mss(work: &mut Work, most: u32) {
     const SYN: u8 = 0x02;
     const MAX_OPTIONS: u32 = 40;
-    let tcp = inner.tcp;
-    if tcp == 0 || tcp + 20 > inner.len || work.octet(tcp + 13) & SYN == 0 {
+    let (tcp, len) = (work.job.tcp as usize, work.job.len as usize);
+    if tcp == 0 || tcp + 20 > len || work.octet(tcp + 13) & SYN == 0 {
         return;
     }
-    let headers = if inner.v6 { 60 } else { 40 };
+    let headers = if work.job.v6 != 0 { 60 } else { 40 };
     let header_len = usize::from(work.octet(tcp + 12) >> 4) * 4;
     let mut pass = Pass {
         work,
         more: Options {
             tcp,
             at: tcp + 20,
-            end: (tcp + header_len).min(inner.len),
+            end: (tcp + header_len).min(len),
             mss: most.saturating_sub(headers).min(u32::from(u16::MAX)) as u16,
         },
     };

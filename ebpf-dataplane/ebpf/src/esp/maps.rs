@@ -17,7 +17,7 @@ use espada_common::drops::DropReason;
 use espada_common::shared_window::{SharedWords, WORDS};
 use espada_common::wire::Address;
 
-use super::packet::Work;
+use super::packet::{Step, Work};
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 
@@ -164,14 +164,14 @@ pub fn now() -> u64 {
 
 /// Counts a drop on the way in that belongs to no SA.
 #[inline(always)]
-pub fn count_in(reason: DropReason) {
-    count(reason as u32);
+pub fn count_in(step: Step) {
+    count(!step as u32);
 }
 
 /// Counts a drop on the way out that belongs to no SA.
 #[inline(always)]
-pub fn count_out(reason: DropReason) {
-    count(reason as u32 + DropReason::COUNT as u32);
+pub fn count_out(step: Step) {
+    count(!step as u32 + DropReason::COUNT as u32);
 }
 
 #[inline(always)]
@@ -201,11 +201,11 @@ impl InboundSa {
         unsafe { carried(&raw mut (*self.0).counters, bytes, now) };
     }
 
-    /// Counts a drop.
+    /// Counts a drop, given how the step ended that failed.
     #[inline(always)]
-    pub fn dropped(&self, reason: DropReason) {
+    pub fn dropped(&self, step: Step) {
         // SAFETY: a map value that is only added to atomically.
-        unsafe { dropped(&raw mut (*self.0).counters, reason) };
+        unsafe { dropped(&raw mut (*self.0).counters, step) };
     }
 }
 
@@ -266,11 +266,11 @@ impl OutboundSa {
         unsafe { carried(&raw mut (*self.0).counters, bytes, now) };
     }
 
-    /// Counts a drop.
+    /// Counts a drop, given how the step ended that failed.
     #[inline(always)]
-    pub fn dropped(&self, reason: DropReason) {
+    pub fn dropped(&self, step: Step) {
         // SAFETY: a map value that is only added to atomically.
-        unsafe { dropped(&raw mut (*self.0).counters, reason) };
+        unsafe { dropped(&raw mut (*self.0).counters, step) };
     }
 }
 
@@ -289,8 +289,8 @@ unsafe fn carried(counters: *mut EspCounters, bytes: u64, now: u64) {
 /// # Safety
 /// `counters` must point into a map value.
 #[inline(always)]
-unsafe fn dropped(counters: *mut EspCounters, reason: DropReason) {
-    let index = reason as usize;
+unsafe fn dropped(counters: *mut EspCounters, step: Step) {
+    let index = !step as u32 as usize;
     if index < DropReason::COUNT {
         // SAFETY: the caller's, and the index lies in the array.
         unsafe {

@@ -6,7 +6,7 @@
 //! interface.
 
 mod aead;
-mod inbound;
+pub mod inbound;
 mod inner;
 pub mod maps;
 mod outbound;
@@ -14,7 +14,7 @@ mod outer;
 mod packet;
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, xdp_action};
+use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT};
 use aya_ebpf::helpers::bpf_redirect_neigh;
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
@@ -28,10 +28,7 @@ pub fn espada_esp_out(ctx: XdpContext) -> u32 {
 /// Behind `espada_xdp` on the WAN, for ESP of this engine's SAs.
 #[xdp]
 pub fn espada_esp_in(ctx: XdpContext) -> u32 {
-    match crate::maps::config() {
-        Some(config) => inbound::run(ctx.ctx, crate::decide::ports(config)),
-        None => xdp_action::XDP_ABORTED,
-    }
+    inbound::run(ctx.ctx)
 }
 
 /// tc on ingress of the hidden end: what `espada_esp_out` could not send itself, because the kernel

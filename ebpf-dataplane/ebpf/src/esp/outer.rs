@@ -170,7 +170,7 @@ pub fn ethernet(work: &mut Work, before: usize, destination: [u8; 6], source: [u
 /// Sends the ESP packet in the work area: straight to the WAN's driver where the kernel knows
 /// the neighbour, else by way of the tc program behind, which has the kernel find it out.
 #[inline(always)]
-pub fn send(ctx: *mut xdp_md, work: &mut Work, esp_len: usize, old: usize) -> Option<(u32, bool)> {
+pub fn send(ctx: *mut xdp_md, work: &mut Work, esp_len: usize) -> Option<(u32, bool)> {
     const AF_INET: u8 = 2;
     const AF_INET6: u8 = 10;
     let v6 = work.pair.flags & PAIR_V6 != 0;
@@ -189,6 +189,7 @@ pub fn send(ctx: *mut xdp_md, work: &mut Work, esp_len: usize, old: usize) -> Op
     // SAFETY: the context the kernel handed over, and a structure of the size stated.
     let found =
         unsafe { bpf_fib_lookup(ctx.cast(), &raw mut fib, size_of::<FibParams>() as i32, 0) };
+    let old = packet::frame_len(ctx);
     let before = outer_len(&work.pair) + ESP;
     let frame = ETHERNET + before - ESP + esp_len;
     if found == 0 {

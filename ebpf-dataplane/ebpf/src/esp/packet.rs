@@ -9,8 +9,9 @@ use aya_ebpf::helpers::{
     bpf_loop, bpf_xdp_adjust_head, bpf_xdp_adjust_meta, bpf_xdp_load_bytes, bpf_xdp_store_bytes,
 };
 use espada_common::abi::esp::PairEntry;
+use espada_common::drops::DropReason;
 use espada_common::poly1305::Poly1305;
-use espada_common::wire::{Cursor, MAX_OFFSET};
+use espada_common::wire::{Address, Cursor, MAX_OFFSET};
 
 use crate::packet::{bounded, load_u16, load_u32, plus};
 
@@ -20,6 +21,61 @@ pub const BODY: usize = 4096;
 /// Octets before the body: Ethernet, IPv6, UDP, ESP and IV, with room to spare.
 pub const HEAD: usize = 128;
 
+/// An ESP packet as the front end has parsed it. Handed over in memory rather than parsed again:
+/// the verifier then has one path to follow instead of every way through the parser.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Arrived {
+    /// Source of the outer header.
+    pub source: Address,
+    /// Destination of the outer header.
+    pub destination: Address,
+    /// SPI as it stands in the packet.
+    pub spi_be: u32,
+    /// Sequence number, its low 32 bits.
+    pub seq: u32,
+    /// Where ESP begins in the frame.
+    pub offset: u32,
+    /// Octets of ESP, header to ICV.
+    pub esp_len: u32,
+    /// DSCP and ECN of the outer header.
+    pub tos: u32,
+    /// UDP source port, host byte order; 0 for native ESP.
+    pub port: u32,
+    /// A fragment.
+    pub fragment: u32,
+}
+
+/// A packet between the steps, which are functions of their own: what one keeps on its stack, the
+/// next need not carry, and the verifier does not follow every way through one into the next.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Job {
+    /// Full sequence number.
+    pub seq: u64,
+    /// Octets of the inner packet.
+    pub len: u32,
+    /// Octets of ciphertext.
+    pub encrypted: u32,
+    /// DSCP and ECN of the inner packet.
+    pub tos: u32,
+    /// 1: Don't Fragment.
+    pub df: u32,
+    /// 1: the inner packet is IPv6.
+    pub v6: u32,
+    /// Where a TCP header is in the inner packet; 0 without one.
+    pub tcp: u32,
+}
+
+/// How a step ends: 0 or more for success, else the complement of a `DropReason` number.
+pub type Step = i32;
+
+/// A step that failed.
+#[inline(always)]
+pub const fn failed(reason: DropReason) -> Step {
+    !(reason as i32)
+}
+
 /// One processor's work area. The head ends where the body begins.
 #[repr(C, align(8))]
 pub struct Work {
@@ -27,8 +83,20 @@ pub struct Work {
     pub state: [u32; 16],
     /// The authenticator.
     pub poly: Poly1305,
+    /// Second half of its key.
+    pub poly_s: [u32; 4],
+    /// Octets that it covers besides the ciphertext.
+    pub aad_len: u32,
+    /// What it gave.
+    pub tag: [u32; 4],
+    /// What the packet says it should be.
+    pub received: [u32; 4],
     /// Sum under way, for UDP checksums.
     pub sum: u32,
+    /// What the front end found out about the packet before it called `espada_esp_in`.
+    pub arrived: Arrived,
+    /// What the steps tell each other.
+    pub job: Job,
     /// The pair the packet belongs to, copied.
     pub pair: PairEntry,
     head: [u32; HEAD / 4],
@@ -39,7 +107,10 @@ impl Work {
     /// A word of the head, by its place in octets before the body's start.
     #[inline(always)]
     pub fn set_head(&mut self, before: usize, word: u32) {
-        if let Some(place) = self.head.get_mut(((HEAD - before) / 4) & (HEAD / 4 - 1)) {
+        if let Some(place) = self
+            .head
+            .get_mut(mask::<{ HEAD / 4 - 1 }>((HEAD - before) / 4))
+        {
             *place = word;
         }
     }
@@ -47,21 +118,21 @@ impl Work {
     /// A word of the head.
     #[inline(always)]
     pub fn head(&self, before: usize) -> u32 {
-        let place = self.head.get(((HEAD - before) / 4) & (HEAD / 4 - 1));
+        let place = self.head.get(mask::<{ HEAD / 4 - 1 }>((HEAD - before) / 4));
         place.copied().unwrap_or_default()
     }
 
     /// A word of the body.
     #[inline(always)]
     pub fn body(&self, index: usize) -> u32 {
-        let place = self.body.get(index & (BODY / 4 - 1));
+        let place = self.body.get(mask::<{ BODY / 4 - 1 }>(index));
         place.copied().unwrap_or_default()
     }
 
     /// A word of the body, to change.
     #[inline(always)]
     pub fn set_body(&mut self, index: usize, word: u32) {
-        if let Some(place) = self.body.get_mut(index & (BODY / 4 - 1)) {
+        if let Some(place) = self.body.get_mut(mask::<{ BODY / 4 - 1 }>(index)) {
             *place = word;
         }
     }
@@ -69,14 +140,14 @@ impl Work {
     /// Sixteen words from a block of 64 octets.
     #[inline(always)]
     pub fn block(&mut self, index: u32) -> Option<&mut [u32; 16]> {
-        let start = (index as usize & (BODY / 64 - 1)) * 16;
+        let start = mask::<{ BODY / 64 - 1 }>(index as usize) * 16;
         self.body.get_mut(start..)?.first_chunk_mut()
     }
 
     /// Four words from a block of 16 octets.
     #[inline(always)]
     pub fn quarter(&self, index: u32) -> Option<[u32; 4]> {
-        let start = (index as usize & (BODY / 16 - 1)) * 4;
+        let start = mask::<{ BODY / 16 - 1 }>(index as usize) * 4;
         self.body.get(start..)?.first_chunk().copied()
     }
 
@@ -222,11 +293,17 @@ impl Cursor for BodyCursor {
     }
 }
 
-/// Octets of the frame.
+/// Octets of the frame. Subtracted out of the optimizer's sight, which would do it with the halves
+/// of registers that the verifier allows no pointers in.
 #[inline(always)]
 pub fn frame_len(ctx: *mut xdp_md) -> usize {
-    // SAFETY: the kernel hands a valid context to the program.
-    unsafe { ((*ctx).data_end - (*ctx).data) as usize }
+    // SAFETY: the kernel hands a valid context to the program; the instruction subtracts registers.
+    unsafe {
+        let data = (&raw const (*ctx).data).read_volatile() as usize;
+        let mut end = (&raw const (*ctx).data_end).read_volatile() as usize;
+        asm!("{0} -= {1}", inout(reg) end, in(reg) data, options(pure, nomem, nostack));
+        end
+    }
 }
 
 /// The interface a frame arrived on.

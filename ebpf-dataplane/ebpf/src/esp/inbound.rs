@@ -153,9 +153,7 @@ fn authenticate(work: &mut Work, sa: InboundSa) -> Step {
 #[inline(never)]
 fn take_icv(work: &mut Work) {
     let end = work.job.encrypted as usize / 4;
-    for index in 0..4 {
-        work.received[index] = work.body(end + index);
-    }
+    work.received = [0, 1, 2, 3].map(|index| work.body(end + index));
 }
 
 /// What a commit's steps share.

@@ -3,12 +3,15 @@
 
 pub mod backend;
 pub mod bench;
+pub mod ebpf;
 pub mod engine;
 pub mod esp;
 pub mod frontend;
 pub mod mock;
 pub mod netlink;
+pub mod plane;
 pub mod port;
 pub mod syscall;
 pub mod umem;
 pub mod userspace;
+pub mod wake;

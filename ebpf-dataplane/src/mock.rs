@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use espada_common::drops::DropReason;
-use espada_common::sa::{ChildSaId, ChildSaStats, Command, EspSuite, HalfSaStats, Mode};
+use espada_common::sa::{ChildSaId, ChildSaStats, Command, HalfSaStats};
 
 use crate::backend::{BackendError, DropTotals, SaBackend};
 
@@ -72,16 +72,6 @@ impl MockBackend {
 impl SaBackend for MockBackend {
     fn name(&self) -> &'static str {
         "mock"
-    }
-
-    fn supports(&self, _suite: &EspSuite, mode: Mode) -> Result<(), BackendError> {
-        match mode {
-            Mode::Tunnel => Ok(()),
-            Mode::Transport => Err(BackendError::Unsupported {
-                engine: "mock",
-                what: "transport mode; use tunnel mode".into(),
-            }),
-        }
     }
 
     fn apply(&mut self, command: Command) -> Result<(), BackendError> {

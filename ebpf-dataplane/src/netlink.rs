@@ -208,7 +208,7 @@ impl Netlink {
     }
 
     /// Sends one request and collects the answers up to the acknowledgement or end of dump.
-    fn request(
+    pub(crate) fn request(
         &mut self,
         operation: &str,
         message: RouteNetlinkMessage,

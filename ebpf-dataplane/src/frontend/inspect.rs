@@ -46,7 +46,7 @@ pub fn pinned_maps(folder: &Path) -> Result<Vec<MapSummary>, FrontEndError> {
 }
 
 /// Maps of another version would be misread.
-fn check_version(folder: &Path) -> Result<(), String> {
+pub(super) fn check_version(folder: &Path) -> Result<(), String> {
     let read = || -> Result<FrontEndConfig, MapError> {
         let data = MapData::from_pin(folder.join(maps::CONFIG))?;
         let config: Array<_, Octets<FrontEndConfig>> = Map::from_map_data(data)?.try_into()?;

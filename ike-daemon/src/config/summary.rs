@@ -8,7 +8,7 @@ use espada_ike::config::{
 };
 use espada_ike::selector::format_list;
 
-use super::{Connection, EngineChoice, GatewayConfig, Remote, show_duration};
+use super::{Connection, GatewayConfig, Remote, show_duration};
 
 fn selectors(list: &[TrafficSelector]) -> String {
     format_list(list)
@@ -25,10 +25,7 @@ impl GatewayConfig {
     /// Every connection as it was understood, for `espada check`.
     pub fn summary(&self) -> String {
         let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
-        let engine = match self.dataplane.engine {
-            EngineChoice::Auto => "auto",
-            EngineChoice::Userspace => "userspace",
-        };
+        let engine = &self.dataplane.engine;
         let wan = if self.dataplane.wan.is_empty() {
             "from the routes".to_owned()
         } else {

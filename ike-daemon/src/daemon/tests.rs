@@ -78,7 +78,7 @@ impl End {
         let plane = Plane {
             backend: Box::new(backend),
             reason: "a test".to_owned(),
-            tun: None,
+            engines: Vec::new(),
             xsk: None,
             observer: Box::new(Unobserved),
         };

@@ -1,7 +1,6 @@
 //! From the plaintext interface to ESP on the WAN.
 
 use aya_ebpf::bindings::{xdp_action, xdp_md};
-use espada_common::abi::SaOutKey;
 use espada_common::abi::esp::{
     ENGINE_CLAMP_MSS, ENGINE_COPY_DSCP, ESP_ESN, EVENT_SEQ_LOW, EspConfig, EspEvent, FLOW_TRAP,
     MAX_INNER,
@@ -88,6 +87,9 @@ fn prepare(ctx: *mut xdp_md, config: &EspConfig, work: &mut Work, sa: OutboundSa
     }
     let len = work.job.len;
     let most = work.pair.max_inner.min(MAX_INNER);
+    if work.pair.link == 0 {
+        return failed(DropReason::NoRoute);
+    }
     // The route's MTU keeps such packets away from here, and tells their sender.
     if len > most {
         return failed(DropReason::TooBig);
@@ -158,12 +160,8 @@ fn finish(ctx: *mut xdp_md, config: &EspConfig, work: &mut Work, sa: OutboundSa)
         return failed(DropReason::Internal);
     };
     if past_tc {
-        let key = SaOutKey {
-            spi_be: sa.entry().spi_be,
-            peer: work.pair.remote,
-        };
         let wire = (outer::outer_len(&work.pair) + esp_len) as u64;
-        crate::maps::count_out(&key, 1, wire);
+        crate::maps::count_out_at(work.pair.slot, 1, wire);
     }
     sa.carried(u64::from(work.job.len), maps::now());
     action as Step

@@ -140,6 +140,7 @@ fn bpf_attach_and_detach_in_each_mode() {
                 prefer_offloads,
                 drop_unknown_spi: true,
                 pin_dir: None,
+                ..Options::default()
             })
             .unwrap()
         });
@@ -292,7 +293,9 @@ fn bpf_pins_live_as_long_as_they_should() {
         }
         Err(error) => panic!("{error}"),
     };
-    front_end.add_sa(SPI, address(US), false).unwrap();
+    front_end
+        .add_sa(SPI, address(US), Steering::Kernel)
+        .unwrap();
     front_end
         .set_policies(&[pair("10.0.0.0/8", "192.168.0.0/16")])
         .unwrap();
@@ -314,7 +317,10 @@ fn bpf_pins_live_as_long_as_they_should() {
     let error = attach().unwrap_err().to_string();
     assert!(error.contains("unload"), "{error}");
     let names = pin::remove(&folder).unwrap();
-    assert!(names.contains(&"link_wan0_xdp".to_owned()), "{names:?}");
+    assert!(
+        names.contains(&"link_wan0_xdp_native".to_owned()),
+        "{names:?}"
+    );
     // A link each, or a filter where the kernel has no tcx.
     let filters = link.inside(|| attaching::detach_clsact("wan0"));
     assert_eq!(names.len() + filters, 2, "{names:?}");

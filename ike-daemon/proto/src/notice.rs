@@ -41,6 +41,8 @@ pub enum DownReason {
     Refused,
     /// The peer broke the protocol.
     ProtocolError,
+    /// The data plane did not carry it any more when we took over from another process.
+    NotCarried,
 }
 
 impl fmt::Display for DownReason {
@@ -54,6 +56,7 @@ impl fmt::Display for DownReason {
             Self::Expired => "lifetime used up",
             Self::Refused => "negotiation refused",
             Self::ProtocolError => "the peer broke the protocol",
+            Self::NotCarried => "the data plane does not carry it any more",
         })
     }
 }
@@ -138,6 +141,30 @@ pub enum Notice {
         /// Since the first message of its IKE SA, or of its own exchange.
         elapsed: Duration,
     },
+    /// An IKE SA of a process before us goes on.
+    TakenOver {
+        /// Which connection.
+        connection: Arc<str>,
+        /// Our role.
+        role: Role,
+        /// The initiator's SPI.
+        initiator_spi: u64,
+        /// The responder's SPI.
+        responder_spi: u64,
+        /// Our address and port.
+        local: SocketAddr,
+        /// The peer's address and port.
+        remote: SocketAddr,
+        /// Its child SAs.
+        children: Vec<ChildSaId>,
+    },
+    /// An IKE SA's state is too large to be saved: another process could not go on with it.
+    NotSaved {
+        /// Which connection.
+        connection: Arc<str>,
+        /// Most octets of a state.
+        limit: usize,
+    },
     /// A child SA is gone.
     ChildDown {
         /// Which connection.
@@ -203,6 +230,8 @@ impl Notice {
             | Self::Retransmitting { connection, .. }
             | Self::Established { connection, .. }
             | Self::ChildUp { connection, .. }
+            | Self::TakenOver { connection, .. }
+            | Self::NotSaved { connection, .. }
             | Self::ChildDown { connection, .. }
             | Self::Down { connection, .. }
             | Self::PeerMoved { connection, .. }
@@ -218,9 +247,10 @@ impl Notice {
     pub fn severity(&self) -> Severity {
         match self {
             Self::Retransmitting { .. } | Self::UnauthenticatedError { .. } => Severity::Debug,
-            Self::Refused(_) | Self::IkeV1 { .. } | Self::CookiesDemanded { .. } => {
-                Severity::Warning
-            }
+            Self::Refused(_)
+            | Self::IkeV1 { .. }
+            | Self::CookiesDemanded { .. }
+            | Self::NotSaved { .. } => Severity::Warning,
             Self::Down { reason, .. } | Self::ChildDown { reason, .. } => match reason {
                 DownReason::DeadPeer | DownReason::ProtocolError | DownReason::Expired => {
                     Severity::Warning
@@ -302,6 +332,32 @@ impl fmt::Display for Notice {
                     Encapsulation::Esp => "",
                     Encapsulation::Udp => " in UDP",
                 },
+            ),
+            Self::TakenOver {
+                initiator_spi,
+                responder_spi,
+                local,
+                remote,
+                children,
+                ..
+            } => {
+                write!(
+                    f,
+                    "IKE SA taken over from the previous daemon: {local} and {remote}, \
+                     SPIs {initiator_spi:016x}_i {responder_spi:016x}_r, "
+                )?;
+                match &children[..] {
+                    [] => f.write_str("no child SAs"),
+                    [first, more @ ..] => {
+                        write!(f, "child SAs {}", first.0)?;
+                        more.iter().try_for_each(|id| write!(f, ", {}", id.0))
+                    }
+                }
+            }
+            Self::NotSaved { limit, .. } => write!(
+                f,
+                "the IKE SA has more than the {limit} octets of state that are kept for a restart: \
+                 it will not outlive this daemon; fewer or larger subnets would help"
             ),
             Self::ChildDown { id, reason, .. } => write!(f, "child SA {} is gone: {reason}", id.0),
             Self::Down { remote, reason, .. } => {

@@ -33,6 +33,13 @@ impl<R: Random> Endpoint<R> {
     /// Replaces the configured connections. Running SAs of connections that stay keep what they
     /// negotiated; those of connections that are gone are deleted.
     pub fn set_connections(&mut self, now: Instant, connections: Vec<ConnectionConfig>) {
+        self.load_connections(now, connections);
+        self.start_due_connections(now);
+    }
+
+    /// As [`Self::set_connections`], but what is to be started waits for the next
+    /// [`Self::handle_timeout`], so that [`Self::restore`] can come before it.
+    pub fn load_connections(&mut self, now: Instant, connections: Vec<ConnectionConfig>) {
         let connections: Vec<Arc<ConnectionConfig>> =
             connections.into_iter().map(Arc::new).collect();
         let names: HashSet<&Arc<str>> = connections.iter().map(|config| &config.name).collect();
@@ -64,7 +71,6 @@ impl<R: Random> Endpoint<R> {
             }
         }
         self.connections = connections;
-        self.start_due_connections(now);
     }
 
     /// Sets a connection up. Succeeds when it is on its way already.
@@ -96,7 +102,7 @@ impl<R: Random> Endpoint<R> {
         Ok(())
     }
 
-    fn connection(&self, name: &str) -> Result<Arc<ConnectionConfig>, InitiateError> {
+    pub(super) fn connection(&self, name: &str) -> Result<Arc<ConnectionConfig>, InitiateError> {
         let found = self.connections.iter().find(|config| &*config.name == name);
         found
             .cloned()
@@ -153,12 +159,7 @@ impl<R: Random> Endpoint<R> {
             out: &mut self.out,
         };
         let sa = init::start(&mut cx, config.clone(), local, remote, initial_contact);
-        self.keep(Entry {
-            sa,
-            deadline: None,
-            half_open: None,
-            init_key: None,
-        });
+        self.keep(Entry::new(sa, None));
         self.carry_out_effects(now);
         Ok(())
     }

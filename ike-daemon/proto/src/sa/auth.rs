@@ -65,7 +65,8 @@ pub(crate) fn id_body(identity: &Identity) -> Vec<u8> {
     body
 }
 
-/// Proof that the peer knows the key of the identity it claims. Only [`verify_peer`] makes one.
+/// Proof that the peer knows the key of the identity it claims. Only [`verify_peer`] makes one,
+/// here or in the process that we go on after.
 #[derive(Clone, Debug)]
 pub(crate) struct PeerProof {
     identity: Identity,
@@ -74,6 +75,11 @@ pub(crate) struct PeerProof {
 impl PeerProof {
     pub fn identity(&self) -> &Identity {
         &self.identity
+    }
+
+    /// The proof that the process before us had, taken from its state.
+    pub fn restored(identity: Identity) -> Self {
+        Self { identity }
     }
 }
 

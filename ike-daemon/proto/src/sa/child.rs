@@ -1,6 +1,5 @@
 //! Child SAs: what the two ends agree on, their keys, and the pair the data plane gets.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -175,8 +174,10 @@ pub(crate) fn accept_answer(
     })
 }
 
-/// Everything about a child SA except its name and path.
+/// Everything about a child SA except its path.
 pub(crate) struct NewChild {
+    /// Its name, where it has one already.
+    pub id: Option<ChildSaId>,
     pub suite: EspSuite,
     spi_in: u32,
     spi_out: u32,
@@ -204,6 +205,7 @@ pub(crate) fn derive(
     );
     let (local_ts, remote_ts) = by_side(role, agreed.ts_i, agreed.ts_r);
     Ok(NewChild {
+        id: None,
         suite,
         spi_in,
         spi_out: agreed.peer_spi,
@@ -220,11 +222,12 @@ pub(crate) struct Child {
     pub id: ChildSaId,
     pub spi_in: u32,
     pub spi_out: u32,
-    suite: EspSuite,
-    encapsulation: Encapsulation,
+    pub suite: EspSuite,
+    pub encapsulation: Encapsulation,
+    pub mode: Mode,
     pub local_ts: Vec<TrafficSelector>,
     pub remote_ts: Vec<TrafficSelector>,
-    since: Instant,
+    pub since: Instant,
     /// When it is rekeyed, unless that is under way.
     pub rekey_at: Option<Instant>,
     pub expires: Instant,
@@ -256,7 +259,7 @@ impl Child {
         old: Option<(ChildSaId, Takeover)>,
         rekey_at: Instant,
     ) -> Self {
-        let id = cx.out.next_child_id();
+        let id = new.id.unwrap_or_else(|| cx.out.next_child_id());
         let path = path(common);
         let child = Self {
             id,
@@ -264,6 +267,7 @@ impl Child {
             spi_out: new.spi_out,
             suite: new.suite,
             encapsulation: path.encapsulation,
+            mode: Mode::Tunnel,
             local_ts: new.local_ts.clone(),
             remote_ts: new.remote_ts.clone(),
             since: cx.now,
@@ -283,7 +287,7 @@ impl Child {
             inbound: half(new.spi_in, new.inbound),
             outbound: half(new.spi_out, new.outbound),
             path,
-            mode: Mode::Tunnel,
+            mode: child.mode,
             local_ts: new.local_ts,
             remote_ts: new.remote_ts,
             replay_window: config.replay_window,
@@ -320,6 +324,7 @@ impl Child {
             spi_out: self.spi_out,
             suite: self.suite.to_string(),
             encapsulation: self.encapsulation,
+            mode: self.mode,
             local_ts: self.local_ts.clone(),
             remote_ts: self.remote_ts.clone(),
             age: now.saturating_duration_since(self.since),
@@ -328,14 +333,8 @@ impl Child {
     }
 }
 
-/// Moves children to a new address of the peer.
-pub(crate) fn move_all(
-    common: &mut Common,
-    cx: &mut Cx<'_>,
-    children: &[Child],
-    remote: SocketAddr,
-) {
-    common.remote = remote;
+/// Moves children to where the peer is.
+pub(crate) fn move_all(common: &Common, cx: &mut Cx<'_>, children: &[Child]) {
     for child in children {
         cx.out.move_path(child.id, path(common));
     }

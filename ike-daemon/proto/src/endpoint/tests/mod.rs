@@ -4,4 +4,5 @@ mod loss;
 mod nat;
 mod pair;
 mod refusals;
+mod restart;
 mod robustness;

@@ -107,16 +107,17 @@ impl<R: Random> Endpoint<R> {
     /// [`Self::set_clock`], [`Self::set_secrets`] and [`Self::load_connections`], and followed by
     /// [`Self::reconcile`] once all states are restored.
     ///
-    /// An error leaves nothing behind, and the state is to be forgotten. Where the configuration
+    /// An error leaves nothing behind of what it is about, and the state is to be forgotten. Where the configuration
     /// is the reason, the peer is told that the IKE SA is deleted.
     pub fn restore(&mut self, now: Instant, state: &[u8]) -> Result<Restored, RestoreError> {
         let clock = self.saving.clock.ok_or(RestoreError::NoClock)?;
         let mut restored = Restored::default();
-        for (index, saved) in saved::decode(state, &clock)?.into_iter().enumerate() {
-            let heir = index > 0;
+        // The first is whose state it is, another is the heir of its children.
+        let mut heir = None;
+        for saved in saved::decode(state, &clock)? {
             let spi = saved.common.local_spi();
             if let Some(entry) = self.sas.get(&spi) {
-                if heir {
+                if heir.is_some() {
                     continue; // It has a state of its own.
                 }
                 if !entry.heir {
@@ -125,6 +126,7 @@ impl<R: Random> Endpoint<R> {
                 self.drop_heir(spi);
             }
             restored.keys.push(self.restore_one(now, saved, heir)?);
+            heir = heir.or(Some(spi));
         }
         Ok(restored)
     }
@@ -143,7 +145,12 @@ impl<R: Random> Endpoint<R> {
         }
     }
 
-    fn restore_one(&mut self, now: Instant, saved: Saved, heir: bool) -> Result<u64, RestoreError> {
+    fn restore_one(
+        &mut self,
+        now: Instant,
+        saved: Saved,
+        heir: Option<u64>,
+    ) -> Result<u64, RestoreError> {
         let mut protector = Protector::new(&saved.suite, &saved.keys, saved.common.role)
             .map_err(|error| RestoreError::Keys(error.to_string()))?;
         protector.resume(saved.next_iv);
@@ -199,8 +206,11 @@ impl<R: Random> Endpoint<R> {
         self.saving.found(spi);
         let phase = Phase::Established(Box::new(established));
         let mut entry = Entry::new(IkeSa { common, phase }, None);
-        entry.heir = heir;
+        entry.heir = heir.is_some();
         self.keep(entry);
+        if let Some(old) = heir {
+            self.saving.handed_over(old, spi);
+        }
         Ok(spi)
     }
 

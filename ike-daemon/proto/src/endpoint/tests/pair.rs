@@ -283,7 +283,7 @@ pub struct Pair {
     /// Datagrams from A, or to A, that are swallowed.
     pub cut: bool,
     pub kill: Option<Kill>,
-    /// How much later this was made than the boot.
+    /// The boot clock's zero, less what [`Pair::boot`] adds.
     booted: Instant,
     rng: TestRng,
     /// By arrival and number: to, from, payload.
@@ -303,15 +303,16 @@ impl Pair {
         a: ConnectionConfig,
         b: ConnectionConfig,
     ) -> Self {
+        let now = Instant::now();
         let mut pair = Self {
-            now: Instant::now(),
+            now,
             a: End::new(A, settings.clone(), seed * 3 + 1),
             b: End::new(B, settings, seed * 3 + 2),
             network: Network::default(),
             nat: None,
             cut: false,
             kill: None,
-            booted: Instant::now(),
+            booted: now,
             rng: TestRng(seed * 3),
             flying: BTreeMap::new(),
             count: 0,

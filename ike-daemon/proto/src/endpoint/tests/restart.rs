@@ -45,7 +45,12 @@ fn common_sa(pair: &Pair) -> Option<(&ChildSa, &ChildSa)> {
 fn converge(pair: &mut Pair, context: &str) {
     pair.run(Duration::from_secs(250));
     let calm = pair.run_until(Duration::from_secs(100), |pair| {
-        pair.a.sas.len() == 1 && pair.b.sas.len() == 1 && common_sa(pair).is_some()
+        let one = |end: &End| {
+            let status = &end.endpoint.status(pair.now)[0];
+            let established = status.ike_sas.iter().filter(|sa| sa.state == "established");
+            end.sas.len() == 1 && established.count() == 1
+        };
+        one(&pair.a) && one(&pair.b) && common_sa(pair).is_some()
     });
     assert!(
         calm,
@@ -57,9 +62,6 @@ fn converge(pair: &mut Pair, context: &str) {
     assert_same(a, b);
     for end in [&pair.a, &pair.b] {
         assert!(end.refused.is_empty(), "{context}: {:?}", end.refused);
-        let status = &end.endpoint.status(pair.now)[0];
-        let established = status.ike_sas.iter().filter(|sa| sa.state == "established");
-        assert_eq!(established.count(), 1, "{context}: {status:#?}");
     }
 }
 
@@ -180,7 +182,7 @@ fn the_successor_asks_the_peer_at_once_and_says_what_it_took_over() {
     let status = &pair.a.endpoint.status(pair.now)[0].ike_sas[0];
     assert!(status.age > Duration::from_secs(5), "{:?}", status.age);
     pair.a.endpoint.terminate(pair.now, "site").unwrap();
-    pair.settle();
+    pair.run(Duration::from_secs(60));
     pair.assert_nothing_left();
     assert!(pair.a.saved.is_empty() && pair.b.saved.is_empty());
 }

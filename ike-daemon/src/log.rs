@@ -197,6 +197,24 @@ pub fn notice(notice: &Notice) {
             encapsulation = encapsulation_name(*encapsulation),
             elapsed_ms = elapsed.as_millis() as u64
         ),
+        Notice::TakenOver {
+            role,
+            initiator_spi,
+            responder_spi,
+            local,
+            remote,
+            children,
+            ..
+        } => emit!(
+            "taken_over",
+            role = %role,
+            spi_initiator = format!("{initiator_spi:016x}"),
+            spi_responder = format!("{responder_spi:016x}"),
+            local = %local,
+            remote = %remote,
+            children = children.len()
+        ),
+        Notice::NotSaved { limit, .. } => emit!("not_saved", limit = limit),
         Notice::ChildDown { id, reason, .. } => emit!("child_down", child = id.0, reason = %reason),
         Notice::Down { remote, reason, .. } => emit!("down", remote = %remote, reason = %reason),
         Notice::PeerMoved { from, to, .. } => emit!("peer_moved", from = %from, to = %to),

@@ -83,18 +83,17 @@ fn killed_at_every_message_it_is_followed_without_anybody_noticing() {
         let counts = datagrams(esp);
         for (of_a, count) in [(true, counts[0]), (false, counts[1])] {
             let whens = [Saved(0), Saved(1), Saved(2), Unsent, Sent];
-            for (at, when) in (0..count).flat_map(|at| whens.map(|when| (at, when))) {
-                for down in [0, 3, 40] {
+            for at in 0..count {
+                for (index, when) in whens.into_iter().enumerate() {
                     let mut a = short_lived();
                     a.esp = connection(A, B, IKE, esp).esp;
                     let b = mirrored(&a);
                     let mut pair = Pair::new(a, b);
-                    let down = Duration::from_secs(down);
                     let kill = Kill {
                         of_a,
                         at,
                         when,
-                        down,
+                        down: Duration::from_secs([0, 3, 40][(at + index) % 3]),
                     };
                     pair.kill = Some(kill);
                     let context = format!("{esp} {kill:?}");

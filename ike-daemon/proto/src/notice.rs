@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use espada_common::sa::{ChildSaId, Encapsulation, TrafficSelector};
+use espada_common::sa::{ChildSaId, Encapsulation, Mode, TrafficSelector};
 
 use crate::refusal::Refusal;
 use crate::selector::format_list;
@@ -134,6 +134,8 @@ pub enum Notice {
         spi_out: u32,
         /// ESP or ESP in UDP.
         encapsulation: Encapsulation,
+        /// Tunnel or transport.
+        mode: Mode,
         /// Selectors on our side.
         local_ts: Vec<TrafficSelector>,
         /// Selectors on the peer's side.
@@ -319,18 +321,23 @@ impl fmt::Display for Notice {
                 spi_in,
                 spi_out,
                 encapsulation,
+                mode,
                 local_ts,
                 remote_ts,
                 ..
             } => write!(
                 f,
-                "child SA {} up: {} to {}, {suite}{}, SPIs {spi_in:08x} in {spi_out:08x} out",
+                "child SA {} up: {} to {}, {suite}{}{}, SPIs {spi_in:08x} in {spi_out:08x} out",
                 id.0,
                 format_list(local_ts),
                 format_list(remote_ts),
                 match encapsulation {
                     Encapsulation::Esp => "",
                     Encapsulation::Udp => " in UDP",
+                },
+                match mode {
+                    Mode::Tunnel => "",
+                    Mode::Transport => ", transport mode",
                 },
             ),
             Self::TakenOver {

@@ -288,6 +288,7 @@ fn fits(config: &ConnectionConfig, secrets: &[PskSecret], saved: &Saved) -> Resu
     if proposal::verify_ike(&config.ike, &chosen).is_err() {
         return Err(format!("its suite {suite} is not one of ike"));
     }
+    let sides = config.sides(local, remote);
     for child in &saved.children {
         let suite = &child.suite;
         let esn = if suite.esn {
@@ -303,9 +304,16 @@ fn fits(config: &ConnectionConfig, secrets: &[PskSecret], saved: &Saved) -> Resu
         if proposal::verify_esp(&config.esp, &chosen, Groups::Ignored).is_err() {
             return Err(format!("its child SA's suite {suite} is not one of esp"));
         }
+        if child.mode != config.mode {
+            let transport = child.mode == Mode::Transport;
+            let has = if transport { "transport" } else { "tunnel" };
+            return Err(format!(
+                "its child SA is in {has} mode, and mode is another"
+            ));
+        }
         for (setting, ours, theirs) in [
-            ("local.subnets", &config.local_ts, &child.local_ts),
-            ("remote.subnets", &config.remote_ts, &child.remote_ts),
+            ("local.subnets", &sides.local, &child.local_ts),
+            ("remote.subnets", &sides.remote, &child.remote_ts),
         ] {
             if !selector::is_subset(theirs, ours) {
                 return Err(format!(

@@ -175,9 +175,11 @@ impl AuthSent {
         });
         let child_spi = cx.child_spi();
         let offer = proposal::offer(&config.esp, &child_spi.to_be_bytes(), Groups::Ignored);
+        child::write_mode(&mut writer, config.mode);
         writer.add(PayloadType::SA, |out| sa::encode(&offer, out));
-        writer.add(PayloadType::TSI, |out| ts::encode(&config.local_ts, out));
-        writer.add(PayloadType::TSR, |out| ts::encode(&config.remote_ts, out));
+        let sides = child::sides(&config, common);
+        writer.add(PayloadType::TSI, |out| ts::encode(&sides.local, out));
+        writer.add(PayloadType::TSR, |out| ts::encode(&sides.remote, out));
         let header = protect::header(common, ExchangeType::IKE_AUTH, false, 1);
         let request = match protector.seal(cx, header, &writer) {
             Ok(request) => request,

@@ -217,7 +217,7 @@ impl Established {
             && carried.contains(&request.id)
         {
             cx.out.expect(request.id);
-            going_on.push((request.id, Mode::Tunnel));
+            going_on.push((request.id, self.config.mode));
         } else if !lost.is_empty()
             && !self.deleting
             && !self.superseded

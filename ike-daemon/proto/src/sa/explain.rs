@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use espada_common::sa::Mode;
+
 use super::Datagram;
 use super::child::ChildOffer;
 use super::context::{Common, Cx};
@@ -594,7 +596,7 @@ pub(crate) fn selector_mismatch(
     common: &Common,
     mismatch: &TsMismatch,
 ) -> Arc<Refusal> {
-    let fix = mismatch.suggestions().first().map(|suggestion| {
+    let mut fix = mismatch.suggestions().first().map(|suggestion| {
         let (side, _) = suggestion
             .setting
             .split_once('.')
@@ -605,6 +607,11 @@ pub(crate) fn selector_mismatch(
             format!("{side}.{suggestion} would meet what the peer sent, or change the peer"),
         )
     });
+    if config.mode == Mode::Transport {
+        let hint = "in transport mode both ends must mean the two hosts by their selectors; \
+                    mode = \"tunnel\" on both ends protects networks";
+        fix = Some(Fix::new(&config.origin, "mode", hint));
+    }
     let summary = format!(
         "the traffic selectors of {} and ours have nothing in common",
         common.remote
@@ -620,17 +627,97 @@ pub(crate) fn selector_mismatch(
     )
 }
 
+/// The peer does not agree to the transport mode that we asked for.
+pub(crate) fn transport_declined(config: &ConnectionConfig, common: &Common) -> Arc<Refusal> {
+    let details = vec![
+        "we asked for transport mode, and the peer's answer does not agree to it".to_owned(),
+        "the peer would use tunnel mode, so we delete the child SA (RFC 7296 section 1.3.1)"
+            .to_owned(),
+    ];
+    let fix = Fix::new(
+        &config.origin,
+        "mode",
+        "set the peer to transport mode, or mode = \"tunnel\" here",
+    );
+    refusal(
+        RefusalKind::TransportMode,
+        RefusedBy::Peer,
+        common.role,
+        config,
+        format!("{} does not agree to transport mode", common.remote),
+        details,
+        Some(fix),
+    )
+}
+
+/// The peer wants tunnel mode where we are for transport mode.
+pub(crate) fn transport_wanted(config: &ConnectionConfig, common: &Common) -> Arc<Refusal> {
+    let details = vec![
+        "we accept   transport mode".to_owned(),
+        "the peer wants tunnel mode: its request has no USE_TRANSPORT_MODE".to_owned(),
+    ];
+    let fix = Fix::new(
+        &config.origin,
+        "mode",
+        "mode = \"tunnel\" would meet what the peer sent, or set the peer to transport mode",
+    );
+    refusal(
+        RefusalKind::TransportMode,
+        RefusedBy::Us,
+        common.role,
+        config,
+        format!("{} wants tunnel mode", common.remote),
+        details,
+        Some(fix),
+    )
+}
+
+/// The peer asks for transport mode where we are for tunnel mode. `mismatch`: its selectors do not
+/// fit either, as those of two hosts seldom do.
+pub(crate) fn transport_unwanted(
+    config: &ConnectionConfig,
+    common: &Common,
+    mismatch: Option<&TsMismatch>,
+) -> Arc<Refusal> {
+    let mut details = vec![
+        "we accept   tunnel mode".to_owned(),
+        "the peer asks for transport mode".to_owned(),
+    ];
+    details.push(if mismatch.is_some() {
+        "its selectors do not fit tunnel mode:".to_owned()
+    } else {
+        "the child SA is in tunnel mode unless the peer deletes it (RFC 7296 section 1.3.1)"
+            .to_owned()
+    });
+    details.extend(mismatch.into_iter().flat_map(lines));
+    let fix = Fix::new(
+        &config.origin,
+        "mode",
+        "mode = \"transport\" would meet what the peer sent, or set the peer to tunnel mode",
+    );
+    refusal(
+        RefusalKind::TransportMode,
+        RefusedBy::Us,
+        common.role,
+        config,
+        format!("{} asks for transport mode", common.remote),
+        details,
+        Some(fix),
+    )
+}
+
 /// The peer's selectors are not within what we offered.
 pub(crate) fn widened(
     config: &ConnectionConfig,
     common: &Common,
     answer: &ChildOffer,
 ) -> Arc<Refusal> {
+    let ours = super::child::sides(config, common);
     let details = vec![
         format!(
             "we offered local {}, remote {}",
-            format_list(&config.local_ts),
-            format_list(&config.remote_ts)
+            format_list(&ours.local),
+            format_list(&ours.remote)
         ),
         format!(
             "the peer chose local {}, remote {}",
@@ -672,7 +759,7 @@ pub(crate) fn child_refused(
                 proposals: &config.esp,
                 groups,
             });
-            details.push("the peer does not say what it would accept; some peers answer so to selectors as well".into());
+            details.push("the peer does not say what it would accept; some peers answer so to selectors, or to tunnel or transport mode, as well".into());
             let fix = Fix::new(
                 &config.origin,
                 "esp",
@@ -686,9 +773,10 @@ pub(crate) fn child_refused(
             )
         }
         NotifyType::TS_UNACCEPTABLE | NotifyType::SINGLE_PAIR_REQUIRED => {
+            let ours = super::child::sides(config, common);
             let details = vec![
-                format!("we offered local {}", format_list(&config.local_ts)),
-                format!("we offered remote {}", format_list(&config.remote_ts)),
+                format!("we offered local {}", format_list(&ours.local)),
+                format!("we offered remote {}", format_list(&ours.remote)),
                 "the peer does not say what it would accept: its remote must be our local and the other way round".into(),
             ];
             let hint = if kind == NotifyType::SINGLE_PAIR_REQUIRED {

@@ -135,18 +135,16 @@ impl Established {
                 data: &[],
             });
         }
+        child::write_mode(&mut writer, self.config.mode);
         let offer = proposal::offer(&self.config.esp, &spi_in.to_be_bytes(), Groups::Negotiated);
         writer.add(PayloadType::SA, |out| sa::encode(&offer, out));
         writer.add(PayloadType::NONCE, |out| out.extend(&nonce));
         if let Some(exchange) = &exchange {
             write_ke(&mut writer, exchange);
         }
-        writer.add(PayloadType::TSI, |out| {
-            ts::encode(&self.config.local_ts, out)
-        });
-        writer.add(PayloadType::TSR, |out| {
-            ts::encode(&self.config.remote_ts, out)
-        });
+        let sides = child::sides(&self.config, common);
+        writer.add(PayloadType::TSI, |out| ts::encode(&sides.local, out));
+        writer.add(PayloadType::TSR, |out| ts::encode(&sides.remote, out));
         let pending = Pending::Child(Box::new(ChildRequest {
             id: cx.out.next_child_id(),
             old,
@@ -360,13 +358,19 @@ impl Established {
             Groups::Negotiated,
             parts.group(),
         );
-        let agreed = agreed.map_err(|refused| {
+        let mut agreed = agreed.map_err(|refused| {
             cx.out.effects.push(Effect::Failed {
                 refusal: refused.refusal,
                 retry: false,
             });
             NotifyOut::from(refused.notify)
         })?;
+        if let Some(refusal) = agreed.declined.take() {
+            cx.out.effects.push(Effect::Failed {
+                refusal,
+                retry: false,
+            });
+        }
         let spi_in = cx.child_spi();
         let nonce_r = cx.nonce();
         agreed.write(writer, spi_in);

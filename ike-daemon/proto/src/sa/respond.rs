@@ -443,7 +443,13 @@ impl InitReplied {
         let nonces = (&transcript.nonce_i[..], &transcript.nonce_r[..]);
         let child_spi = cx.child_spi();
         let new = match agreed {
-            Some((_, agreed)) => {
+            Some((_, mut agreed)) => {
+                if let Some(refusal) = agreed.declined.take() {
+                    cx.out.effects.push(Effect::Failed {
+                        refusal,
+                        retry: false,
+                    });
+                }
                 agreed.write(&mut writer, child_spi);
                 child::derive(
                     &established.keys,

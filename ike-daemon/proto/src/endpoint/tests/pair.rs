@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use espada_common::sa::{ChildSa, ChildSaId, Command, Policy, SecretBytes};
+use espada_common::sa::{ChildSa, ChildSaId, Command, Mode, Policy, SecretBytes};
 
 use crate::config::*;
 use crate::crypto::Random;
@@ -567,6 +567,7 @@ pub fn connection(local: &str, remote: &str, ike: &str, esp: &str) -> Connection
         "remote.id",
         "remote.subnets",
         "remote.address",
+        "mode",
     ];
     let settings = settings.iter().enumerate().map(|(index, name)| {
         let value = match *name {
@@ -591,6 +592,7 @@ pub fn connection(local: &str, remote: &str, ike: &str, esp: &str) -> Connection
         remote_id: RemoteIdentity::Address,
         ike: proposals(Protocol::Ike, ike),
         esp: proposals(Protocol::Esp, esp),
+        mode: Mode::Tunnel,
         local_ts: vec![selector::parse("10.1.0.0/16").unwrap()],
         remote_ts: vec![selector::parse("10.2.0.0/16").unwrap()],
         dpd: Some(Dpd {

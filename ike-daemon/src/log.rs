@@ -12,7 +12,7 @@ use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
-use crate::status::encapsulation_name;
+use crate::status::{encapsulation_name, mode_name};
 
 /// How events are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -186,6 +186,7 @@ pub fn notice(notice: &Notice) {
             spi_in,
             spi_out,
             encapsulation,
+            mode,
             elapsed,
             ..
         } => emit!(
@@ -195,6 +196,7 @@ pub fn notice(notice: &Notice) {
             spi_in = format!("{spi_in:#010x}"),
             spi_out = format!("{spi_out:#010x}"),
             encapsulation = encapsulation_name(*encapsulation),
+            mode = mode_name(*mode),
             elapsed_ms = elapsed.as_millis() as u64
         ),
         Notice::TakenOver {

@@ -178,6 +178,8 @@ impl<R: Random> Gateway<R> {
             .config
             .connections
             .iter()
+            // Nothing is routed into a tunnel in transport mode.
+            .filter(|connection| connection.settings().mode == Mode::Tunnel)
             .filter_map(|connection| {
                 let peer = self.peer_of(connection)?;
                 let remote = &connection.settings().remote_ts;

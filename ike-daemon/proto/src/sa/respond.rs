@@ -389,8 +389,14 @@ impl InitReplied {
         for config in &configs {
             match child::select(config, common, &request.offer, Groups::Ignored, None) {
                 Ok(child) => {
-                    agreed = Some((config.clone(), child));
-                    break;
+                    // One of the mode that the peer asks for is meant rather than another.
+                    let meant = child.declined.is_none();
+                    if meant || agreed.is_none() {
+                        agreed = Some((config.clone(), child));
+                    }
+                    if meant {
+                        break;
+                    }
                 }
                 Err(error) => refused = refused.or(Some((config.clone(), error))),
             }

@@ -6,3 +6,4 @@ mod pair;
 mod refusals;
 mod restart;
 mod robustness;
+mod transport;

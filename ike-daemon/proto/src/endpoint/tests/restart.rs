@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use espada_common::sa::{ChildSa, Event, TrafficSelector};
+use espada_common::sa::{ChildSa, Event, Mode, TrafficSelector};
 use proptest::prelude::*;
 
 use super::pair::*;
@@ -243,7 +243,7 @@ fn lifetimes_go_on_while_nothing_runs() {
 #[test]
 fn what_does_not_fit_the_configuration_any_more_is_refused_and_deleted_at_the_peer() {
     type Change = fn(&mut End);
-    let changes: [(Change, &str); 9] = [
+    let changes: [(Change, &str); 10] = [
         (|a| a.config.clear(), "`site` is not configured"),
         (
             |a| a.config[0].local_id = Some("gw.example".parse().unwrap()),
@@ -272,6 +272,10 @@ fn what_does_not_fit_the_configuration_any_more_is_refused_and_deleted_at_the_pe
         (
             |a| a.config[0].remote_ts = vec![TrafficSelector::host("10.2.0.1".parse().unwrap())],
             "child SA is for 10.2.0.0/16, which remote.subnets does not cover",
+        ),
+        (
+            |a| a.config[0].mode = Mode::Transport,
+            "child SA is in tunnel mode, and mode is another",
         ),
         (
             |a| a.secrets.clear(),

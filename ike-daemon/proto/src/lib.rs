@@ -19,7 +19,7 @@ pub mod wire;
 pub use config::{ConnectionConfig, EndpointConfig, PskSecret};
 pub use crypto::Random;
 pub use endpoint::{
-    Endpoint, InitiateError, Reconciled, RestoreError, Restored, SavedPeer, Transmit,
+    Endpoint, InitiateError, Reconciled, RestoreError, Restored, SavedPeer, SavedState, Transmit,
 };
 pub use identity::{Identity, IdentityError};
 pub use notice::{DownReason, Notice, Severity};

@@ -364,7 +364,7 @@ impl fmt::Display for Notice {
             Self::NotSaved { limit, .. } => write!(
                 f,
                 "the IKE SA has more than the {limit} octets of state that are kept for a restart: \
-                 it will not outlive this daemon; fewer or larger subnets would help"
+                 for now it would not outlive this daemon; fewer subnets would help"
             ),
             Self::ChildDown { id, reason, .. } => write!(f, "child SA {} is gone: {reason}", id.0),
             Self::Down { remote, reason, .. } => {

@@ -20,6 +20,7 @@ use espada_common::sa::{ChildSaId, Command, Event};
 use self::connections::Slot;
 use self::cookie::CookieJar;
 pub use self::restore::{Reconciled, RestoreError, Restored, SavedPeer};
+pub use self::saving::SavedState;
 use self::saving::Saving;
 use self::stateless::RateLimiter;
 use crate::config::{ConnectionConfig, DpdAction, EndpointConfig, PskSecret, StartAction};

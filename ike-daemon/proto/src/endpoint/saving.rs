@@ -1,6 +1,6 @@
 //! What of the IKE SAs is to be stored outside this process, and when it has changed.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use zeroize::Zeroizing;
@@ -14,6 +14,9 @@ use crate::sa::protect::fingerprint;
 use crate::sa::saved::{self, Clock};
 use crate::sa::{IkeSa, Phase};
 
+/// A state as it is to be stored.
+pub type SavedState = Zeroizing<Vec<u8>>;
+
 /// Which states are stored, and which of them may have changed.
 #[derive(Default)]
 pub(super) struct Saving {
@@ -25,6 +28,8 @@ pub(super) struct Saving {
     handovers: Vec<(u64, u64)>,
     /// Fingerprints of the states that are stored, by our SPI.
     stored: HashMap<u64, [u8; 32]>,
+    /// Our SPIs of IKE SAs whose states are too large, which people were told.
+    too_large: HashSet<u64>,
 }
 
 impl Saving {
@@ -74,8 +79,7 @@ impl<R: Random> Endpoint<R> {
     /// What this gives is to be stored after the commands of [`Self::poll_command`] were carried
     /// out and before the datagrams of [`Self::poll_transmit`] are sent: a message that went out
     /// unrecorded might be followed by another one with its message ID and IV.
-    #[allow(clippy::type_complexity)]
-    pub fn poll_saved(&mut self) -> Option<(u64, Option<Zeroizing<Vec<u8>>>)> {
+    pub fn poll_saved(&mut self) -> Option<(u64, Option<SavedState>)> {
         let clock = self.saving.clock?;
         if let Some((old, new)) = self.saving.handovers.pop() {
             // Both in one: whoever finds only one of two states stored would miss the children, or
@@ -96,16 +100,19 @@ impl<R: Random> Endpoint<R> {
                 &*entry
             });
             let Some((common, established)) = entry.and_then(established) else {
+                self.saving.too_large.remove(&spi);
                 if self.saving.stored.remove(&spi).is_some() {
                     return Some((spi, None));
                 }
                 continue;
             };
             let Some(state) = saved::encode(&[(common, established)], &clock) else {
-                self.out.notice(Notice::NotSaved {
-                    connection: established.config.name.clone(),
-                    limit: saved::MAX_STATE,
-                });
+                if self.saving.too_large.insert(spi) {
+                    self.out.notice(Notice::NotSaved {
+                        connection: established.config.name.clone(),
+                        limit: saved::MAX_STATE,
+                    });
+                }
                 if self.saving.stored.remove(&spi).is_some() {
                     return Some((spi, None));
                 }

@@ -746,8 +746,15 @@ impl Established {
             from: common.remote,
             to: remote,
         });
+        let readdressed = common.remote.ip() != remote.ip();
         common.remote = remote;
         child::move_all(common, cx, &self.children);
+        for child in &mut self.children {
+            // Its selectors name the peer's address (section 2.23.1).
+            if readdressed && child.mode == Mode::Transport && child.rekey_at.is_some() {
+                child.rekey_at = Some(cx.now);
+            }
+        }
     }
 
     pub fn fill_status(&self, now: Instant, status: &mut IkeSaStatus) {

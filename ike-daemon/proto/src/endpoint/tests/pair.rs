@@ -197,7 +197,7 @@ impl End {
         for (key, state) in std::iter::from_fn(|| self.endpoint.poll_saved()).take(count) {
             match state {
                 Some(state) => {
-                    assert!(state.len() <= 4096, "{} octets", state.len());
+                    assert!(state.len() <= 16 * 1024, "{} octets", state.len());
                     self.saved.insert(key, state.to_vec());
                 }
                 None => {

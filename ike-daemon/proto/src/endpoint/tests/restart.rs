@@ -365,6 +365,44 @@ fn an_owner_that_ends_in_good_order_forgets_everything() {
     assert!(pair.a.endpoint.poll_saved().is_none());
 }
 
+#[test]
+fn what_is_too_large_goes_without_the_response_or_is_not_saved_and_that_is_said_once() {
+    let not_saved = |end: &End| {
+        let notices = end.notices.iter();
+        notices
+            .filter(|notice| matches!(notice, Notice::NotSaved { .. }))
+            .count()
+    };
+    // As many selectors as go into a payload, and the IKE_AUTH response has them as well.
+    let mut a = short_lived();
+    a.ike_lifetime = initiator().ike_lifetime;
+    let side = |side: u16| {
+        let network = move |index| std::net::Ipv6Addr::from([0x2001, side, index, 0, 0, 0, 0, 0]);
+        let subnet = move |index| TrafficSelector::prefix(network(index).into(), 48);
+        (0..128).filter_map(subnet).collect::<Vec<_>>()
+    };
+    (a.local_ts, a.remote_ts) = (side(1), side(2));
+    let b = mirrored(&a);
+    let mut pair = Pair::new(a, b);
+    pair.settle();
+    pair.assert_connected();
+    assert_eq!((not_saved(&pair.a), not_saved(&pair.b)), (0, 0));
+    for end in [&pair.a, &pair.b] {
+        let sizes: Vec<usize> = end.saved.values().map(Vec::len).collect();
+        assert!(matches!(sizes[..], [9_700..10_300]), "{sizes:?}");
+    }
+    let now = pair.now;
+    pair.b.kill(now, Duration::from_secs(1));
+    pair.settle();
+    pair.assert_connected();
+    assert_eq!(pair.b.refused, []);
+    // A request for the next child SA does not fit beside this one.
+    let rekeying = |pair: &Pair| pair.a.saved.is_empty();
+    assert!(pair.run_until(Duration::from_secs(120), rekeying));
+    pair.run(Duration::from_secs(200));
+    assert_eq!((not_saved(&pair.a), pair.a.saved.len()), (1, 1));
+}
+
 /// States of an idle IKE SA, one in a child rekey, and one that was rekeyed.
 fn states() -> (Pair, Vec<Vec<u8>>) {
     let mut a = short_lived();
@@ -395,6 +433,8 @@ fn successor(pair: &Pair) -> Endpoint<TestRng> {
 fn what_is_restored_is_saved_as_it_was() {
     let (pair, states) = states();
     assert!(states.len() > 10, "{}", states.len());
+    let largest = states.iter().map(Vec::len).max();
+    assert!(largest.is_some_and(|octets| octets < 1500), "{largest:?}");
     for state in &states {
         let mut endpoint = successor(&pair);
         let restored = endpoint.restore(pair.now, state).unwrap();

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use espada_common::sa::{Encapsulation, Mode, TrafficSelector};
+use espada_common::sa::{Encapsulation, Event, Mode, TrafficSelector};
 
 use super::pair::*;
 use crate::config::{RemoteAddress, RemoteIdentity, StartAction};
@@ -235,6 +235,15 @@ fn behind_a_nat_each_end_has_the_addresses_that_it_sees() {
             pair.run(Duration::from_secs(360));
         }
         assert!(pair.a.established() >= 3, "rekeyed");
+        // The NAT gets another address: selectors of the old one are of no use any more.
+        let (id, remote) = (*pair.b.sas.keys().next().unwrap(), "203.0.113.77:31000");
+        let remote = remote.parse().unwrap();
+        pair.b
+            .endpoint
+            .handle_event(pair.now, &Event::NatMoved { id, remote });
+        let status = pair.b.endpoint.status(pair.now);
+        let child = &status[0].ike_sas.last().unwrap().children[0];
+        assert_eq!(child.rekey_in, Some(Duration::ZERO));
         assert!(pair.a.refusals().is_empty() && pair.b.refusals().is_empty());
     }
 }

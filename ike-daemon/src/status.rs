@@ -6,7 +6,7 @@ use std::fmt::{self, Write as _};
 use std::time::Duration;
 
 use espada_common::drops::DropReason;
-use espada_common::sa::Encapsulation;
+use espada_common::sa::{Encapsulation, Mode};
 use serde::{Deserialize, Serialize};
 
 use crate::config::show_duration;
@@ -210,6 +210,14 @@ pub struct LastError {
     pub details: Vec<String>,
     /// What to change.
     pub fix: Option<Fix>,
+}
+
+/// `tunnel` or `transport`.
+pub fn mode_name(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Tunnel => "tunnel",
+        Mode::Transport => "transport",
+    }
 }
 
 /// The setting that would cure an error.

@@ -8,11 +8,9 @@ use espada_ike::config::{
 };
 use espada_ike::selector::format_list;
 
-use super::{Connection, GatewayConfig, Remote, show_duration};
+use crate::status::mode_name;
 
-fn selectors(list: &[TrafficSelector]) -> String {
-    format_list(list)
-}
+use super::{Connection, GatewayConfig, Remote, show_duration};
 
 fn joined<T: ToString>(list: &[T]) -> String {
     list.iter()
@@ -102,6 +100,10 @@ impl Connection {
                 ""
             }
         );
+        let selectors = |list: &[TrafficSelector]| match list {
+            [] => "everything of that host".to_owned(),
+            list => format_list(list),
+        };
         let _ = writeln!(
             text,
             "  local    {local} as {local_id}: {}",
@@ -126,7 +128,8 @@ impl Connection {
         );
         let _ = writeln!(
             text,
-            "  carried  {encapsulation}; replay window {}",
+            "  carried  {} mode, {encapsulation}; replay window {}",
+            mode_name(config.mode),
             config.replay_window
         );
         let _ = writeln!(text, "  dpd      {dpd}");

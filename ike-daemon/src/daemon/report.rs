@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use espada_common::sa::{ChildSaId, ChildSaStats, HalfSaStats, Mode, TrafficSelector};
+use espada_common::sa::{ChildSaId, ChildSaStats, HalfSaStats, TrafficSelector};
 use espada_ike::{ChildSaStatus, ConnectionStatus, IkeSaStatus, Random};
 
 use super::gateway::Gateway;
@@ -128,12 +128,7 @@ impl<R: Random> Gateway<R> {
             id: child.id.0,
             suite: child.suite.clone(),
             encapsulation: status::encapsulation_name(child.encapsulation).to_owned(),
-            mode: match mode {
-                Some(Mode::Tunnel) => "tunnel",
-                Some(Mode::Transport) => "transport",
-                None => "not installed",
-            }
-            .to_owned(),
+            mode: mode.map_or("not installed", status::mode_name).to_owned(),
             engine: carrier.as_ref().map(|carrier| carrier.engine.to_owned()),
             passed_over: carrier.map_or_else(Vec::new, |carrier| carrier.passed_over),
             local_ts: selectors(&child.local_ts),

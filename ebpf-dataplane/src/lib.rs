@@ -3,11 +3,14 @@
 
 pub mod backend;
 pub mod bench;
+pub mod device;
 pub mod engine;
 pub mod esp;
+pub mod features;
 pub mod frontend;
 pub mod mock;
 pub mod netlink;
+pub mod nl;
 pub mod port;
 pub mod syscall;
 pub mod umem;

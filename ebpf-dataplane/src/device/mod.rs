@@ -57,6 +57,29 @@ pub fn xdp_support(index: u32) -> io::Result<Option<XdpSupport>> {
     xdp::support(index)
 }
 
+/// Number of the XDP program that is attached to the device with this index, if one is.
+pub fn xdp_attached(index: u32) -> io::Result<Option<u32>> {
+    const RTM_GETLINK: u16 = 18;
+    const IFLA_XDP: u16 = 43;
+    const IFLA_XDP_PROG_ID: u16 = 4;
+    /// Octets of `struct ifinfomsg`; the index is the second word.
+    const HEADER: usize = 16;
+    let mut payload = vec![0; HEADER];
+    payload[4..8].copy_from_slice(&index.to_ne_bytes());
+    let answers = nl::ask(NETLINK_ROUTE, RTM_GETLINK, 0, &payload)?;
+    let attribute = |buffer: Option<&[u8]>, wanted: u16| -> Option<Vec<u8>> {
+        nl::attributes(buffer?)
+            .find(|(kind, _)| *kind == wanted)
+            .map(|(_, value)| value.to_vec())
+    };
+    let payload = answers
+        .first()
+        .and_then(|answer| answer.payload.get(HEADER..));
+    let xdp = attribute(payload, IFLA_XDP);
+    let id = attribute(xdp.as_deref(), IFLA_XDP_PROG_ID);
+    Ok(id.as_deref().and_then(nl::read_u32).filter(|id| *id != 0))
+}
+
 /// Whether the kernel can make devices of a kind (`ip link add type KIND`). Asks for one with no
 /// transmit queue, which is refused after the kind has been found and before anything is made.
 pub fn kind_supported(kind: &str) -> Presence {

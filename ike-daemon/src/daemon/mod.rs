@@ -11,6 +11,8 @@ pub mod sockets;
 mod tests;
 mod wan;
 
+pub use wan::interfaces as wan_interfaces;
+
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;

@@ -97,7 +97,7 @@ impl Interface {
 
 fn native(link: &Link, support: Option<XdpSupport>) -> Fact {
     if !link.ethernet {
-        return Fact::no("no Ethernet headers: the front end uses tc");
+        return Fact::no("as there are no Ethernet headers; the front end uses tc");
     }
     match support {
         None => Fact::unknown(CANNOT_SAY),
@@ -109,7 +109,7 @@ fn native(link: &Link, support: Option<XdpSupport>) -> Fact {
 
 fn zero_copy(link: &Link, support: Option<XdpSupport>) -> Fact {
     if !link.ethernet {
-        return Fact::no("no Ethernet headers");
+        return Fact::no("as there are no Ethernet headers");
     }
     match support {
         None => Fact::unknown(CANNOT_SAY),

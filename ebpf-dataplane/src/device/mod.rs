@@ -102,7 +102,10 @@ pub fn kind_supported(kind: &str) -> Presence {
         Err(error) => match error.raw_os_error() {
             Some(libc::EINVAL) => Presence::Present,
             Some(libc::EOPNOTSUPP) => Presence::Absent,
-            Some(libc::EPERM) => Presence::Unknown("asking for kinds of devices needs root".into()),
+            Some(libc::EPERM) => Presence::Unknown(
+                "asking for kinds of devices needs root, or a capability that is missing here"
+                    .to_owned(),
+            ),
             _ => Presence::Unknown(format!("asking for kinds of devices: {error}")),
         },
     }

@@ -40,14 +40,16 @@ pub enum Feature {
     RingBuf,
     /// Redirection to AF_XDP sockets.
     XskMap,
-    /// Redirection to devices.
+    /// Redirection to devices by place.
     DevMap,
+    /// Redirection to devices by number.
+    DevMapHash,
     /// Tail calls.
     ProgArray,
     /// Room at the head of a packet.
     AdjustHead,
-    /// Room at the end of a packet.
-    AdjustTail,
+    /// A word for later programs before a packet.
+    AdjustMeta,
     /// Reading packets in pieces.
     XdpLoadBytes,
     /// Writing packets in pieces.
@@ -58,6 +60,10 @@ pub enum Feature {
     FibLookup,
     /// Redirection by map.
     RedirectMap,
+    /// Sending to a next hop from tc.
+    RedirectNeigh,
+    /// A clock that goes on while the machine sleeps.
+    BootClock,
     /// Atomic instructions that return the old value.
     AtomicFetch,
     /// XDP attachments that end with their owner.
@@ -219,8 +225,15 @@ pub static TABLE: &[FeatureInfo] = &[
     row(
         Feature::DevMap,
         "DEVMAP",
-        "sending packets out of another device",
+        "the older form of DEVMAP_HASH; no engine depends on it",
         "4.14",
+        None,
+    ),
+    row(
+        Feature::DevMapHash,
+        "DEVMAP_HASH",
+        "sending packets out of another device",
+        "5.4",
         None,
     ),
     row(
@@ -238,10 +251,10 @@ pub static TABLE: &[FeatureInfo] = &[
         None,
     ),
     row(
-        Feature::AdjustTail,
-        "bpf_xdp_adjust_tail",
-        "putting ESP trailers on (growing: 5.8) and taking them off",
-        "4.18",
+        Feature::AdjustMeta,
+        "bpf_xdp_adjust_meta",
+        "telling the tc program which way a packet goes",
+        "4.15",
         None,
     ),
     row(
@@ -280,9 +293,23 @@ pub static TABLE: &[FeatureInfo] = &[
         None,
     ),
     row(
+        Feature::RedirectNeigh,
+        "bpf_redirect_neigh",
+        "sending what XDP could not, for want of a neighbour's address or of the driver's help",
+        "5.10",
+        None,
+    ),
+    row(
+        Feature::BootClock,
+        "bpf_ktime_get_boot_ns",
+        "SAs that end at their hard lifetime while no daemon runs",
+        "5.8",
+        None,
+    ),
+    row(
         Feature::AtomicFetch,
         "atomic fetch-and-add",
-        "sequence numbers shared by all CPUs",
+        "sequence numbers and replay windows shared by all CPUs",
         "5.12",
         None,
     ),
@@ -342,15 +369,17 @@ pub const EBPF_ENGINE: &[Feature] = &[
     Feature::LpmTrie,
     Feature::RingBuf,
     Feature::XskMap,
-    Feature::DevMap,
+    Feature::DevMapHash,
     Feature::ProgArray,
     Feature::AdjustHead,
-    Feature::AdjustTail,
+    Feature::AdjustMeta,
     Feature::XdpLoadBytes,
     Feature::XdpStoreBytes,
     Feature::Loop,
     Feature::FibLookup,
     Feature::RedirectMap,
+    Feature::RedirectNeigh,
+    Feature::BootClock,
     Feature::AtomicFetch,
     Feature::XdpLink,
     Feature::Veth,

@@ -30,14 +30,20 @@ pub fn probe(feature: Feature) -> Presence {
         Feature::RingBuf => map(MapType::RingBuf),
         Feature::XskMap => map(MapType::XskMap),
         Feature::DevMap => map(MapType::DevMap),
+        Feature::DevMapHash => map(MapType::DevMapHash),
         Feature::ProgArray => map(MapType::ProgramArray),
-        Feature::AdjustHead => helper(BpfHelper::BPF_FUNC_xdp_adjust_head),
-        Feature::AdjustTail => helper(BpfHelper::BPF_FUNC_xdp_adjust_tail),
-        Feature::XdpLoadBytes => helper(BpfHelper::BPF_FUNC_xdp_load_bytes),
-        Feature::XdpStoreBytes => helper(BpfHelper::BPF_FUNC_xdp_store_bytes),
-        Feature::Loop => helper(BpfHelper::BPF_FUNC_loop),
-        Feature::FibLookup => helper(BpfHelper::BPF_FUNC_fib_lookup),
-        Feature::RedirectMap => helper(BpfHelper::BPF_FUNC_redirect_map),
+        Feature::AdjustHead => xdp(BpfHelper::BPF_FUNC_xdp_adjust_head),
+        Feature::AdjustMeta => xdp(BpfHelper::BPF_FUNC_xdp_adjust_meta),
+        Feature::XdpLoadBytes => xdp(BpfHelper::BPF_FUNC_xdp_load_bytes),
+        Feature::XdpStoreBytes => xdp(BpfHelper::BPF_FUNC_xdp_store_bytes),
+        Feature::Loop => xdp(BpfHelper::BPF_FUNC_loop),
+        Feature::FibLookup => xdp(BpfHelper::BPF_FUNC_fib_lookup),
+        Feature::RedirectMap => xdp(BpfHelper::BPF_FUNC_redirect_map),
+        Feature::BootClock => xdp(BpfHelper::BPF_FUNC_ktime_get_boot_ns),
+        Feature::RedirectNeigh => helper(
+            ProgramType::SchedClassifier,
+            BpfHelper::BPF_FUNC_redirect_neigh,
+        ),
         Feature::AtomicFetch => atomic_fetch(),
         Feature::XdpLink => xdp_link(),
         Feature::Tcx => tcx(),
@@ -49,7 +55,9 @@ pub fn probe(feature: Feature) -> Presence {
 /// An answer that neither confirms nor denies.
 fn unknown(what: &str, error: &io::Error) -> Presence {
     Presence::Unknown(match error.raw_os_error() {
-        Some(libc::EPERM | libc::EACCES) => format!("{what} needs root"),
+        Some(libc::EPERM | libc::EACCES) => {
+            format!("{what} needs root, or a capability that is missing here")
+        }
         _ => format!("{what}: {error}"),
     })
 }
@@ -92,9 +100,13 @@ fn program(kind: ProgramType) -> Presence {
     of_program(is_program_supported(kind))
 }
 
-/// Everything is asked for XDP programs: that is where the eBPF engine is.
-fn helper(helper: BpfHelper) -> Presence {
-    of_program(is_helper_supported(ProgramType::Xdp, helper))
+fn helper(kind: ProgramType, helper: BpfHelper) -> Presence {
+    of_program(is_helper_supported(kind, helper))
+}
+
+/// Most are asked for XDP programs: that is where the eBPF engine is.
+fn xdp(wanted: BpfHelper) -> Presence {
+    helper(ProgramType::Xdp, wanted)
 }
 
 fn mmapable_array() -> Presence {

@@ -152,9 +152,22 @@ fn use_feature(feature: Feature) {
             let (result, packet) = run(&[immediate(2, -16), call(44), exit]);
             assert_eq!((result, packet.len()), (0, PACKET.len() + 16));
         }
-        Feature::AdjustTail => {
-            let (result, packet) = run(&[immediate(2, 16), call(65), exit]);
-            assert_eq!((result, packet.len()), (0, PACKET.len() + 16));
+        Feature::AdjustMeta => {
+            let (result, packet) = run(&[immediate(2, -4), call(54), exit]);
+            // What comes back begins with the word.
+            assert_eq!((result, packet.len()), (0, PACKET.len() + 4));
+        }
+        Feature::BootClock => {
+            // r0 = 1 when the clock is past zero.
+            let (result, _) = run(&[
+                call(125),
+                mov(1, 0),
+                immediate(0, 1),
+                Instruction::new(0x55, 1, 0, 1, 0),
+                immediate(0, 0),
+                exit,
+            ]);
+            assert_eq!(result, 1);
         }
         Feature::XdpLoadBytes => {
             let (result, _) = run(&[
@@ -220,9 +233,10 @@ fn use_feature(feature: Feature) {
             let (result, _) = run(&program);
             assert!(result <= 9, "{}", result as i32);
         }
-        Feature::DevMap | Feature::XskMap | Feature::RedirectMap => {
+        Feature::DevMap | Feature::DevMapHash | Feature::XskMap | Feature::RedirectMap => {
             let kind = match feature {
                 Feature::XskMap => 17,
+                Feature::DevMapHash => 25,
                 _ => 14,
             };
             let map = syscall::make_map(kind, 4, 4, 1, 0).unwrap();

@@ -117,16 +117,18 @@ fn userspace(host: &Host, bpf: &Bpf, interfaces: &[Interface], network: &Network
         engine.carries.push(format!(
             "native ESP on {}: {}",
             interface.name,
-            native_esp(bpf, interface)
+            native_esp(host, bpf, interface)
         ));
     }
     engine
 }
 
 /// How the userspace engine carries native ESP on an interface.
-fn native_esp(bpf: &Bpf, interface: &Interface) -> String {
+fn native_esp(host: &Host, bpf: &Bpf, interface: &Interface) -> String {
     let af_xdp = features::Feature::AfXdp;
-    if bpf.front_end.accepted.answer == Answer::No {
+    // An ordinary user could not look; root that cannot load it has none.
+    let front_end = bpf.front_end.accepted.answer;
+    if front_end == Answer::No || (host.is_root() && front_end == Answer::Unknown) {
         return "raw sockets, without the front end".to_owned();
     }
     if !features::missing(&[af_xdp]).is_empty() {

@@ -11,7 +11,7 @@ use netlink_packet_core::{
     NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
@@ -126,6 +126,8 @@ pub struct Link {
     pub up: bool,
     /// Receive queues the device was made with.
     pub rx_queues: u32,
+    /// `veth`, `vlan`, `xfrm`, …: the kind of a virtual device.
+    pub kind: Option<String>,
 }
 
 /// An address of this host.
@@ -571,6 +573,7 @@ fn link_of(answer: RouteNetlinkMessage) -> Option<Link> {
         ethernet: message.header.link_layer_type == LinkLayerType::Ether,
         up: message.header.flags.contains(LinkFlags::Up),
         rx_queues: 1,
+        kind: None,
     };
     for attribute in message.attributes {
         match attribute {
@@ -578,6 +581,12 @@ fn link_of(answer: RouteNetlinkMessage) -> Option<Link> {
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
             LinkAttribute::Address(address) => link.mac = address.try_into().ok(),
             LinkAttribute::NumRxQueues(queues) => link.rx_queues = queues,
+            LinkAttribute::LinkInfo(about) => {
+                link.kind = about.iter().find_map(|item| match item {
+                    LinkInfo::Kind(kind) => Some(kind.to_string()),
+                    _ => None,
+                });
+            }
             _ => {}
         }
     }

@@ -12,6 +12,8 @@ mod takeover;
 mod tests;
 mod wan;
 
+pub use wan::interfaces as wan_interfaces;
+
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;

@@ -17,13 +17,16 @@ use crate::vm::{self, Kernel};
 /// Software emulation is slow; a run that takes longer than this hangs.
 const TIMEOUT: Duration = Duration::from_secs(600);
 
+/// The front end's programs under the verifier, and that what is probed can be used.
+const PROGRAMS: &str = "frontend::tests features::tests device::tests";
+
 /// What runs under each kernel, as filters of the test runner. The oldest kernel gets every case
 /// of kernel ESP, the others one per kind: they differ in the verifier more than in ESP.
 fn selection(kernel: &str) -> (&'static str, &'static str) {
     if kernel == "6.1" {
-        ("frontend::tests", "kernel::")
+        (PROGRAMS, "kernel::")
     } else {
-        ("frontend::tests", "kernel::kernel_aes_gcm")
+        (PROGRAMS, "kernel::kernel_aes_gcm")
     }
 }
 

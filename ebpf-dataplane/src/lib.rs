@@ -12,3 +12,4 @@ pub mod port;
 pub mod syscall;
 pub mod umem;
 pub mod userspace;
+pub mod xfrm;

@@ -3,7 +3,7 @@
 
 mod control;
 pub mod routes;
-mod sysctl;
+pub(crate) mod sysctl;
 mod worker;
 
 use std::net::UdpSocket;

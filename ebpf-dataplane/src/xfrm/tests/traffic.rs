@@ -1,0 +1,368 @@
+//! Packets through the kernel's ESP: against itself and against the userspace engine.
+
+use espada_common::sa::{Cipher, EspSuite, Event, Integrity, TrafficSelector};
+
+use super::harness::*;
+use super::*;
+
+/// Both inner families and sizes that need fragments over one kind of path.
+fn end_to_end(test: &str, v6: bool, encapsulation: Encapsulation, userspace_peer: bool) {
+    let Some(pair) = Hosts::with_esp(test) else {
+        return;
+    };
+    let peer = if userspace_peer {
+        let mut peer = Gateway::Userspace(Box::new(start_userspace(&pair, 1)));
+        peer.apply(Command::InstallPolicy(policy(1)));
+        peer
+    } else {
+        xfrm_gateway(&pair, 1, quiet())
+    };
+    let mut gateways = [xfrm_gateway(&pair, 0, quiet()), peer];
+    for (side, gateway) in gateways.iter_mut().enumerate() {
+        let sa = Box::new(sa(side, v6, encapsulation, GCM, 1));
+        gateway.apply(Command::InstallSa(sa));
+    }
+    for inner_v6 in [false, true] {
+        pair.ping(inner_v6);
+        tcp(&pair, inner_v6, 200_000);
+    }
+    carried(&mut gateways);
+}
+
+#[test]
+fn netns_native_over_ipv4() {
+    end_to_end("native_over_ipv4", false, Encapsulation::Esp, false);
+}
+
+#[test]
+fn netns_native_over_ipv6() {
+    end_to_end("native_over_ipv6", true, Encapsulation::Esp, false);
+}
+
+#[test]
+fn netns_udp_over_ipv4() {
+    end_to_end("udp_over_ipv4", false, Encapsulation::Udp, false);
+}
+
+#[test]
+fn netns_udp_over_ipv6() {
+    end_to_end("udp_over_ipv6", true, Encapsulation::Udp, false);
+}
+
+#[test]
+fn netns_native_over_ipv4_with_userspace() {
+    end_to_end(
+        "native_over_ipv4_with_userspace",
+        false,
+        Encapsulation::Esp,
+        true,
+    );
+}
+
+#[test]
+fn netns_native_over_ipv6_with_userspace() {
+    end_to_end(
+        "native_over_ipv6_with_userspace",
+        true,
+        Encapsulation::Esp,
+        true,
+    );
+}
+
+#[test]
+fn netns_udp_over_ipv4_with_userspace() {
+    end_to_end(
+        "udp_over_ipv4_with_userspace",
+        false,
+        Encapsulation::Udp,
+        true,
+    );
+}
+
+#[test]
+fn netns_udp_over_ipv6_with_userspace() {
+    end_to_end(
+        "udp_over_ipv6_with_userspace",
+        true,
+        Encapsulation::Udp,
+        true,
+    );
+}
+
+/// Every suite, with and without ESN, between the kernel and, where it has the suite, the userspace
+/// engine.
+#[test]
+fn netns_every_suite() {
+    let Some(pair) = Hosts::with_esp("every_suite") else {
+        return;
+    };
+    let mut suites = vec![(Cipher::ChaCha20Poly1305, None)];
+    for bits in [128, 192, 256] {
+        suites.push((Cipher::AesGcm16(bits), None));
+        suites.push((Cipher::AesCbc(bits), Some(Integrity::HmacSha256_128)));
+    }
+    for integrity in [
+        Integrity::HmacSha1_96,
+        Integrity::HmacSha384_192,
+        Integrity::HmacSha512_256,
+    ] {
+        suites.push((Cipher::AesCbc(256), Some(integrity)));
+    }
+    let mut kernel = [0, 1].map(|side| Some(xfrm_gateway(&pair, side, quiet())));
+    let mut id = 0;
+    let mut checked = 0;
+    for userspace in [false, true] {
+        if userspace {
+            drop(kernel[1].take());
+            let mut peer = Gateway::Userspace(Box::new(start_userspace(&pair, 1)));
+            peer.apply(Command::InstallPolicy(policy(1)));
+            kernel[1] = Some(peer);
+        }
+        for (cipher, integrity) in &suites {
+            for esn in [false, true] {
+                let suite = EspSuite {
+                    cipher: *cipher,
+                    integrity: *integrity,
+                    esn,
+                };
+                if userspace && !crate::esp::crypto::supports(&suite) {
+                    continue;
+                }
+                id += 1;
+                for (side, gateway) in kernel.iter_mut().flatten().enumerate() {
+                    let sa = sa(side, false, Encapsulation::Esp, suite, id);
+                    if let Gateway::Xfrm(engine) = gateway {
+                        assert_eq!(engine.supports(&sa), Ok(()), "{suite}");
+                    }
+                    gateway.apply(Command::InstallSa(Box::new(sa)));
+                }
+                for size in [0, 1, 2, 3, 1300] {
+                    let output = pair.ping_size(inner(0, false), inner(1, false), size);
+                    assert!(output.contains(" 5 received"), "{suite} {size}: {output}");
+                }
+                let id = ChildSaId(id);
+                for gateway in kernel.iter_mut().flatten() {
+                    let stats = gateway.stats().remove(0);
+                    assert!(stats.inbound.packets >= 25, "{suite}: {stats:?}");
+                    gateway.apply(Command::RemoveSa { id });
+                }
+                checked += 1;
+            }
+        }
+    }
+    println!("{checked} suites");
+}
+
+/// Ten rekeys while numbered packets go both ways; the initiator of a rekey takes the new pair at
+/// once, the responder when the old one is removed. Not one packet is lost or comes twice.
+fn rekey_under_traffic(test: &str, userspace_peer: bool, encapsulation: Encapsulation) {
+    let Some(pair) = Hosts::with_esp(test) else {
+        return;
+    };
+    let peer = if userspace_peer {
+        let mut peer = Gateway::Userspace(Box::new(start_userspace(&pair, 1)));
+        peer.apply(Command::InstallPolicy(policy(1)));
+        peer
+    } else {
+        xfrm_gateway(&pair, 1, quiet())
+    };
+    let mut gateways = [xfrm_gateway(&pair, 0, quiet()), peer];
+    for (side, gateway) in gateways.iter_mut().enumerate() {
+        let sa = Box::new(sa(side, false, encapsulation, GCM, 1));
+        gateway.apply(Command::InstallSa(sa));
+    }
+    pair.ping(false);
+    let streams: Vec<_> = [(0, 1), (1, 0)]
+        .into_iter()
+        .map(|(from, to)| stream(&pair, from, to, 2000))
+        .collect();
+    for id in 2..12u64 {
+        std::thread::sleep(Duration::from_millis(60));
+        // Either end initiates in turn.
+        let initiator = (id % 2) as usize;
+        let responder = 1 - initiator;
+        for (side, takeover) in [
+            (responder, Takeover::WithRemoval),
+            (initiator, Takeover::Now),
+        ] {
+            let new = Box::new(sa(side, false, encapsulation, GCM, id));
+            let old = ChildSaId(id - 1);
+            gateways[side].apply(Command::RekeySa { old, new, takeover });
+        }
+        std::thread::sleep(Duration::from_millis(30));
+        let newest = |gateway: &mut Gateway| {
+            let stats = gateway.stats();
+            let of = |id| {
+                stats
+                    .iter()
+                    .find(|s| s.id == ChildSaId(id))
+                    .unwrap()
+                    .clone()
+            };
+            (of(id - 1), of(id))
+        };
+        // The initiator sends on the new pair, the responder still on the old one.
+        assert!(newest(&mut gateways[initiator]).1.outbound.packets > 0);
+        let (old, new) = newest(&mut gateways[responder]);
+        assert_eq!(new.outbound.packets, 0);
+        assert!(old.outbound.packets > 0);
+        for side in [responder, initiator] {
+            gateways[side].apply(Command::RemoveSa {
+                id: ChildSaId(id - 1),
+            });
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+    for stream in streams {
+        stream.join().unwrap();
+    }
+}
+
+#[test]
+fn netns_rekey_under_traffic_loses_nothing() {
+    rekey_under_traffic(
+        "rekey_under_traffic_loses_nothing",
+        false,
+        Encapsulation::Esp,
+    );
+}
+
+#[test]
+fn netns_rekey_under_traffic_in_udp_with_userspace() {
+    rekey_under_traffic(
+        "rekey_under_traffic_in_udp_with_userspace",
+        true,
+        Encapsulation::Udp,
+    );
+}
+
+/// Between the hosts themselves; IKE and neighbour discovery are left alone.
+fn transport(test: &str, v6: bool) {
+    let Some(pair) = Hosts::with_esp(test) else {
+        return;
+    };
+    let host = |side| vec![TrafficSelector::host(wan(side, v6))];
+    let mut gateways = [0, 1].map(|side| Gateway::Xfrm(Box::new(start(&pair, side, quiet()))));
+    for (side, gateway) in gateways.iter_mut().enumerate() {
+        gateway.apply(Command::InstallPolicy(Policy {
+            local_ts: host(side),
+            remote_ts: host(1 - side),
+            mode: Mode::Transport,
+            ..policy(side)
+        }));
+    }
+    let ping = |size| pair.ping_size(wan(0, v6), wan(1, v6), size);
+    // Protected before there is an SA, in both directions.
+    assert!(ping(56).contains(" 0 received"));
+    // IKE passes in clear, whatever else happens.
+    let receiver = pair.inside(1, || {
+        let socket = UdpSocket::bind((wan(1, v6), 500)).unwrap();
+        socket
+            .set_read_timeout(Some(Duration::from_secs(5)))
+            .unwrap();
+        socket
+    });
+    pair.inside(0, || {
+        let socket = UdpSocket::bind((wan(0, v6), 500)).unwrap();
+        socket.send_to(b"ike", (wan(1, v6), 500)).unwrap();
+    });
+    let mut octets = [0; 8];
+    assert_eq!(receiver.recv(&mut octets).unwrap(), 3);
+    for (side, gateway) in gateways.iter_mut().enumerate() {
+        let sa = ChildSa {
+            mode: Mode::Transport,
+            local_ts: host(side),
+            remote_ts: host(1 - side),
+            ..sa(side, v6, Encapsulation::Esp, GCM, 1)
+        };
+        if let Gateway::Xfrm(engine) = gateway {
+            assert_eq!(engine.supports(&sa), Ok(()));
+        }
+        gateway.apply(Command::InstallSa(Box::new(sa)));
+    }
+    pair.ip(0, "neigh flush all");
+    for size in [0, 56, 1400, 3000] {
+        assert!(ping(size).contains(" 5 received"), "size {size}");
+    }
+    carried(&mut gateways);
+    let states = pair.ip(0, "xfrm state");
+    assert!(
+        states.contains("mode transport") && !states.contains("if_id"),
+        "{states}"
+    );
+    for gateway in &mut gateways {
+        gateway.apply(Command::RemoveSa { id: ChildSaId(1) });
+        gateway.apply(Command::RemovePolicy {
+            connection: "test".into(),
+        });
+    }
+    assert!(
+        ping(56).contains(" 5 received"),
+        "clear after the policy is gone"
+    );
+}
+
+#[test]
+fn netns_transport_over_ipv4() {
+    transport("transport_over_ipv4", false);
+}
+
+#[test]
+fn netns_transport_over_ipv6() {
+    transport("transport_over_ipv6", true);
+}
+
+/// A policy for one port protects that and nothing else of the subnets.
+#[test]
+fn netns_ports_select() {
+    let Some(pair) = Hosts::with_esp("ports_select") else {
+        return;
+    };
+    let mut gateways = [0, 1].map(|side| xfrm_gateway(&pair, side, quiet()));
+    for (side, gateway) in gateways.iter_mut().enumerate() {
+        let mut sa = sa(side, false, Encapsulation::Esp, GCM, 1);
+        // TCP from anywhere to port 7777 of side 1.
+        let at_one = |ts: &TrafficSelector| ts.with_ports(6, 7777, 7777);
+        let at_zero = |ts: &TrafficSelector| ts.with_ports(6, 0, u16::MAX);
+        let (near, far): (&dyn Fn(&_) -> _, &dyn Fn(&_) -> _) = if side == 1 {
+            (&at_one, &at_zero)
+        } else {
+            (&at_zero, &at_one)
+        };
+        sa.local_ts = sa.local_ts.iter().map(near).collect();
+        sa.remote_ts = sa.remote_ts.iter().map(far).collect();
+        gateway.apply(Command::InstallSa(Box::new(sa)));
+    }
+    tcp(&pair, false, 20_000);
+    tcp(&pair, true, 20_000);
+    let output = pair.ping_size(inner(0, false), inner(1, false), 56);
+    assert!(output.contains(" 0 received"), "{output}");
+}
+
+/// While the kernel takes ESP from the socket, IKE still comes up, without the marker.
+#[test]
+fn netns_ike_passes_beside_esp_in_udp() {
+    let Some(pair) = Hosts::with_esp("ike_passes_beside_esp_in_udp") else {
+        return;
+    };
+    let (sink, events) = recorder();
+    let mut gateway = xfrm_gateway(&pair, 0, sink);
+    for v6 in [false, true] {
+        let sa = Box::new(sa(0, v6, Encapsulation::Udp, GCM, 1 + u64::from(v6)));
+        gateway.apply(Command::InstallSa(sa));
+        pair.inside(1, || {
+            let socket = UdpSocket::bind((wan(1, v6), 4500)).unwrap();
+            for datagram in [&b"\0\0\0\0hello"[..], b"\xff", b"esp of nobody"] {
+                socket.send_to(datagram, (wan(0, v6), 4500)).unwrap();
+            }
+        });
+        until("IKE is passed on", || {
+            events.lock().unwrap().iter().any(|event| {
+                matches!(event, Event::IkeDatagram { local, remote, payload }
+                    if payload == b"hello" && local.ip() == wan(0, v6)
+                        && *remote == SocketAddr::new(wan(1, v6), 4500))
+            })
+        });
+    }
+    assert_eq!(events.lock().unwrap().len(), 2, "{events:?}");
+}

@@ -31,6 +31,8 @@ pub struct Registry {
     pub states: HashMap<StateId, (ChildSaId, Side)>,
     /// Pairs whose end was reported.
     ended: HashSet<ChildSaId>,
+    /// Pairs of which it was reported that they run out of sequence numbers.
+    low: HashSet<ChildSaId>,
 }
 
 impl Registry {
@@ -40,10 +42,17 @@ impl Registry {
         self.ended.insert(id).then_some(Event::Expire { id, hard })
     }
 
+    /// That a pair runs out of sequence numbers, unless it was reported before.
+    pub fn seq_low(&mut self, id: ChildSaId, remaining: u64) -> Option<Event> {
+        let event = Event::SeqLow { id, remaining };
+        self.low.insert(id).then_some(event)
+    }
+
     /// Forgets a pair that is removed.
     pub fn forget(&mut self, id: ChildSaId) {
         self.states.retain(|_, (owner, _)| *owner != id);
         self.ended.remove(&id);
+        self.low.remove(&id);
     }
 }
 
@@ -178,10 +187,8 @@ fn translate(registry: &mut Registry, kind: u16, payload: &[u8]) -> Option<Event
                 return registry.end(id);
             }
             // The only soft limit that is set: most of 32-bit sequence numbers are used up.
-            Some(Event::SeqLow {
-                id,
-                remaining: u64::from(u32::MAX).saturating_sub(info.current.packets),
-            })
+            let remaining = u64::from(u32::MAX).saturating_sub(info.current.packets);
+            registry.seq_low(id, remaining)
         }
         message::MAPPING => {
             let (mapping, _) = wire::split::<Mapping>(payload)?;

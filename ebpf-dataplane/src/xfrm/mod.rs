@@ -521,9 +521,10 @@ impl XfrmEngine {
             return rest;
         }
         if let Some((_, kind)) = offload {
-            // A device without the feature leaves encryption to the kernel without a word.
-            let known = state::look_up(&mut self.requests, &outbound.0, &self.common)?;
-            if known.is_some_and(|known| known.offloaded) {
+            // A device without the feature leaves encryption to the kernel without a word. That
+            // is no loss: the kernel then cuts what TCP hands it in large pieces after ESP.
+            let known = state::look_up(&mut self.requests, &outbound.0, &self.common);
+            if known.is_ok_and(|known| known.is_some_and(|known| known.offloaded)) {
                 tracing::info!(connection = %sa.connection, ?kind, "carried by network hardware");
             }
         }
@@ -618,6 +619,11 @@ impl XfrmEngine {
             }
             return Ok(());
         }
+        // Hardware need not be able to do at the new place what it did at the old one: the kernel
+        // itself carries the pair until its next rekey.
+        if let Some(pair) = self.pairs.get_mut(&id) {
+            pair.offload = None;
+        }
         // Without this the kernel would ask for the missing state, and keep its place with one
         // that waits for keys.
         self.claim_pair(id, Sends::Blocked)?;
@@ -678,7 +684,12 @@ impl XfrmEngine {
         };
         let from = StateId::of(&pair.sa, side);
         let known = state::take(&mut self.taking, &from, &self.common)?;
-        add_up(&mut pair.former[side as usize], &half_stats(&known, side));
+        let mut former = half_stats(&known, side);
+        if side == Side::Outbound {
+            // These go on with the sequence numbers.
+            former.packets = 0;
+        }
+        add_up(&mut pair.former[side as usize], &former);
         let replay = known.replay.as_ref();
         let mut result = Ok(());
         for path in [path, old] {
@@ -837,7 +848,20 @@ impl Engine for XfrmEngine {
                 };
                 let mut half = half_stats(known, side);
                 add_up(&mut half, &pair.former[side as usize]);
-                pair.seen[side as usize] = half;
+                let seen = &mut pair.seen[side as usize];
+                // Kernels before 6.2 do not tell when: between the last look and this one.
+                if known.last_used.is_none() && half.packets > seen.packets {
+                    half.last_used = Some(Instant::now());
+                }
+                half.last_used = half.last_used.max(seen.last_used);
+                *seen = half;
+            }
+            let left = u64::from(u32::MAX).saturating_sub(pair.seen[1].packets);
+            if !pair.sa.suite.esn
+                && left <= state::SEQ_LOW
+                && let Some(event) = self.registry.lock().seq_low(*id, left)
+            {
+                (self.sink)(event);
             }
             if !complete && let Some(event) = self.registry.lock().end(*id) {
                 // It expired without our hearing of it, or somebody else removed it.
@@ -917,11 +941,20 @@ fn half_stats(known: &Known, side: Side) -> HalfSaStats {
         last_used: known.last_used.and_then(instant),
         ..HalfSaStats::default()
     };
-    if side == Side::Inbound {
-        let drops = &known.drops;
-        stats.drops[DropReason::Replay as usize] =
-            u64::from(drops.replay) + u64::from(drops.replay_window);
-        stats.drops[DropReason::AuthFailed as usize] = drops.integrity_failed.into();
+    match side {
+        Side::Inbound => {
+            let drops = &known.drops;
+            stats.drops[DropReason::Replay as usize] =
+                u64::from(drops.replay) + u64::from(drops.replay_window);
+            stats.drops[DropReason::AuthFailed as usize] = drops.integrity_failed.into();
+        }
+        // The kernel counts a large piece of TCP that it cuts after ESP as one packet, but each
+        // packet has its sequence number.
+        Side::Outbound => {
+            if let Some(replay) = &known.replay {
+                stats.packets = replay.sent();
+            }
+        }
     }
     stats
 }

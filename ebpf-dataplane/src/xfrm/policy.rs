@@ -5,7 +5,7 @@
 //! When a claim goes, the next takes its place, in one message: at no moment is there no policy.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use espada_common::sa::{ChildSa, ChildSaId, Mode, Policy, TrafficSelector};
@@ -322,21 +322,26 @@ impl Scope<'_> {
     /// recognised by.
     pub fn of_connection(&self, policy: &Policy, reqid: u32) -> Result<Wanted, String> {
         let patterns = patterns(&policy.local_ts, &policy.remote_ts)?;
-        let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-        let absent = Action::Protect(Template {
-            mode: policy.mode,
-            source: any,
-            destination: any,
-            spi: 0,
-            reqid,
-        });
-        let out = if policy.trap || policy.mode == Mode::Transport {
-            absent
-        } else {
-            Action::Block
-        };
         let mut wanted = Vec::new();
         for pattern in &patterns {
+            // Of the packets' family, since only tunnels can change that.
+            let any = if pattern.local.address.is_ipv4() {
+                IpAddr::V4(Ipv4Addr::UNSPECIFIED)
+            } else {
+                IpAddr::V6(Ipv6Addr::UNSPECIFIED)
+            };
+            let absent = Action::Protect(Template {
+                mode: policy.mode,
+                source: any,
+                destination: any,
+                spi: 0,
+                reqid,
+            });
+            let out = if policy.trap || policy.mode == Mode::Transport {
+                absent
+            } else {
+                Action::Block
+            };
             wanted.push(self.entry(policy.mode, Direction::Out, pattern, out, None));
             if policy.mode == Mode::Transport {
                 wanted.push(self.entry(policy.mode, Direction::In, pattern, absent, None));

@@ -48,15 +48,21 @@ pub struct Probe {
 }
 
 impl Probe {
-    /// Whether the engine can be started: netlink, ESP of some family and the interface.
+    /// Whether the engine can be started: netlink, ESP of some family and the interface. Names
+    /// everything that is missing.
     pub fn usable(&self) -> Answer {
         self.netlink.clone()?;
-        self.interface.clone()?;
-        self.esp4.clone().or_else(|v4| {
-            self.esp6
-                .clone()
-                .map_err(|v6| if v4 == v6 { v4 } else { format!("{v4}; {v6}") })
-        })
+        let mut missing = Vec::new();
+        if let (Err(v4), Err(v6)) = (&self.esp4, &self.esp6) {
+            missing.extend([v4, v6]);
+        }
+        missing.extend(self.interface.as_ref().err());
+        missing.dedup();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let missing: Vec<&str> = missing.into_iter().map(String::as_str).collect();
+        Err(missing.join("; "))
     }
 
     /// Whether a suite's algorithms are there.

@@ -28,8 +28,8 @@ const IDLE_WINDOW: u32 = 32;
 /// The largest replay window the kernel takes, in packets.
 pub const MOST_WINDOW: u32 = wire::MOST_WORDS * 32;
 
-/// This part of the sequence number space is left when the control side is told.
-const SEQ_LOW_FRACTION: u64 = 16;
+/// So many of the 32-bit sequence numbers are left when the control side is told.
+pub const SEQ_LOW: u64 = u32::MAX as u64 / 16;
 
 /// Longest lifetime given to the kernel, in seconds: it adds the time of day to it.
 const LONGEST: u64 = u32::MAX as u64;
@@ -88,6 +88,13 @@ impl std::fmt::Display for StateId {
 pub struct Replay {
     counters: ReplayEsn,
     bitmap: Vec<u8>,
+}
+
+impl Replay {
+    /// Sequence numbers used for sending.
+    pub fn sent(&self) -> u64 {
+        u64::from(self.counters.out_high) << 32 | u64::from(self.counters.out_low)
+    }
 }
 
 /// What all states of an engine have in common.
@@ -156,9 +163,8 @@ pub fn describe(sa: &ChildSa, side: Side, settings: &Settings<'_>) -> Body {
         ..Limits::none()
     };
     if side == Side::Outbound && !sa.suite.esn {
-        // Each packet takes a sequence number; the kernel itself stops at the last one.
-        let numbers = u64::from(u32::MAX);
-        limits.soft_packets = numbers - numbers / SEQ_LOW_FRACTION;
+        // Each packet takes a sequence number at least; the kernel itself stops at the last one.
+        limits.soft_packets = u64::from(u32::MAX) - SEQ_LOW;
     }
     let mut flags = 0;
     if sa.suite.esn {

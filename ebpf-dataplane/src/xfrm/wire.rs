@@ -77,7 +77,7 @@ pub mod attribute {
     /// Least seconds between two MAPPING messages of a state.
     pub const MTIMER_THRESH: u16 = 32;
     /// Processor a state is for.
-    pub const SA_PCPU: u16 = 34;
+    pub const SA_PCPU: u16 = 35;
 }
 
 /// IPPROTO_ESP.

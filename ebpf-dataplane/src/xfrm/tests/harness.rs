@@ -377,14 +377,20 @@ pub fn tcp(pair: &Hosts, v6: bool, octets: usize) {
 
 /// Everything that either sent arrived at the other.
 pub fn carried(gateways: &mut [Gateway; 2]) {
-    until("packets of both directions counted at both ends", || {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
         let [a, b] = gateways.each_mut().map(|gateway| gateway.stats().remove(0));
-        a.outbound.packets == b.inbound.packets
+        let arrived = a.outbound.packets == b.inbound.packets
             && b.outbound.packets == a.inbound.packets
             && a.inbound.packets > 10
             && b.inbound.packets > 10
-            && a.inbound.last_used.is_some()
-    });
+            && a.inbound.last_used.is_some();
+        if arrived {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{a:?}\n{b:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 /// Sends numbers through the tunnel; the thread ends when each has arrived once.

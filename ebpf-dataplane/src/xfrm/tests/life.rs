@@ -486,7 +486,7 @@ fn netns_peers_are_kept_apart() {
         1,
         &format!(
             "xfrm policy update src 10.2.0.0/24 dst 10.1.0.0/24 dir out if_id 0x45000000 \
-             tmpl src 192.0.2.3 dst 192.0.2.1 proto esp spi {:#x} mode tunnel",
+             tmpl src 192.0.2.3 dst 192.0.2.1 proto esp spi {:#x} reqid 1157627905 mode tunnel",
             theirs.outbound.spi
         ),
     );

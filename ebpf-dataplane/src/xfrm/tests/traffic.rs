@@ -136,14 +136,14 @@ fn netns_every_suite() {
                     }
                     gateway.apply(Command::InstallSa(Box::new(sa)));
                 }
-                for size in [0, 1, 2, 3, 1300] {
+                for size in [1, 1300] {
                     let output = pair.ping_size(inner(0, false), inner(1, false), size);
                     assert!(output.contains(" 5 received"), "{suite} {size}: {output}");
                 }
                 let id = ChildSaId(id);
                 for gateway in kernel.iter_mut().flatten() {
                     let stats = gateway.stats().remove(0);
-                    assert!(stats.inbound.packets >= 25, "{suite}: {stats:?}");
+                    assert!(stats.inbound.packets >= 10, "{suite}: {stats:?}");
                     gateway.apply(Command::RemoveSa { id });
                 }
                 checked += 1;

@@ -20,7 +20,7 @@ use crate::netlink::{Netlink, NetlinkError};
 const MARK: u32 = 0x45 << 24;
 
 /// The number of an engine within its network namespace.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Identity(u8);
 
 impl Identity {

@@ -172,21 +172,22 @@ impl Claims {
         before
     }
 
+    /// The claim that counts.
+    fn effective(&self, key: &Key) -> Option<Entry> {
+        let claims = self.by_key.get(key)?.values();
+        let (_, entry) = claims.max_by_key(|(rank, _)| *rank)?;
+        Some(*entry)
+    }
+
     fn settle(
         &mut self,
         requests: &mut Requests,
         common: &Common,
         dirty: &BTreeSet<Key>,
     ) -> Result<(), NetlinkError> {
-        let wanted = |claims: &BTreeMap<Owner, (Rank, Entry)>| {
-            claims
-                .values()
-                .max_by_key(|(rank, _)| *rank)
-                .map(|(_, entry)| *entry)
-        };
         let mut gone = Vec::new();
         for key in dirty {
-            let Some(entry) = self.by_key.get(key).and_then(wanted) else {
+            let Some(entry) = self.effective(key) else {
                 gone.push(*key);
                 continue;
             };
@@ -538,5 +539,153 @@ pub fn remove(requests: &mut Requests, known: &Known) -> Result<(), NetlinkError
     match requests.run("remove a policy", message::DELPOLICY, 0, &body) {
         Err(error) if error.errno() == libc::ENOENT => Ok(()),
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::time::Duration;
+
+    use espada_common::sa::{Cipher, Encapsulation, EspSuite, HalfSa, Path, SecretBytes};
+
+    use super::*;
+
+    fn scope() -> Scope<'static> {
+        Scope {
+            identity: Identity::default(),
+            ike_ports: &[500],
+        }
+    }
+
+    fn network(text: &str, length: u8) -> Vec<TrafficSelector> {
+        vec![TrafficSelector::prefix(text.parse().unwrap(), length).unwrap()]
+    }
+
+    fn sa(mode: Mode, local: &str, remote: &str) -> ChildSa {
+        let half = |spi| HalfSa {
+            spi,
+            encryption_key: SecretBytes::new(Vec::new()),
+            integrity_key: SecretBytes::new(Vec::new()),
+        };
+        let ends = [local, remote].map(|text| SocketAddr::new(text.parse().unwrap(), 0));
+        let whole = |end: SocketAddr| vec![TrafficSelector::host(end.ip())];
+        ChildSa {
+            id: ChildSaId(1),
+            connection: "net".into(),
+            suite: EspSuite {
+                cipher: Cipher::AesGcm16(128),
+                integrity: None,
+                esn: false,
+            },
+            inbound: half(0x1001),
+            outbound: half(0x2001),
+            path: Path {
+                local: ends[0],
+                remote: ends[1],
+                encapsulation: Encapsulation::Esp,
+            },
+            mode,
+            local_ts: whole(ends[0]),
+            remote_ts: whole(ends[1]),
+            replay_window: 64,
+            lifetime: Duration::from_secs(60),
+        }
+    }
+
+    fn spi(entry: &Entry) -> Option<u32> {
+        match entry.action {
+            Action::Protect(template) => Some(template.spi),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn a_pair_sends_by_its_spi_and_receives_by_its_request_id() {
+        let sa = sa(Mode::Tunnel, "192.0.2.1", "192.0.2.2");
+        let wanted = scope().of_pair(&sa, 9, Sends::Yes, None).unwrap();
+        let spis: Vec<_> = wanted
+            .iter()
+            .map(|(key, entry)| (key.direction, spi(entry)))
+            .collect();
+        assert_eq!(
+            spis,
+            [
+                (Direction::In, Some(0)),
+                (Direction::Forward, Some(0)),
+                (Direction::Out, Some(0x2001))
+            ]
+        );
+        assert!(wanted.iter().all(|(key, _)| key.if_id != 0));
+        let waiting = scope().of_pair(&sa, 9, Sends::NotYet, None).unwrap();
+        assert!(
+            waiting
+                .iter()
+                .all(|(key, _)| key.direction != Direction::Out)
+        );
+        let blocked = scope().of_pair(&sa, 9, Sends::Blocked, Some(3)).unwrap();
+        let (_, out) = blocked.last().unwrap();
+        assert_eq!((out.action, out.offload), (Action::Block, None));
+    }
+
+    #[test]
+    fn transport_leaves_ike_and_neighbours_alone() {
+        for (local, remote, passes) in [
+            ("192.0.2.1", "192.0.2.2", 2),
+            ("2001:db8::1", "2001:db8::2", 6),
+        ] {
+            let sa = sa(Mode::Transport, local, remote);
+            let wanted = scope().of_pair(&sa, 9, Sends::Yes, None).unwrap();
+            assert!(wanted.iter().all(|(key, _)| key.if_id == 0));
+            let (pass, protect): (Vec<_>, Vec<_>) = wanted
+                .iter()
+                .partition(|(_, entry)| entry.action == Action::Pass);
+            assert_eq!((pass.len(), protect.len()), (passes, 2));
+            let most = pass.iter().map(|(_, entry)| entry.priority).max();
+            let least = protect.iter().map(|(_, entry)| entry.priority).min();
+            assert!(most < least);
+        }
+    }
+
+    #[test]
+    fn the_greatest_claim_counts_and_the_next_takes_its_place() {
+        let mut claims = Claims::default();
+        let policy = Policy {
+            connection: "net".into(),
+            local_ts: network("192.0.2.1", 32),
+            remote_ts: network("192.0.2.2", 32),
+            trap: true,
+            mode: Mode::Tunnel,
+        };
+        let connection = Owner::Connection("net".into());
+        let trap = scope().of_connection(&policy, 9).unwrap();
+        let key = trap[0].0;
+        let ranked = |rank: Rank, wanted: Wanted| {
+            wanted
+                .into_iter()
+                .map(move |(key, entry)| (key, (rank, entry)))
+        };
+        claims.claim(&connection, ranked(Rank::Connection, trap));
+        assert_eq!(
+            claims.effective(&key).map(|entry| spi(&entry)),
+            Some(Some(0))
+        );
+        let mut pair = sa(Mode::Tunnel, "192.0.2.1", "192.0.2.2");
+        for number in 1..=2u64 {
+            pair.outbound.spi = 0x2000 + number as u32;
+            let wanted = scope().of_pair(&pair, 9, Sends::Yes, None).unwrap();
+            let owner = Owner::Pair(ChildSaId(number));
+            claims.claim(&owner, ranked(Rank::Pair(number), wanted));
+        }
+        let now = |claims: &Claims| claims.effective(&key).and_then(|entry| spi(&entry));
+        assert_eq!(now(&claims), Some(0x2002));
+        claims.claim(&Owner::Pair(ChildSaId(2)), std::iter::empty());
+        assert_eq!(now(&claims), Some(0x2001));
+        let before = claims.claim(&Owner::Pair(ChildSaId(1)), std::iter::empty());
+        assert_eq!(before.len(), 3);
+        assert_eq!(now(&claims), Some(0));
+        claims.claim(&connection, std::iter::empty());
+        assert_eq!(claims.effective(&key), None);
+        assert!(claims.by_key.is_empty() && claims.by_owner.is_empty());
     }
 }

@@ -1,6 +1,8 @@
 //! Packets through the kernel's ESP: against itself and against the userspace engine.
 
-use espada_common::sa::{Cipher, EspSuite, Event, Integrity, TrafficSelector};
+use std::time::Duration;
+
+use espada_common::sa::{Cipher, EspSuite, Event, Integrity, Takeover, TrafficSelector};
 
 use super::harness::*;
 use super::*;
@@ -137,8 +139,7 @@ fn netns_every_suite() {
                     gateway.apply(Command::InstallSa(Box::new(sa)));
                 }
                 for size in [1, 1300] {
-                    let output = pair.ping_size(inner(0, false), inner(1, false), size);
-                    assert!(output.contains(" 5 received"), "{suite} {size}: {output}");
+                    pair.answered(inner(0, false), inner(1, false), size);
                 }
                 let id = ChildSaId(id);
                 for gateway in kernel.iter_mut().flatten() {
@@ -251,9 +252,9 @@ fn transport(test: &str, v6: bool) {
             ..policy(side)
         }));
     }
-    let ping = |size| pair.ping_size(wan(0, v6), wan(1, v6), size);
+    let ends = [0, 1].map(|side| wan(side, v6));
     // Protected before there is an SA, in both directions.
-    assert!(ping(56).contains(" 0 received"));
+    pair.unanswered(ends[0], ends[1]);
     // IKE passes in clear, whatever else happens.
     let receiver = pair.inside(1, || {
         let socket = UdpSocket::bind((wan(1, v6), 500)).unwrap();
@@ -282,7 +283,7 @@ fn transport(test: &str, v6: bool) {
     }
     pair.ip(0, "neigh flush all");
     for size in [0, 56, 1400, 3000] {
-        assert!(ping(size).contains(" 5 received"), "size {size}");
+        pair.answered(ends[0], ends[1], size);
     }
     carried(&mut gateways);
     let states = pair.ip(0, "xfrm state");
@@ -296,10 +297,8 @@ fn transport(test: &str, v6: bool) {
             connection: "test".into(),
         });
     }
-    assert!(
-        ping(56).contains(" 5 received"),
-        "clear after the policy is gone"
-    );
+    // In clear again.
+    pair.answered(ends[0], ends[1], 56);
 }
 
 #[test]
@@ -335,11 +334,11 @@ fn netns_ports_select() {
     }
     tcp(&pair, false, 20_000);
     tcp(&pair, true, 20_000);
-    let output = pair.ping_size(inner(0, false), inner(1, false), 56);
-    assert!(output.contains(" 0 received"), "{output}");
+    pair.unanswered(inner(0, false), inner(1, false));
 }
 
-/// While the kernel takes ESP from the socket, IKE still comes up, without the marker.
+/// While the kernel takes ESP from the socket, IKE still comes up, without the marker, and what is
+/// no ESP of ours is counted.
 #[test]
 fn netns_ike_passes_beside_esp_in_udp() {
     let Some(pair) = Hosts::with_esp("ike_passes_beside_esp_in_udp") else {
@@ -348,11 +347,18 @@ fn netns_ike_passes_beside_esp_in_udp() {
     let (sink, events) = recorder();
     let mut gateway = xfrm_gateway(&pair, 0, sink);
     for v6 in [false, true] {
-        let sa = Box::new(sa(0, v6, Encapsulation::Udp, GCM, 1 + u64::from(v6)));
-        gateway.apply(Command::InstallSa(sa));
+        let sa = sa(0, v6, Encapsulation::Udp, GCM, 1 + u64::from(v6));
+        let forged = [
+            &sa.inbound.spi.to_be_bytes()[..],
+            &[0, 0, 0, 1],
+            &[0x5a; 40],
+        ]
+        .concat();
+        gateway.apply(Command::InstallSa(Box::new(sa)));
         pair.inside(1, || {
             let socket = UdpSocket::bind((wan(1, v6), 4500)).unwrap();
-            for datagram in [&b"\0\0\0\0hello"[..], b"\xff", b"esp of nobody"] {
+            let stranger = b"a SPI that nobody has";
+            for datagram in [&b"\0\0\0\0hello"[..], b"\xff", stranger, &forged] {
                 socket.send_to(datagram, (wan(0, v6), 4500)).unwrap();
             }
         });
@@ -364,5 +370,17 @@ fn netns_ike_passes_beside_esp_in_udp() {
             })
         });
     }
+    until("forged packets are counted", || {
+        let forged = gateway.stats().into_iter().map(|stats| {
+            assert_eq!(stats.inbound.packets, 0);
+            stats.inbound.drops[DropReason::AuthFailed as usize]
+        });
+        forged.sum::<u64>() == 2
+    });
+    let Gateway::Xfrm(engine) = &mut gateway else {
+        return;
+    };
+    let totals = engine.drop_totals().unwrap();
+    assert_eq!(totals[0][DropReason::UnknownSpi as usize], 2, "{totals:?}");
     assert_eq!(events.lock().unwrap().len(), 2, "{events:?}");
 }

@@ -1,10 +1,12 @@
 //! Two namespaces joined by a link, engines in them, and traffic.
 
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{IpAddr, TcpListener, TcpStream};
 use std::process::Command as Process;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, OnceLock};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use espada_common::sa::{Cipher, EspSuite, Event, HalfSa, Integrity, SecretBytes, TrafficSelector};
@@ -105,6 +107,7 @@ impl Hosts {
     /// As [`Self::new`], and `None` where the kernel lacks what the engine needs.
     pub fn with_esp(test: &str) -> Option<Self> {
         let pair = Self::new(test)?;
+        steady_time_stamps();
         static USABLE: OnceLock<Answer> = OnceLock::new();
         let usable = USABLE.get_or_init(|| pair.inside(0, || probe().usable()));
         if let Err(why) = usable {
@@ -187,6 +190,18 @@ impl Drop for Hosts {
             let _ = Process::new("ip").args(["netns", "del", name]).status();
         }
     }
+}
+
+/// Ping asks for time stamps, and the kernel switches them on for the first who asks and off after
+/// the last by patching its own code. Under qemu's emulation another processor may stumble over
+/// the half-patched instruction, so somebody asks for them all the time.
+fn steady_time_stamps() {
+    static ASKING: OnceLock<UdpSocket> = OnceLock::new();
+    ASKING.get_or_init(|| {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        syscall::set_option(socket.as_fd(), libc::SOL_SOCKET, libc::SO_TIMESTAMP, 1).unwrap();
+        socket
+    });
 }
 
 pub fn network(side: usize, v6: bool) -> String {
@@ -414,29 +429,55 @@ pub fn carried(gateways: &mut [Gateway; 2]) {
     }
 }
 
-/// Sends numbers through the tunnel; the thread ends when each has arrived once.
-pub fn stream(pair: &Hosts, from: usize, to: usize, count: u32) -> std::thread::JoinHandle<()> {
-    let receiver = pair.inside(to, || UdpSocket::bind((inner(to, false), 7777)).unwrap());
-    receiver
-        .set_read_timeout(Some(Duration::from_secs(5)))
-        .unwrap();
-    let sender = pair.inside(from, || UdpSocket::bind((inner(from, false), 0)).unwrap());
-    let target = (inner(to, false), 7777);
-    std::thread::spawn(move || {
-        let traffic = std::thread::spawn(move || {
-            for number in 0..count {
-                sender.send_to(&number.to_ne_bytes(), target).unwrap();
+/// Numbered packets through the tunnel, one a millisecond, until it is finished.
+pub struct Stream {
+    stop: Arc<AtomicBool>,
+    sender: JoinHandle<u32>,
+    receiver: JoinHandle<BTreeSet<u32>>,
+}
+
+impl Stream {
+    pub fn start(pair: &Hosts, from: usize, to: usize) -> Self {
+        let socket = pair.inside(to, || UdpSocket::bind((inner(to, false), 7777)).unwrap());
+        // Longer than packets are under way.
+        let patience = Some(Duration::from_secs(3));
+        socket.set_read_timeout(patience).unwrap();
+        let sending = pair.inside(from, || UdpSocket::bind((inner(from, false), 0)).unwrap());
+        let target = (inner(to, false), 7777);
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let sender = std::thread::spawn(move || {
+            let mut count = 0u32;
+            while !stopped.load(Ordering::Relaxed) {
+                sending.send_to(&count.to_ne_bytes(), target).unwrap();
+                count += 1;
                 std::thread::sleep(Duration::from_millis(1));
             }
+            count
         });
-        let mut octets = [0; 4];
-        let mut numbers = std::collections::BTreeSet::new();
-        while numbers.len() < count as usize {
-            if let Err(error) = receiver.recv(&mut octets) {
-                panic!("{error} after {} of {count} packets", numbers.len());
+        let receiver = std::thread::spawn(move || {
+            let mut octets = [0; 4];
+            let mut numbers = BTreeSet::new();
+            while socket.recv(&mut octets).is_ok() {
+                let number = u32::from_ne_bytes(octets);
+                assert!(numbers.insert(number), "{number} came twice");
             }
-            assert!(numbers.insert(u32::from_ne_bytes(octets)));
+            numbers
+        });
+        Self {
+            stop,
+            sender,
+            receiver,
         }
-        traffic.join().unwrap();
-    })
+    }
+
+    /// Stops it; every packet has arrived, and arrived once.
+    pub fn finish(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let sent = self.sender.join().unwrap();
+        let arrived = self.receiver.join().unwrap();
+        let lost: Vec<u32> = (0..sent).filter(|n| !arrived.contains(n)).collect();
+        assert!(lost.is_empty(), "{} of {sent} lost: {lost:?}", lost.len());
+        assert!(sent > 100, "only {sent} packets were sent");
+    }
 }

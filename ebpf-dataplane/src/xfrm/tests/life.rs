@@ -335,7 +335,6 @@ fn netns_a_pair_moves_with_its_sequence_numbers() {
         );
         assert_eq!(now.inbound.drops, [0; DropReason::COUNT]);
     }
-    carried(&mut gateways);
 }
 
 #[test]

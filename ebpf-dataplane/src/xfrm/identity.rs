@@ -10,7 +10,6 @@ use netlink_packet_route::link::{
 };
 
 use super::socket::Requests;
-use super::state::Common;
 use super::{NAME, policy, state};
 use crate::backend::BackendError;
 use crate::engine::Interface;
@@ -142,11 +141,7 @@ pub fn remove_link(netlink: &mut Netlink, interface: &Interface) -> Result<(), N
 }
 
 /// Removes every state and policy of an identity. States that wait for their keys go as well.
-pub fn sweep(
-    requests: &mut Requests,
-    identity: Identity,
-    common: &Common,
-) -> Result<usize, NetlinkError> {
+pub fn sweep(requests: &mut Requests, identity: Identity) -> Result<usize, NetlinkError> {
     let mut removed = 0;
     for known in policy::list(requests)? {
         if identity.owns_policy(&known) {
@@ -156,11 +151,7 @@ pub fn sweep(
     }
     for known in state::list(requests)? {
         if identity.owns_state(&known) {
-            if known.id.spi == 0 {
-                state::remove_larval(requests, &known)?;
-            } else {
-                state::remove(requests, &known.id, common)?;
-            }
+            state::remove_known(requests, &known)?;
             removed += 1;
         }
     }
@@ -173,7 +164,6 @@ pub fn establish(
     netlink: &mut Netlink,
     requests: &mut Requests,
     name: &str,
-    common: &Common,
 ) -> Result<(Identity, Interface), BackendError> {
     let links = xfrm_links(netlink)?;
     let former = links.iter().find(|link| link.interface.name == name);
@@ -188,7 +178,7 @@ pub fn establish(
                 ),
             });
         };
-        let removed = sweep(requests, identity, common)?;
+        let removed = sweep(requests, identity)?;
         remove_link(netlink, &former.interface)?;
         tracing::info!(
             interface = name,

@@ -18,7 +18,7 @@ mod state;
 mod stats;
 mod wire;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -180,8 +180,7 @@ impl XfrmEngine {
             output_mark: config.output_mark,
         };
         let name = &config.interface;
-        let (identity, interface) =
-            identity::establish(&mut netlink, &mut requests, name, &common)?;
+        let (identity, interface) = identity::establish(&mut netlink, &mut requests, name)?;
         let started = (|| {
             sysctl::prepare_tun(name);
             netlink.set_tunnel_up(interface.index, mtu)?;
@@ -320,36 +319,38 @@ impl XfrmEngine {
     }
 
     fn free_reqid(&self) -> Result<u32, BackendError> {
-        let taken: BTreeSet<u32> = self
-            .connections
-            .values()
-            .map(|connection| connection.reqid)
-            .chain(self.pairs.values().map(|pair| pair.reqid))
-            .collect();
-        (1..=u16::MAX)
+        let taken = |reqid: u32| {
+            let pairs = self.pairs.values().map(|pair| pair.reqid);
+            let connections = self.connections.values().map(|connection| connection.reqid);
+            pairs.chain(connections).any(|other| other == reqid)
+        };
+        // From a number on that is likely to be free.
+        let start = self.pairs.len() + self.connections.len();
+        (0..usize::from(u16::MAX))
+            .filter_map(|step| u16::try_from((start + step) % usize::from(u16::MAX) + 1).ok())
             .map(|number| self.identity.reqid(number))
-            .find(|reqid| !taken.contains(reqid))
+            .find(|reqid| !taken(*reqid))
             .ok_or_else(|| {
                 unsupported("more than 65,535 peers; use another engine for some".into())
             })
     }
 
-    /// Tells the event thread whose request ids are whose.
+    /// Tells the event thread whose a request id is.
+    fn register_reqid(&self, reqid: u32, name: &Arc<str>) {
+        let trap = self.connections.get(name).is_some_and(|found| found.trap);
+        let mut registry = self.registry.lock();
+        registry.connections.insert(reqid, (Arc::clone(name), trap));
+    }
+
+    /// After a policy changed.
     fn register_reqids(&self) {
-        let traps = |name: &str| {
-            self.connections
-                .get(name)
-                .is_some_and(|connection| connection.trap)
-        };
-        let own = self
-            .connections
-            .iter()
-            .map(|(name, connection)| (connection.reqid, (Arc::clone(name), connection.trap)));
-        let peers = self.pairs.values().map(|pair| {
-            let name = &pair.sa.connection;
-            (pair.reqid, (Arc::clone(name), traps(name)))
-        });
-        self.registry.lock().connections = own.chain(peers).collect();
+        self.registry.lock().connections.clear();
+        for (name, connection) in &self.connections {
+            self.register_reqid(connection.reqid, name);
+        }
+        for pair in self.pairs.values() {
+            self.register_reqid(pair.reqid, &pair.sa.connection);
+        }
     }
 
     /// Has the kernel take ESP from the ESP-in-UDP sockets, or leave it. Only while there is an SA
@@ -539,7 +540,7 @@ impl Engine for XfrmEngine {
         }
         self.connections.clear();
         // States that wait for keys are not in our tables.
-        if let Err(error) = identity::sweep(&mut self.requests, self.identity, &self.common) {
+        if let Err(error) = identity::sweep(&mut self.requests, self.identity) {
             tracing::warn!(%error, "a state or policy stays behind");
         }
         if let Err(error) = self.encapsulate(false) {

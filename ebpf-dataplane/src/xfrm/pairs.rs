@@ -128,11 +128,13 @@ impl XfrmEngine {
             seen: Default::default(),
         };
         self.pairs.insert(sa.id, pair);
-        self.register(sa);
-        self.register_reqids();
         let installed = self.install_offloaded(sa);
-        if installed.is_err() {
-            self.forget(sa.id);
+        match installed {
+            Ok(()) => {
+                self.register(sa);
+                self.register_reqid(reqid, &sa.connection);
+            }
+            Err(_) => drop(self.forget(sa.id)),
         }
         installed
     }
@@ -218,7 +220,6 @@ impl XfrmEngine {
     fn forget(&mut self, id: ChildSaId) -> Option<Pair> {
         let pair = self.pairs.remove(&id);
         self.registry.lock().forget(id);
-        self.register_reqids();
         self.end_encapsulation();
         pair
     }
@@ -314,7 +315,8 @@ impl XfrmEngine {
     /// Ends taking ESP from the sockets if no pair is in UDP.
     fn end_encapsulation(&mut self) {
         let in_udp = |pair: &Pair| pair.sa.path.encapsulation == Encapsulation::Udp;
-        if !self.pairs.values().any(in_udp)
+        if self.encapsulating
+            && !self.pairs.values().any(in_udp)
             && let Err(error) = self.encapsulate(false)
         {
             tracing::warn!(%error, "the kernel still takes ESP from the ESP-in-UDP sockets");

@@ -299,8 +299,10 @@ pub struct Known {
     pub drops: Drops,
     /// Seconds since 1970 of the last packet.
     pub last_used: Option<u64>,
-    /// The device that does (part of) its work.
+    /// Whether a device does (part of) its work.
     pub offloaded: bool,
+    /// Mark that lookups must bear.
+    pub mark: Option<Mark>,
     /// Sequence numbers and window.
     pub replay: Option<Replay>,
 }
@@ -351,6 +353,9 @@ impl Known {
             offloaded: attributes
                 .read::<Offload>(attribute::OFFLOAD_DEV)
                 .is_some_and(|offload| offload.interface != 0),
+            mark: attributes
+                .read::<MarkValue>(attribute::MARK)
+                .map(|MarkValue { value, mask }| Mark { value, mask }),
             replay,
         })
     }
@@ -415,8 +420,16 @@ pub fn take(requests: &mut Requests, id: &StateId, common: &Common) -> Result<Kn
         })
 }
 
-/// Removes a larval state, which has no SPI to be removed by: it gets one first.
-pub fn remove_larval(requests: &mut Requests, known: &Known) -> Result<(), NetlinkError> {
+/// Removes a state that was listed, whatever its mark. A larval one has no SPI to be removed by: it
+/// gets one first.
+pub fn remove_known(requests: &mut Requests, known: &Known) -> Result<(), NetlinkError> {
+    let common = Common {
+        mark: known.mark,
+        output_mark: None,
+    };
+    if known.id.spi != 0 {
+        return remove(requests, &known.id, &common);
+    }
     let request = SpiInfo {
         info: SaInfo {
             id: Id {
@@ -436,9 +449,10 @@ pub fn remove_larval(requests: &mut Requests, known: &Known) -> Result<(), Netli
         most: u32::MAX,
     };
     let operation = "end a state that waits for its keys";
-    let answers = requests.ask(operation, message::ALLOCSPI, &Body::new(&request))?;
+    let body = mark(Body::new(&request), &common);
+    let answers = requests.ask(operation, message::ALLOCSPI, &body)?;
     match answers.iter().find_map(Known::read) {
-        Some(known) => remove(requests, &known.id, &Common::default()),
+        Some(known) => remove(requests, &known.id, &common),
         None => Ok(()),
     }
 }

@@ -18,3 +18,4 @@ pub mod syscall;
 pub mod umem;
 pub mod userspace;
 pub mod wake;
+pub mod xfrm;

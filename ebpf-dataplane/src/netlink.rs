@@ -36,7 +36,12 @@ pub struct NetlinkError {
 }
 
 impl NetlinkError {
-    fn new(operation: impl Into<String>, kernel_text: Option<String>, source: io::Error) -> Self {
+    /// A failed operation, with the kernel's own sentence where it gave one.
+    pub(crate) fn new(
+        operation: impl Into<String>,
+        kernel_text: Option<String>,
+        source: io::Error,
+    ) -> Self {
         let mut reason = match kernel_text {
             Some(text) => format!("{source} ({text})"),
             None => source.to_string(),
@@ -532,13 +537,13 @@ fn family(address: IpAddr) -> AddressFamily {
 }
 
 /// Length of the netlink message at the start of `buffer`, when it is a sane one.
-fn message_length(buffer: &[u8]) -> Option<usize> {
+pub(crate) fn message_length(buffer: &[u8]) -> Option<usize> {
     let length = u32::from_ne_bytes(buffer.get(..4)?.try_into().ok()?) as usize;
     (length >= 16 && length <= buffer.len()).then_some(length)
 }
 
 /// NLMSGERR_ATTR_MSG of an extended acknowledgement: attributes follow the echoed header.
-fn extended_text(after_code: &[u8]) -> Option<String> {
+pub(crate) fn extended_text(after_code: &[u8]) -> Option<String> {
     const NLMSGERR_ATTR_MSG: u16 = 1;
     let mut attributes = after_code.get(16..)?;
     loop {

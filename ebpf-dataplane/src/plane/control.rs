@@ -181,6 +181,16 @@ impl Control {
     /// What a predecessor left and nobody has claimed goes.
     pub fn settled(&mut self) {
         self.routes.settle(&mut self.parts.netlink);
+        let pairs = self.pairs.values().map(|carried| &carried.pair);
+        let (inbound, outbound): (Vec<u32>, Vec<(IpAddr, u32)>) = pairs
+            .map(|pair| {
+                let [spi_in, spi_out] = pair.spis;
+                (spi_in, (pair.path.remote.ip(), spi_out))
+            })
+            .unzip();
+        if let Err(error) = self.front_end(|front_end| front_end.retain(&inbound, &outbound)) {
+            tracing::warn!(%error, "the front end knows SAs that are gone");
+        }
     }
 
     /// Which engine carries a pair, and why none before it.

@@ -20,6 +20,7 @@ use crate::frontend::FrontEnd;
 use crate::netlink::Netlink;
 use crate::userspace::{self, UserspaceEngine, XskMode, XskStatus};
 use crate::wake::{Suspicion, Wake};
+use crate::xfrm::{self, OffloadMode, XfrmEngine};
 
 pub use control::Pair;
 
@@ -47,20 +48,23 @@ pub enum EngineKind {
     Userspace,
     /// XDP programs.
     Ebpf,
+    /// The kernel's IPsec.
+    Xfrm,
 }
 
 impl EngineKind {
     /// Every engine.
-    pub const ALL: [Self; 2] = [Self::Userspace, Self::Ebpf];
+    pub const ALL: [Self; 3] = [Self::Userspace, Self::Ebpf, Self::Xfrm];
 
     /// The order in which `auto` asks: throughput first, and what the faster one lacks by the next.
-    pub const AUTO: [Self; 2] = [Self::Userspace, Self::Ebpf];
+    pub const AUTO: [Self; 3] = [Self::Userspace, Self::Xfrm, Self::Ebpf];
 
     /// As the configuration and `status` name it.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Userspace => userspace::NAME,
             Self::Ebpf => ebpf::NAME,
+            Self::Xfrm => xfrm::NAME,
         }
     }
 }
@@ -158,6 +162,24 @@ impl Plane {
                     esp: config.esp,
                     front_end: front_end.clone(),
                     wan: config.wan.clone(),
+                    sink: Arc::clone(&config.sink),
+                })
+                .map(|engine| Box::new(engine) as Box<dyn Engine>),
+                EngineKind::Xfrm => XfrmEngine::start(xfrm::Config {
+                    interface: tun,
+                    mtu: Some(mtu),
+                    wan: config.wan.clone(),
+                    // The kernel would take all ESP in UDP, that of the userspace engine as well.
+                    udp: if config.engines.contains(&EngineKind::Userspace) {
+                        Vec::new()
+                    } else {
+                        sockets()?
+                    },
+                    read_ike: false,
+                    ike_ports: vec![500, 4500],
+                    mark: None,
+                    output_mark: None,
+                    offload: OffloadMode::Auto,
                     sink: Arc::clone(&config.sink),
                 })
                 .map(|engine| Box::new(engine) as Box<dyn Engine>),
@@ -271,6 +293,7 @@ fn interface_name(tun: &str, kind: EngineKind, first: bool) -> String {
     let suffix = match kind {
         EngineKind::Userspace => "-user",
         EngineKind::Ebpf => "-ebpf",
+        EngineKind::Xfrm => "-xfrm",
     };
     let stem: String = tun.chars().take(LONGEST_NAME - suffix.len()).collect();
     stem + suffix

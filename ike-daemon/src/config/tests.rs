@@ -190,7 +190,7 @@ flat = 1
     assert_eq!(
         first_lines,
         [
-            "gw.toml:3:10: error: `dataplane.engine` must be \"auto\", \"userspace\", \"ebpf\" or \"xfrm\", found \"userspac\"",
+            "gw.toml:3:10: error: `dataplane.engine` must be \"auto\", \"userspace\", \"ebpf\" or \"xfrm\", or a list of engines in order, found \"userspac\"",
             "gw.toml:4:7: error: `dataplane.wan` must be an interface name or a list of them, found the integer 3",
             "gw.toml:5:7: error: `dataplane.mtu` must be a whole number from 1280 to 9000, found the integer 100",
             "gw.toml:6:13: error: `dataplane.mss_clamp` must be true or false, found the string \"yes\"",
@@ -226,14 +226,24 @@ fn syntax_errors_have_a_place() {
 }
 
 #[test]
-fn engines_that_are_not_there() {
+fn engines_by_name_and_in_order() {
+    let engine = |line: &str| {
+        let config = load_text(&azure_with("engine", line), Some(AZURE_SECRETS));
+        config.unwrap().dataplane.engine
+    };
+    assert_eq!(engine("engine = \"auto\""), EngineChoice::Auto);
     assert_eq!(
-        errors(&azure_with("engine", "engine = \"xfrm\"")),
-        "gw.toml:3:10: error: this engine is not in this version of Espada
-    3 | engine = \"xfrm\"
-      |          ^^^^^^
-    help: use engine = \"auto\" or engine = \"userspace\"
-1 error"
+        engine("engine = \"xfrm\""),
+        EngineChoice::Ordered(vec![EngineKind::Xfrm])
+    );
+    assert_eq!(
+        engine("engine = [\"ebpf\", \"userspace\"]"),
+        EngineChoice::Ordered(vec![EngineKind::Ebpf, EngineKind::Userspace])
+    );
+    let twice = errors(&azure_with("engine", "engine = [\"ebpf\", \"ebpf\"]"));
+    assert!(
+        twice.contains("gw.toml:3:19: error: `dataplane.engine` names ebpf twice"),
+        "{twice}"
     );
 }
 

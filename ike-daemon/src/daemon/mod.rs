@@ -182,6 +182,7 @@ async fn serve<R: Random>(
         gateway.drive(now, |transmit| send(&sockets, transmit));
         if !ready {
             ready = true;
+            gateway.settle();
             let config = gateway.config();
             tracing::info!(connections = config.connections.len(), config = %config.file.display(), "Espada {} is ready", env!("CARGO_PKG_VERSION"));
             instance::notify_ready();

@@ -66,6 +66,11 @@ impl<R: Random> Gateway<R> {
         }
     }
 
+    /// Everything that is configured is installed: what the previous daemon left beyond that goes.
+    pub fn settle(&mut self) {
+        self.plane.backend.settled();
+    }
+
     /// Stores what changed, for a daemon after this one.
     pub(super) fn store(&mut self) {
         while let Some((key, state)) = self.endpoint.poll_saved() {

@@ -2,6 +2,7 @@
 
 mod config;
 mod doctor;
+mod engines;
 mod hostile;
 mod lifecycle;
 mod path;

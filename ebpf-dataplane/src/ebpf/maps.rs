@@ -75,6 +75,12 @@ impl Maps {
             })
     }
 
+    /// Packets to this interface go by way of the kernel.
+    pub(super) fn remove_device(&mut self, index: u32) {
+        // It may not be there; either way it is not used afterwards.
+        let _ = self.devices.remove(index);
+    }
+
     /// To be called before anything is inserted: what was deleted is given to somebody else only
     /// when no program can be reading it any more.
     pub(super) fn settle(&mut self) {

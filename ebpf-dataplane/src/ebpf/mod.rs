@@ -1,14 +1,14 @@
 //! The eBPF engine: ESP wholly in XDP programs (`ebpf/src/esp`), keys in BPF maps, no packet through
 //! userspace. What it carries goes on when this process is killed, and a later one takes it over.
 
-mod device;
 mod entry;
 mod events;
 mod flows;
 mod maps;
 mod syscall;
+mod veth;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use espada_common::abi::esp::{
@@ -23,6 +23,7 @@ use espada_common::shared_window;
 use espada_common::wire::Address;
 
 use crate::backend::{BackendError, EventSink, KeptStates};
+use crate::device::{self, Device};
 use crate::engine::{Engine, Interface, Steering, Way};
 use crate::esp::DfPolicy;
 use crate::esp::sad::{Geometry, check_path};
@@ -31,10 +32,10 @@ use crate::frontend::policy::{compile, is_whole, pairs_of};
 use crate::netlink::Netlink;
 use crate::plane::{Pair, SharedFrontEnd, lock_front_end};
 
-use device::Device;
 use events::{EventReader, Names};
 use flows::{Flows, Selectors};
 use maps::Maps;
+use veth::Veth;
 
 /// Name of this engine.
 pub const NAME: &str = "ebpf";
@@ -69,7 +70,9 @@ struct Known {
 
 /// The engine. Dropping it leaves everything in place unless it was shut down.
 pub struct EbpfEngine {
-    device: Device,
+    device: Veth,
+    /// Drivers of the WAN interfaces.
+    drivers: BTreeMap<u32, String>,
     /// Of the namespace the engine was started in.
     netlink: Netlink,
     front_end: SharedFrontEnd,
@@ -125,7 +128,7 @@ impl EbpfEngine {
             }
         }
         let mut netlink = Netlink::open()?;
-        let device = Device::open(&mut netlink, &config.tun, config.mtu)?;
+        let device = Veth::open(&mut netlink, &config.tun, config.mtu)?;
         let mut maps = Maps::take(locked.object()).map_err(map_error)?;
         let mut flags = 0;
         if config.esp.clamp_mss {
@@ -143,9 +146,13 @@ impl EbpfEngine {
         })
         .map_err(map_error)?;
         maps.add_device(device.port.index).map_err(map_error)?;
+        let mut drivers = BTreeMap::new();
         for interface in &config.wan {
             let index = netlink.link(interface)?.index;
-            maps.add_device(index).map_err(map_error)?;
+            let about = Device::look(interface).ok();
+            if let Some(driver) = about.and_then(|about| about.driver) {
+                drivers.insert(index, driver);
+            }
         }
         locked
             .attach_engine(&device.port.name, &mut maps.programs)
@@ -164,6 +171,7 @@ impl EbpfEngine {
         let events = EventReader::start(ring, Arc::clone(&names), config.sink)?;
         let mut this = Self {
             device,
+            drivers,
             netlink,
             front_end,
             maps,
@@ -360,6 +368,31 @@ impl EbpfEngine {
         Ok(())
     }
 
+    /// Whether frames go straight to an interface's driver, looked up anew: a veth takes them only
+    /// while its other end has an XDP program or GRO.
+    fn settle_device(&mut self, index: u32) {
+        if self.takes_frames(index) {
+            if let Err(error) = self.maps.add_device(index) {
+                tracing::warn!(%error, "packets take the longer way through the kernel");
+            }
+        } else {
+            self.maps.remove_device(index);
+        }
+    }
+
+    /// Whether a driver transmits frames of XDP programs. One that does not drops them without a word.
+    fn takes_frames(&self, index: u32) -> bool {
+        match device::xdp_support(index) {
+            Ok(Some(support)) => support.transmit,
+            // Linux before 6.3 does not say. Drivers with native XDP transmit as well, but for a veth
+            // it depends on the other end.
+            Ok(None) | Err(_) => {
+                let driver = self.drivers.get(&index);
+                driver.is_some_and(|driver| driver != "veth")
+            }
+        }
+    }
+
     /// Gives a pair the way that was announced for it.
     fn set_way(&mut self, pair: &mut PairEntry, esn: bool) {
         let way = self.announced.take();
@@ -491,6 +524,10 @@ impl Engine for EbpfEngine {
     }
 
     fn set_ways(&mut self, ways: &BTreeMap<ChildSaId, Way>) {
+        let links: BTreeSet<u32> = ways.values().map(|way| way.interface).collect();
+        for link in links {
+            self.settle_device(link);
+        }
         for (id, way) in ways {
             let Some(known) = self.pairs.get(id) else {
                 continue;

@@ -15,7 +15,7 @@ use crate::netlink::{Netlink, NetlinkError};
 use crate::plane::sysctl;
 
 /// Both ends.
-pub struct Device {
+pub struct Veth {
     /// The one with the routes.
     pub interface: Interface,
     /// The hidden one.
@@ -30,7 +30,7 @@ fn port_name(tun: &str) -> String {
     format!("x{stem}")
 }
 
-impl Device {
+impl Veth {
     /// Makes the pair, or takes up one that an earlier process left.
     pub fn open(netlink: &mut Netlink, tun: &str, mtu: u32) -> Result<Self, BackendError> {
         let port = port_name(tun);

@@ -42,9 +42,8 @@ pub struct Probe {
     pub interface: Answer,
     /// Suites by name, with any key length of the cipher.
     pub suites: Vec<(EspSuite, Answer)>,
-    /// Whether SAs may belong to one processor (XFRMA_SA_PCPU, from Linux 6.13 or a late
-    /// 6.12 on). The engine does not
-    /// use it: such SAs come in sets that IKE has to negotiate (RFC 9611).
+    /// Whether SAs may belong to one processor (XFRMA_SA_PCPU, from Linux 6.13 or a late 6.12 on).
+    /// The engine does not use it: such SAs come in sets that IKE has to negotiate (RFC 9611).
     pub per_cpu: bool,
 }
 

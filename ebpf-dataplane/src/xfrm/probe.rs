@@ -42,8 +42,8 @@ pub struct Probe {
     pub interface: Answer,
     /// Suites by name, with any key length of the cipher.
     pub suites: Vec<(EspSuite, Answer)>,
-    /// Whether SAs may belong to one processor (Linux 6.13, XFRMA_SA_PCPU). The engine does not
-    /// use it: such SAs come in sets that IKE has to negotiate (RFC 9611).
+    /// Whether SAs may belong to one processor (XFRMA_SA_PCPU, from Linux 6.13 or a late 6.12 on).
+    /// The engine does not use it: such SAs come in sets that IKE has to negotiate (RFC 9611).
     pub per_cpu: bool,
 }
 
@@ -219,7 +219,8 @@ fn sample(suite: &EspSuite, v6: bool) -> Result<ChildSa, getrandom::Error> {
     })
 }
 
-/// A kernel that knows the attribute refuses a processor it cannot have; others ignore it.
+/// A kernel that knows the attribute refuses a processor that cannot be, or the attribute without
+/// others that belong to it; a kernel that does not know it takes the state.
 fn per_cpu(requests: &mut Requests, suites: &[(EspSuite, Answer)]) -> bool {
     const NO_PROCESSOR: u32 = u32::MAX - 1;
     let working = suites.iter().find(|(_, answer)| answer.is_ok());
@@ -233,7 +234,7 @@ fn per_cpu(requests: &mut Requests, suites: &[(EspSuite, Answer)]) -> bool {
             v6,
             Some((attribute::SA_PCPU, NO_PROCESSOR)),
         );
-        matches!(tried, Err(Some(error)) if error.errno() == libc::ERANGE)
+        matches!(tried, Err(Some(error)) if matches!(error.errno(), libc::ERANGE | libc::EINVAL))
     })
 }
 

@@ -6,6 +6,8 @@ mod events;
 mod flows;
 mod maps;
 mod syscall;
+#[cfg(test)]
+mod tests;
 mod veth;
 
 use std::collections::{BTreeMap, BTreeSet};

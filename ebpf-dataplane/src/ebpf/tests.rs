@@ -327,11 +327,9 @@ fn bpf_what_an_sa_must_not_carry_is_dropped_with_its_reason() {
     // A congestion mark on a packet whose transport does not know them (RFC 6040).
     let mut sender = Bench::new(test, &net::mirror(&sa)).unwrap();
     packet = net::packet("10.1.0.1", "10.0.0.1", 17, &[0; 60]);
-    let mut marked = Vec::new();
-    for number in 0..3 {
-        marked = sender.seal(&packet);
-        assert!(number < 3 && !marked.is_empty());
-    }
+    // Behind the numbers that the SA has seen.
+    let _ = sender.seal(&packet);
+    let mut marked = sender.seal(&packet);
     marked[1] |= 3;
     assert_eq!(bench.open(&marked), None);
     assert_eq!(bench.dropped_in(DropReason::EcnCongestion), 1);

@@ -11,7 +11,7 @@ pub mod sad;
 pub mod spd;
 pub mod stats;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use espada_common::sa::{ChildSaId, EspSuite, Event};
 

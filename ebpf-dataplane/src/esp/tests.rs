@@ -2,6 +2,6 @@
 
 mod decap;
 mod encap;
-mod net;
+pub(crate) mod net;
 mod rekey;
 mod roundtrip;

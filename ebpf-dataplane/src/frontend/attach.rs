@@ -384,7 +384,7 @@ fn attach_clsact(
 }
 
 /// A program of the object, loaded into the kernel if it is not yet.
-pub(super) fn loaded<'a, P>(
+pub(crate) fn loaded<'a, P>(
     ebpf: &'a mut Ebpf,
     name: &str,
     load: impl FnOnce(&mut P) -> Result<(), ProgramError>,

@@ -80,13 +80,38 @@ impl Carried {
     }
 }
 
+/// An engine that is not there.
+#[derive(Clone, Debug)]
+pub struct Absent {
+    /// How many engines are asked before it would be.
+    before: usize,
+    pub name: &'static str,
+    pub reason: String,
+}
+
+impl Absent {
+    pub fn new(before: usize, kind: super::EngineKind, reason: String) -> Self {
+        Self {
+            before,
+            name: kind.name(),
+            reason,
+        }
+    }
+}
+
+impl std::fmt::Display for Absent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.name, self.reason)
+    }
+}
+
 /// What the control side is made of.
 pub struct Parts {
     pub netlink: Netlink,
     /// Engines, in the order in which they are asked.
     pub engines: Vec<Box<dyn Engine>>,
-    /// Engines that are not there, with the reason.
-    pub absent: Vec<(&'static str, String)>,
+    /// Engines that are not there.
+    pub absent: Vec<Absent>,
     pub front_end: Option<SharedFrontEnd>,
     /// Names of the WAN interfaces.
     pub wan: Vec<String>,
@@ -280,18 +305,20 @@ impl Control {
 
     /// The first engine that can carry a pair, and what those before it said.
     fn choose(&self, sa: &ChildSa) -> Result<(usize, Vec<String>), BackendError> {
-        let mut passed_over: Vec<String> = self
-            .parts
-            .absent
-            .iter()
-            .map(|(name, reason)| format!("{name}: {reason}"))
-            .collect();
+        let mut passed_over = Vec::new();
+        let absent_at = |place: usize| {
+            let absent = self.parts.absent.iter();
+            absent.filter(move |absent| absent.before == place)
+        };
         for (place, engine) in self.parts.engines.iter().enumerate() {
+            passed_over.extend(absent_at(place).map(Absent::to_string));
             match engine.supports(sa) {
                 Ok(()) => return Ok((place, passed_over)),
                 Err(reason) => passed_over.push(format!("{}: {reason}", engine.name())),
             }
         }
+        let last = self.parts.engines.len();
+        passed_over.extend(absent_at(last).map(Absent::to_string));
         Err(BackendError::NoEngine(passed_over.join("; ")))
     }
 

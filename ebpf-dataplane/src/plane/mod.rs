@@ -24,7 +24,7 @@ use crate::xfrm::{self, OffloadMode, XfrmEngine};
 
 pub use control::Pair;
 
-use control::{Control, Parts, Watcher};
+use control::{Absent, Control, Parts, Watcher};
 use nat::NatReader;
 
 /// Smallest MTU a plaintext interface gets: IPv6 needs it (RFC 8200 section 5).
@@ -56,7 +56,7 @@ impl EngineKind {
     /// Every engine.
     pub const ALL: [Self; 3] = [Self::Userspace, Self::Ebpf, Self::Xfrm];
 
-    /// The order in which `auto` asks: throughput first, and what the faster one lacks by the next.
+    /// The order in which `auto` asks: bulk throughput first, then what carries the most.
     pub const AUTO: [Self; 3] = [Self::Userspace, Self::Xfrm, Self::Ebpf];
 
     /// As the configuration and `status` name it.
@@ -74,6 +74,8 @@ pub struct Config {
     /// Engines, in the order in which they are asked to carry a pair. One that cannot work here is
     /// left out, unless it is the only one.
     pub engines: Vec<EngineKind>,
+    /// Engines that are not asked, each with the reason, for `status`.
+    pub left_out: Vec<(EngineKind, String)>,
     /// Name of the first engine's plaintext interface, at most 15 characters; others append theirs.
     pub tun: String,
     /// MTU of the plaintext interfaces; by default the smallest of the WAN interfaces'. What fits an
@@ -137,6 +139,9 @@ impl Plane {
         };
         let mut engines: Vec<Box<dyn Engine>> = Vec::new();
         let (mut absent, mut xsk) = (Vec::new(), None);
+        for (kind, reason) in &config.left_out {
+            absent.push(Absent::new(engines.len(), *kind, reason.clone()));
+        }
         for kind in &config.engines {
             let tun = interface_name(&config.tun, *kind, engines.is_empty());
             let started: Result<Box<dyn Engine>, BackendError> = match kind {
@@ -189,15 +194,12 @@ impl Plane {
                 Err(error) if config.engines.len() == 1 => return Err(error),
                 Err(error) => {
                     tracing::info!(engine = kind.name(), %error, "an engine is left out");
-                    absent.push((kind.name(), error.to_string()));
+                    absent.push(Absent::new(engines.len(), *kind, error.to_string()));
                 }
             }
         }
         if engines.is_empty() {
-            let reasons: Vec<String> = absent
-                .iter()
-                .map(|(name, reason)| format!("{name}: {reason}"))
-                .collect();
+            let reasons: Vec<String> = absent.iter().map(Absent::to_string).collect();
             return Err(BackendError::NoEngine(reasons.join("; ")));
         }
         // The userspace engine finds IKE among the ESP it reads.
@@ -214,10 +216,10 @@ impl Plane {
             interface: Some(engine.interface().name.clone()),
             reason: None,
         });
-        let left_out = absent.iter().map(|(name, reason)| EngineStatus {
-            name,
+        let left_out = absent.iter().map(|absent| EngineStatus {
+            name: absent.name,
             interface: None,
-            reason: Some(reason.clone()),
+            reason: Some(absent.reason.clone()),
         });
         let status: Vec<EngineStatus> = running.chain(left_out).collect();
         let control = Control::new(Parts {

@@ -4,6 +4,7 @@ use std::net::UdpSocket;
 use std::path::Path;
 
 use anyhow::Context as _;
+use espada_common::sa::{Cipher, EspSuite, Mode};
 use espada_dataplane::backend::EventSink;
 use espada_dataplane::esp;
 use espada_dataplane::frontend::FrontEnd;
@@ -12,7 +13,7 @@ use espada_dataplane::userspace;
 
 use super::plane::{Observer, Plane, Unobserved};
 use super::wan::{self, Watched};
-use crate::config::{EngineChoice, GatewayConfig, XskMode};
+use crate::config::{Connection, EngineChoice, GatewayConfig, XskMode};
 use crate::status::{Engine, Xsk};
 
 /// What has to be done while the daemon still has all its privileges: pinning the front end's
@@ -37,8 +38,10 @@ pub fn start(
     sink: EventSink,
 ) -> anyhow::Result<Plane> {
     let settings = &config.dataplane;
+    let (engines, left_out) = plan(config);
     let running = plane::Plane::start(plane::Config {
-        engines: engines(&settings.engine),
+        engines,
+        left_out,
         tun: settings.tun.clone(),
         mtu: settings.mtu,
         wan: prepared.wan,
@@ -84,19 +87,63 @@ pub fn start(
     })
 }
 
-/// The order in which engines are asked to carry an SA.
-fn engines(choice: &EngineChoice) -> Vec<EngineKind> {
-    match choice {
-        EngineChoice::Auto => EngineKind::AUTO.to_vec(),
-        EngineChoice::Ordered(engines) => engines.clone(),
+/// The order in which engines are asked to carry an SA, and those that are not asked, with the reason.
+/// `auto` starts an engine only for what those before it lack: each has an interface, which nobody
+/// should have to wonder about.
+fn plan(config: &GatewayConfig) -> (Vec<EngineKind>, Vec<(EngineKind, String)>) {
+    if let EngineChoice::Ordered(engines) = &config.dataplane.engine {
+        return (engines.clone(), Vec::new());
     }
+    let (mut engines, mut left_out) = (Vec::new(), Vec::new());
+    for engine in EngineKind::AUTO {
+        let superfluous = match engine {
+            EngineKind::Userspace => None,
+            EngineKind::Xfrm if !has_tun() || config.connections.iter().any(needs_xfrm) => None,
+            EngineKind::Xfrm => Some(
+                "the userspace engine carries everything that is configured; engine = \"xfrm\" asks for the kernel's",
+            ),
+            EngineKind::Ebpf if !has_tun() => None,
+            EngineKind::Ebpf => Some(
+                "the userspace engine carries everything that it does, bulk traffic faster; engine = \"ebpf\" asks \
+                 for lower latency and for tunnels that outlive the daemon",
+            ),
+        };
+        match superfluous {
+            None => engines.push(engine),
+            Some(reason) => left_out.push((engine, reason.to_owned())),
+        }
+    }
+    (engines, left_out)
+}
+
+/// Whether the userspace engine can have its interface.
+fn has_tun() -> bool {
+    Path::new("/dev/net/tun").exists()
+}
+
+/// Whether a connection asks for something that only the kernel's IPsec carries.
+fn needs_xfrm(connection: &Connection) -> bool {
+    let settings = connection.settings();
+    let lacking = |cipher: &Cipher| {
+        let suite = EspSuite {
+            cipher: *cipher,
+            integrity: None,
+            esn: false,
+        };
+        cipher.is_aead() && !esp::crypto::supports(&suite)
+    };
+    settings.mode == Mode::Transport
+        || settings
+            .esp
+            .iter()
+            .any(|proposal| proposal.ciphers.iter().any(lacking))
 }
 
 /// Whether the eBPF engine is asked for by name, or may be used.
 pub fn wants_ebpf(choice: &EngineChoice) -> Wanted {
     match choice {
         EngineChoice::Ordered(engines) if engines.contains(&EngineKind::Ebpf) => Wanted::Asked,
-        EngineChoice::Auto if EngineKind::AUTO.contains(&EngineKind::Ebpf) => Wanted::Possible,
+        EngineChoice::Auto if !has_tun() => Wanted::Possible,
         _ => Wanted::No,
     }
 }

@@ -4,7 +4,7 @@ use std::io;
 
 use espada_dataplane::device;
 use espada_dataplane::features::Presence;
-use espada_dataplane::nl;
+use espada_dataplane::{nl, xfrm};
 use serde::Serialize;
 
 use super::fact::{Answer, Fact};
@@ -44,7 +44,7 @@ impl Ipsec {
                 _ => Fact::unknown(error.to_string()),
             },
         };
-        Self {
+        let looked = Self {
             xfrm,
             esp4: symbols.has("esp_init_state", "esp4", "CONFIG_INET_ESP"),
             esp6: symbols.has("esp6_init_state", "esp6", "CONFIG_INET6_ESP"),
@@ -57,7 +57,23 @@ impl Ipsec {
             ),
             states: states.ok(),
             policies: policies().ok(),
+        };
+        looked.tried()
+    }
+
+    /// What the engine itself finds out by trying, where this user may try.
+    fn tried(mut self) -> Self {
+        let probe = xfrm::probe();
+        if probe.netlink.is_ok() {
+            let fact = |answer: &xfrm::Answer| match answer {
+                Ok(()) => Fact::plain(Answer::Yes),
+                Err(reason) => Fact::no(reason.clone()),
+            };
+            self.esp4 = fact(&probe.esp4);
+            self.esp6 = fact(&probe.esp6);
+            self.interface = fact(&probe.interface);
         }
+        self
     }
 
     /// Whether the xfrm engine can work: yes, no with the reason, or not known.

@@ -1,6 +1,7 @@
 //! What all that was found means for each engine, and what to change.
 
 use espada_dataplane::features::{self, EBPF_ENGINE, FRONT_END};
+use espada_dataplane::plane::EngineKind;
 use serde::Serialize;
 
 use super::bpf::Bpf;
@@ -31,9 +32,6 @@ pub struct Advice {
     /// What was found, what it means, and what to do.
     pub text: String,
 }
-
-/// In the order in which `engine = "auto"` takes them for what they all carry.
-const ORDER: [&str; 3] = ["userspace", "ebpf", "xfrm"];
 
 impl Engine {
     fn new(name: &'static str) -> Self {
@@ -93,11 +91,14 @@ pub fn engines(
 
 /// The engine that `auto` takes first.
 pub fn auto(engines: &[Engine]) -> Option<&'static str> {
-    ORDER.into_iter().find(|name| {
-        engines
-            .iter()
-            .any(|engine| engine.name == *name && engine.usable == Answer::Yes)
-    })
+    EngineKind::AUTO
+        .map(EngineKind::name)
+        .into_iter()
+        .find(|name| {
+            engines
+                .iter()
+                .any(|engine| engine.name == *name && engine.usable == Answer::Yes)
+        })
 }
 
 fn userspace(host: &Host, bpf: &Bpf, interfaces: &[Interface], network: &Network) -> Engine {

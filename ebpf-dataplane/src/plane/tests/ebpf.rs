@@ -20,6 +20,7 @@ fn start_ebpf(pair: &Pair, side: usize, sink: EventSink) -> Result<Plane, Backen
         .unwrap();
         Plane::start(Config {
             engines: vec![EngineKind::Ebpf],
+            left_out: Vec::new(),
             tun: "espada0".into(),
             mtu: None,
             wan: vec!["wan0".into()],

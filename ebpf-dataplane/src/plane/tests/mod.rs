@@ -157,6 +157,7 @@ fn start_behind(pair: &Pair, side: usize, sink: EventSink, mode: Option<ModeChoi
         });
         Plane::start(Config {
             engines: vec![EngineKind::Userspace],
+            left_out: Vec::new(),
             tun: "espada0".into(),
             mtu: None,
             wan: vec!["wan0".into()],

@@ -284,6 +284,7 @@ pub fn start_plane(pair: &Hosts, side: usize, kind: EngineKind) -> Plane {
         });
         Plane::start(plane::Config {
             engines: vec![kind],
+            left_out: Vec::new(),
             tun: "espada0".into(),
             mtu: None,
             wan: vec!["wan0".into()],

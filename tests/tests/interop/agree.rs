@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use espada_tests::capture;
+use espada_tests::peer::Peer as _;
 use espada_tests::scenario::{child, count, ensure_nothing_clear, verify_v4};
 use espada_tests::topology::{self, Wan};
 use espada_tests::{skip_unless_possible, strongswan, traffic};

@@ -87,12 +87,21 @@ pub fn have(program: &str) -> bool {
         .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).exists()))
 }
 
-/// Calls `poll` until it gives a value; after `limit` the error says what was waited for.
+/// Set in the virtual machines of `cargo xtask vm`, whose software emulation is several times
+/// slower than the machine it runs on.
+const SLOW_MACHINE: &str = "ESPADA_VM";
+
+/// Calls `poll` until it gives a value; after `limit` (longer in a virtual machine) the error says
+/// what was waited for.
 pub fn wait_for<T>(
     what: &str,
     limit: Duration,
     mut poll: impl FnMut() -> Result<Option<T>>,
 ) -> Result<T> {
+    let limit = match std::env::var_os(SLOW_MACHINE) {
+        Some(_) => limit * 4,
+        None => limit,
+    };
     let deadline = Instant::now() + limit;
     let mut pause = Duration::from_millis(5);
     loop {

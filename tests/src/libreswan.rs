@@ -1,6 +1,5 @@
 //! libreswan as the peer: pluto in the peers' folder, with the kernel's own ESP.
 
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -10,10 +9,10 @@ use crate::netns::Netns;
 use crate::peer::{Connection, Peer};
 use crate::peer_root;
 use crate::process::{Process, WorkDir};
+use crate::topology::addr;
 
 const PLUTO: &str = "/usr/libexec/ipsec/pluto";
 const WHACK: &str = "/usr/libexec/ipsec/whack";
-const ADDCONN: &str = "/usr/libexec/ipsec/addconn";
 
 /// A running pluto.
 #[derive(Debug)]
@@ -29,6 +28,8 @@ pub fn missing() -> Option<String> {
 impl Libreswan {
     /// Starts pluto in a gateway's namespace with one connection loaded.
     pub fn start(netns: &Netns, work: &WorkDir, connection: &Connection<'_>) -> Result<Self> {
+        // It sets no route: a gateway's default route leads to the peer, which here is this one.
+        netns.route(connection.remote_ts, addr::WAN_A)?;
         let files = work.file(&format!("libreswan-{}", netns.name()));
         std::fs::create_dir(&files)?;
         std::fs::create_dir(files.join("nss"))?;
@@ -55,26 +56,21 @@ impl Libreswan {
             false,
         )?;
         let mut this = Self { pluto };
-        let socket = format!("/proc/{}/root/run/pluto/pluto.ctl", this.pluto.pid());
-        cmd::wait_for("pluto's control socket", Duration::from_secs(20), || {
+        cmd::wait_for("libreswan's connection", Duration::from_secs(30), || {
             this.pluto.must_run()?;
-            Ok(Path::new(&socket).exists().then_some(()))
+            // What pluto says when `addconn`, which it starts itself, has given it the file.
+            let log = this.log();
+            Ok(log.contains("addconn: \"net\": added").then_some(()))
         })
         .with_context(|| this.log())?;
-        this.run(&[WHACK, "--listen"])?;
-        this.run(&[ADDCONN, "--config", &path("ipsec.conf"), "net"])
-            .with_context(|| this.log())?;
         Ok(this)
-    }
-
-    fn run(&self, program: &[&str]) -> Result<String> {
-        let argv = peer_root::beside(self.pluto.pid(), program);
-        cmd::run(&argv.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
     /// Runs `whack`; failure carries its output.
     pub fn whack(&self, arguments: &[&str]) -> Result<String> {
-        self.run(&[&[WHACK], arguments].concat())
+        let program = [&[WHACK], arguments].concat();
+        let argv = peer_root::beside(self.pluto.pid(), &program);
+        cmd::run(&argv.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
     /// Replaces the child SA.
@@ -121,6 +117,7 @@ conn net
     right={}
     rightid=@{}
     rightsubnet={}
+    leftupdown=/usr/libexec/ipsec/_updown.xfrm
     ike={}
     esp={}
 ",

@@ -11,6 +11,7 @@ use crate::netns::Netns;
 use crate::peer::{Connection, Peer};
 use crate::peer_root;
 use crate::process::{Process, WorkDir};
+use crate::topology::addr;
 
 const IKED: &str = "/usr/sbin/iked";
 const IKECTL: &str = "/usr/sbin/ikectl";
@@ -31,6 +32,8 @@ pub fn missing() -> Option<String> {
 impl OpenIked {
     /// Starts iked in a gateway's namespace with one connection, for which it waits.
     pub fn start(netns: &Netns, work: &WorkDir, connection: &Connection<'_>) -> Result<Self> {
+        // It sets no route: a gateway's default route leads to the peer, which here is this one.
+        netns.route(connection.remote_ts, addr::WAN_A)?;
         let files = work.file(&format!("openiked-{}", netns.name()));
         std::fs::create_dir(&files)?;
         let [passive, active] = ["passive", "active"].map(|mode| {

@@ -104,7 +104,8 @@ impl StrongSwan {
         cmd::wait_for("charon's control socket", Duration::from_secs(10), || {
             this.charon.must_run()?;
             Ok(Path::new(&socket).exists().then_some(()))
-        })?;
+        })
+        .with_context(|| this.log())?;
         this.swanctl(&["--load-all", "--noprompt"])?;
         Ok(this)
     }

@@ -3,7 +3,7 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -16,8 +16,17 @@ use crate::process::{self, say};
 const SUITE: &str = "trixie";
 
 /// What is unpacked, in groups that can be installed together: libreswan and strongSwan exclude
-/// each other as packages, while the files that matter lie beside each other.
+/// each other as packages. Their files lie beside each other, but for the script `ipsec`, which
+/// must be libreswan's: what comes later counts.
 const PACKAGES: [&[&str]; 2] = [
+    &[
+        "openiked",
+        "openssl",
+        "libcharon-extra-plugins",
+        "libstrongswan-standard-plugins",
+        "strongswan-charon",
+        "strongswan-swanctl",
+    ],
     // The first five make a root in which shell scripts run.
     &[
         "base-files",
@@ -27,21 +36,20 @@ const PACKAGES: [&[&str]; 2] = [
         "sed",
         "libreswan",
     ],
-    &[
-        "openiked",
-        "libcharon-extra-plugins",
-        "libstrongswan-standard-plugins",
-        "strongswan-charon",
-        "strongswan-swanctl",
-    ],
 ];
 
-/// Accounts that Debian's maintainer scripts would make; no script is run.
+/// What Debian's maintainer scripts would make; no script is run.
 const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh
 _iked:x:101:101:OpenIKED:/var/lib/openiked:/usr/sbin/nologin
 nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin
 ";
 const GROUP: &str = "root:x:0:\n_iked:x:101:\nnogroup:x:65534:\n";
+
+const HOSTS: &str = "127.0.0.1 localhost\n::1 localhost\n";
+
+/// The key that iked wants to have, whether it uses it or not.
+const IKED_KEY: &str = "openssl ecparam -genkey -name prime256v1 -noout -out /etc/iked/private/local.key && \
+     openssl ec -in /etc/iked/private/local.key -pubout -out /etc/iked/local.pub";
 
 /// What nobody reads here.
 const UNUSED: [&str; 4] = [
@@ -121,7 +129,7 @@ pub fn check(root: &Path) -> Result<String> {
 }
 
 fn recipe() -> String {
-    format!("{PACKAGES:?}\n{PASSWD}{GROUP}{UNUSED:?}\n")
+    format!("{PACKAGES:?}\n{PASSWD}{GROUP}{HOSTS}{IKED_KEY}{UNUSED:?}\n")
 }
 
 fn make(place: &Path) -> Result<String> {
@@ -159,17 +167,18 @@ fn fill(archive: &Archive, root: &Path) -> Result<()> {
     let write = |name: &str, text: &str| {
         fs::write(root.join(name), text).with_context(|| format!("cannot write {name}"))
     };
+    let run = root.join("var/run");
+    fs::remove_dir(&run)
+        .and_then(|()| symlink("/run", &run))
+        .context("cannot make /var/run a link to /run")?;
     write("etc/passwd", PASSWD)?;
     write("etc/group", GROUP)?;
-    write(RECIPE, &recipe())?;
-    // A link that dash's maintainer script makes.
-    let sh = root.join("usr/bin/sh");
-    if !sh.exists() {
-        symlink("dash", &sh).context("cannot make /usr/bin/sh")?;
-    }
-    // Where iked's unprivileged processes live.
-    let home = root.join("var/lib/openiked");
-    fs::create_dir_all(&home)?;
-    fs::set_permissions(&home, fs::Permissions::from_mode(0o755))?;
-    Ok(())
+    write("etc/hosts", HOSTS)?;
+    write("etc/resolv.conf", "")?;
+    process::output(
+        Command::new("chroot")
+            .arg(root)
+            .args(["/bin/sh", "-c", IKED_KEY]),
+    )?;
+    write(RECIPE, &recipe())
 }

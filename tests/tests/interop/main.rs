@@ -2,6 +2,7 @@
 
 mod agree;
 mod kernel;
+mod pairs;
 mod refuse;
 
 use anyhow::Result;

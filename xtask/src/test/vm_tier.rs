@@ -1,6 +1,7 @@
-//! The tier that needs other kernels: the eBPF programs under each kernel's verifier, and
-//! strongSwan with the kernel's own ESP as the peer.
+//! The tier that needs other kernels: the eBPF programs under each kernel's verifier, and peers
+//! with the kernel's own ESP.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -17,18 +18,28 @@ use crate::vm::{self, Kernel};
 /// Software emulation is slow; a run that takes longer than this hangs.
 const TIMEOUT: Duration = Duration::from_secs(600);
 
-/// What runs under each kernel, as filters of the test runner. The oldest kernel gets every case
-/// of kernel ESP, the others one per kind: they differ in the verifier more than in ESP.
-fn selection(kernel: &str) -> (&'static str, &'static str) {
+/// Interop cases under each kernel, as filters of the test runner. The oldest kernel gets every
+/// case of kernel ESP, the others one per peer and engine: they differ in the verifier more than
+/// in ESP.
+fn interop_selection(kernel: &str) -> &'static [&'static str] {
     if kernel == "6.1" {
-        ("frontend::tests", "kernel::")
+        &["kernel::", "pairs::"]
     } else {
-        ("frontend::tests", "kernel::kernel_aes_gcm")
+        &[
+            "::native_gcm::userspace",
+            "::native_gcm::xfrm",
+            // What the eBPF engine has, and what OpenIKED has.
+            "::native_chacha20::ebpf",
+            "openiked::native_cbc::",
+            "pairs::chacha20::ebpf_ebpf",
+            "pairs::chacha20::xfrm_userspace",
+        ]
     }
 }
 
 /// Runs the tier under every kernel. What cannot run is in the outcome as skipped, with why.
-pub fn run(espada: &Path) -> Result<Vec<Outcome>> {
+/// `peers` is what the tests are told of the peers' folder.
+pub fn run(espada: &Path, peers: Option<&(&'static str, OsString)>) -> Result<Vec<Outcome>> {
     let programs = TestPrograms::build()?;
     Ok(vm::names()
         .map(|name| {
@@ -36,7 +47,10 @@ pub fn run(espada: &Path) -> Result<Vec<Outcome>> {
             let started = Instant::now();
             let mut tally = Tally::default();
             let success = match Kernel::fetch(name) {
-                Ok(kernel) => under(&kernel, name, espada, &programs, &mut tally),
+                Ok(kernel) => {
+                    let command = command(name, espada, peers, &programs);
+                    under(&kernel, name, &command, &mut tally)
+                }
                 Err(error) => {
                     tally.skips.push(format!("Linux {name}: {error:#}"));
                     true
@@ -44,6 +58,7 @@ pub fn run(espada: &Path) -> Result<Vec<Outcome>> {
             };
             Outcome {
                 title: format!("Linux {name} in a virtual machine"),
+                kernel: name,
                 tally,
                 success,
                 took: started.elapsed(),
@@ -52,23 +67,35 @@ pub fn run(espada: &Path) -> Result<Vec<Outcome>> {
         .collect())
 }
 
-fn under(
-    kernel: &Kernel,
-    name: &str,
+/// The shell command that runs the tests in a virtual machine.
+fn command(
+    kernel: &str,
     espada: &Path,
+    peers: Option<&(&'static str, OsString)>,
     programs: &TestPrograms,
-    tally: &mut Tally,
-) -> bool {
-    let (frontend, esp) = selection(name);
-    let command = format!(
-        "export ESPADA_BIN='{}' NO_COLOR=1 RUST_BACKTRACE=0
-'{}' --color=never --test-threads=1 {frontend}; first=$?
-'{}' --color=never --test-threads=2 {esp}; exit $((first | $?))",
-        espada.display(),
-        programs.dataplane.display(),
-        programs.interop.display(),
-    );
-    let result = kernel.run(&command, TIMEOUT, |line| {
+) -> String {
+    let mut variables = vec![format!("ESPADA_BIN={}", quoted(&espada.to_string_lossy()))];
+    if let Some((name, value)) = peers {
+        variables.push(format!("{name}={}", quoted(&value.to_string_lossy())));
+    }
+    format!(
+        "export NO_COLOR=1 RUST_BACKTRACE=0 {}
+{} --color=never --test-threads=1 frontend::tests; first=$?
+{} --color=never --test-threads=2 {}; exit $((first | $?))",
+        variables.join(" "),
+        quoted(&programs.dataplane.to_string_lossy()),
+        quoted(&programs.interop.to_string_lossy()),
+        interop_selection(kernel).join(" "),
+    )
+}
+
+/// A word for the shell, whatever is in it.
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "'\\''"))
+}
+
+fn under(kernel: &Kernel, name: &str, command: &str, tally: &mut Tally) -> bool {
+    let result = kernel.run(command, TIMEOUT, |line| {
         say(line);
         tally.read(line);
     });

@@ -176,7 +176,7 @@ impl<K: Kind> Pair<K> {
 }
 
 /// Why an engine never carries a suite, if it does not.
-fn lacks(engine: &str, esp: &str) -> Option<String> {
+pub fn lacks(engine: &str, esp: &str) -> Option<String> {
     (engine == "ebpf" && !esp.starts_with("chacha20poly1305"))
         .then(|| "the eBPF engine carries ChaCha20-Poly1305 alone".to_owned())
 }

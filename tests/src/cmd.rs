@@ -87,9 +87,11 @@ pub fn have(program: &str) -> bool {
         .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).exists()))
 }
 
-/// Set in the virtual machines of `cargo xtask vm`, whose software emulation is several times
+/// True in the virtual machines of `cargo xtask vm`, whose software emulation is several times
 /// slower than the machine it runs on.
-const SLOW_MACHINE: &str = "ESPADA_VM";
+pub fn in_virtual_machine() -> bool {
+    std::env::var_os("ESPADA_VM").is_some()
+}
 
 /// Calls `poll` until it gives a value; after `limit` (longer in a virtual machine) the error says
 /// what was waited for.
@@ -98,12 +100,12 @@ pub fn wait_for<T>(
     limit: Duration,
     mut poll: impl FnMut() -> Result<Option<T>>,
 ) -> Result<T> {
-    let limit = match std::env::var_os(SLOW_MACHINE) {
-        Some(_) => limit * 4,
-        None => limit,
-    };
+    let slowness = if in_virtual_machine() { 4 } else { 1 };
+    let limit = limit * slowness;
     let deadline = Instant::now() + limit;
-    let mut pause = Duration::from_millis(5);
+    // What is asked again and again costs the machine time as well.
+    let mut pause = Duration::from_millis(5) * slowness;
+    let longest = Duration::from_millis(100) * slowness;
     loop {
         let outcome = poll();
         if let Ok(Some(value)) = outcome {
@@ -117,6 +119,6 @@ pub fn wait_for<T>(
             };
         }
         std::thread::sleep(pause);
-        pause = (pause * 2).min(Duration::from_millis(100));
+        pause = (pause * 2).min(longest);
     }
 }

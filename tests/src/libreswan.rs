@@ -72,11 +72,6 @@ impl Libreswan {
         let argv = peer_root::beside(self.pluto.pid(), &program);
         cmd::run(&argv.iter().map(String::as_str).collect::<Vec<_>>())
     }
-
-    /// Replaces the child SA.
-    pub fn rekey_child(&self) -> Result<()> {
-        self.whack(&["--name", "net", "--rekey-child"]).map(drop)
-    }
 }
 
 impl Peer for Libreswan {
@@ -92,6 +87,10 @@ impl Peer for Libreswan {
                 .contains("inBytes")
                 .then_some(()))
         })
+    }
+
+    fn rekey_child(&self) -> Result<()> {
+        self.whack(&["--name", "net", "--rekey-child"]).map(drop)
     }
 
     fn terminate(&self) -> Result<()> {

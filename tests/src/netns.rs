@@ -133,6 +133,7 @@ impl Netns {
             device,
             "netns",
             &self.name,
+            "up",
             "type",
             "veth",
             "peer",
@@ -140,10 +141,9 @@ impl Netns {
             peer_device,
             "netns",
             &peer.name,
-        ])?;
-        self.ip(&["link", "set", device, "up"])?;
-        peer.ip(&["link", "set", peer_device, "up"])?;
-        Ok(())
+            "up",
+        ])
+        .map(drop)
     }
 
     /// Gives a device addresses (with prefix length), usable at once.

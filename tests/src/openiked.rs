@@ -1,10 +1,10 @@
 //! OpenIKED as the peer: iked in the peers' folder, with the kernel's own ESP through PF_KEY.
 
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::cmd;
 use crate::netns::Netns;
@@ -61,10 +61,11 @@ impl OpenIked {
             iked,
             active: active.0,
         };
-        let socket = format!("/proc/{}/root/run/iked.sock", this.iked.pid());
-        cmd::wait_for("iked's control socket", Duration::from_secs(20), || {
+        // Where the kernel lacks algorithms, PF_KEY looks for a module for each, which takes its time.
+        cmd::wait_for("iked's readiness", Duration::from_secs(20), || {
             this.iked.must_run()?;
-            Ok(Path::new(&socket).exists().then_some(()))
+            // The last part of the configuration that its process for IKE gets.
+            Ok(this.log().contains("config_getocsp").then_some(()))
         })
         .with_context(|| this.log())?;
         Ok(this)
@@ -91,6 +92,10 @@ impl Peer for OpenIked {
         })
     }
 
+    fn rekey_child(&self) -> Result<()> {
+        bail!("iked replaces child SAs when their lifetime ends, not when it is asked to")
+    }
+
     fn terminate(&self) -> Result<()> {
         self.ikectl(&["reset", "sa"]).map(drop)
     }
@@ -109,7 +114,10 @@ fn render(connection: &Connection<'_>, mode: &str) -> String {
         local_ts = connection.local_ts,
         remote_ts = connection.remote_ts,
         local = connection.local,
-        remote = connection.remote,
+        remote = match connection.remote {
+            "%any" => "any",
+            remote => remote,
+        },
         ike = connection.ike,
         esp = connection.esp,
         local_id = connection.local_id,

@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 use anyhow::Result;
 
 use crate::cleanup::PREFIX;
+use crate::cmd;
 use crate::netns::Netns;
 
 /// One connection of a peer. Algorithms and `extra` are in the peer's own words.
@@ -40,6 +41,9 @@ pub trait Peer {
     /// Waits until it has a child SA.
     fn wait_established(&self) -> Result<()>;
 
+    /// Replaces the child SA from its side; an error where the peer does that by lifetime alone.
+    fn rekey_child(&self) -> Result<()>;
+
     /// Takes the IKE SA down from its side.
     fn terminate(&self) -> Result<()>;
 
@@ -47,7 +51,8 @@ pub trait Peer {
     fn log(&self) -> String;
 }
 
-/// Why the kernel cannot carry a peer's ESP, if it cannot.
+/// Why the kernel cannot carry a peer's ESP, if it cannot. The kernels of the virtual machines can:
+/// there it is a panic.
 pub fn missing_kernel_esp() -> Option<String> {
     static ANSWER: OnceLock<Option<String>> = OnceLock::new();
     let probe = || {
@@ -62,7 +67,9 @@ pub fn missing_kernel_esp() -> Option<String> {
     let answer = ANSWER.get_or_init(|| {
         let error = probe().err()?.to_string();
         let last = error.lines().last().unwrap_or_default();
-        Some(format!("this kernel has no ESP of its own ({last})"))
+        let reason = format!("this kernel has no ESP of its own ({last})");
+        assert!(!cmd::in_virtual_machine(), "{reason}");
+        Some(reason)
     });
     answer.clone()
 }

@@ -168,6 +168,10 @@ impl Peer for StrongSwan {
             .map(drop)
     }
 
+    fn rekey_child(&self) -> Result<()> {
+        self.swanctl(&["--rekey", "--child", "net"]).map(drop)
+    }
+
     fn terminate(&self) -> Result<()> {
         self.swanctl(&["--terminate", "--ike", "net", "--timeout", "5"])
             .map(drop)

@@ -238,7 +238,7 @@ fn rekeying_by_strongswan_loses_nothing() -> Result<()> {
                     )
                 });
                 std::thread::sleep(Duration::from_millis(500));
-                pair.strongswan.swanctl(&["--rekey", "--child", "net"])?;
+                pair.strongswan.rekey_child()?;
                 std::thread::sleep(Duration::from_millis(1000));
                 pair.strongswan.swanctl(&["--rekey", "--ike", "net"])?;
                 let ping = pinging

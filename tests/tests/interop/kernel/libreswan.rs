@@ -13,6 +13,8 @@ struct Kernel;
 impl Kind for Kernel {
     const NAME: &'static str = "libreswan";
 
+    const REKEYS: bool = true;
+
     type Peer = Libreswan;
 
     fn missing() -> Option<String> {
@@ -34,8 +36,6 @@ cases! { Kernel;
         ["aes_gcm256-sha2_256-dh31", "aes_gcm128", "esn=yes"];
     azure_custom_policy: Switch, Espada, ["aes256-sha256-modp2048", "aes256-sha256"],
         ["aes256-sha2_256-modp2048", "aes256-sha2_256", "esn=no"];
-    cbc_sha512_begins: Switch, Peer, ["aes256-sha512-ecp521", "aes256-sha512"],
-        ["aes256-sha2_512-dh21", "aes256-sha2_512", "esn=no"];
     native_chacha20: Switch, Espada, ["aes256gcm16-prfsha256-ecp256", "chacha20poly1305"],
         ["aes_gcm256-sha2_256-dh19", "chacha20_poly1305", "esn=no"];
     behind_nat: Nat, Espada, GCM, GCM_PEER;

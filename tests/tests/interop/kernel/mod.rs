@@ -6,7 +6,9 @@ mod libreswan;
 mod openiked;
 mod strongswan;
 
-use anyhow::{Context, Result, ensure};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, ensure};
 use espada_tests::capture;
 use espada_tests::espada::{Espada, PSK};
 use espada_tests::matrix::{self, Outcome};
@@ -20,6 +22,9 @@ use espada_tests::traffic;
 trait Kind {
     /// Its name in the matrix.
     const NAME: &'static str;
+
+    /// Whether it replaces child SAs when it is asked to.
+    const REKEYS: bool;
 
     /// One that runs.
     type Peer: Peer;
@@ -115,7 +120,7 @@ impl<K: Kind> Pair<K> {
         self.bring_up(case.begins)?;
         verify_v4(&self.line)?;
         // Full-size packets: the kernel's own idea of the path MTU meets ours.
-        traffic::tcp_exchange(&self.line.client, &self.line.server, addr::SERVER, 2 << 20)?;
+        traffic::tcp_exchange(&self.line.client, &self.line.server, addr::SERVER, 1 << 19)?;
         let packets = topology::finish(recording)?;
         ensure_nothing_clear(&packets)?;
         let in_udp = case.wan == Wan::Nat;
@@ -148,6 +153,34 @@ impl<K: Kind> Pair<K> {
             );
         }
         ensure!(!capture::contains(&packets, &traffic::payload_start()));
+        Ok(())
+    }
+
+    /// The peer replaces the child SA under traffic: nothing is lost.
+    fn rekey(&self) -> Result<()> {
+        let spi =
+            || -> Result<_> { Ok(child(&self.espada.connection()?)["inbound"]["spi"].clone()) };
+        let old = spi()?;
+        let client = &self.line.client;
+        let ping = std::thread::scope(|scope| {
+            let pinging = scope.spawn(|| {
+                let slowly = ["-i", "0.02", "-w", "12"];
+                traffic::ping(client, addr::SERVER, 300, &slowly)
+            });
+            std::thread::sleep(Duration::from_millis(500));
+            self.peer.rekey_child()?;
+            pinging
+                .join()
+                .map_err(|_| anyhow!("the pinging thread panicked"))?
+        })?;
+        ensure!(ping.is_complete(), "{ping:?}: {:#}", self.espada.status()?);
+        self.espada
+            .wait_connection("the old child SA's end", |connection| {
+                connection["children"]
+                    .as_array()
+                    .is_some_and(|list| list.len() == 1)
+            })?;
+        ensure!(spi()? != old, "the child SA was not replaced");
         Ok(())
     }
 
@@ -185,6 +218,9 @@ pub fn lacks(engine: &str, esp: &str) -> Option<String> {
 fn run<K: Kind>(engine: &str, name: &str, case: &Case) -> Result<()> {
     with_pair::<K>(engine, name, case, |pair| {
         pair.carry(engine, case)?;
+        if K::REKEYS && case.begins == Begins::Peer {
+            pair.rekey()?;
+        }
         pair.end(case.begins)
     })
 }

@@ -14,6 +14,8 @@ struct Kernel;
 impl Kind for Kernel {
     const NAME: &'static str = "openiked";
 
+    const REKEYS: bool = false;
+
     type Peer = OpenIked;
 
     fn missing() -> Option<String> {
@@ -36,12 +38,6 @@ cases! { Kernel;
         [
             "enc aes-256 auth hmac-sha2-256 prf hmac-sha2-256 group modp2048",
             "enc aes-128 auth hmac-sha2-384 noesn",
-            "",
-        ];
-    cbc_sha1: Switch, Espada, ["aes256-sha512-ecp521", "aes192-sha1"],
-        [
-            "enc aes-256 auth hmac-sha2-512 prf hmac-sha2-512 group ecp521",
-            "enc aes-192 auth hmac-sha1 noesn",
             "",
         ];
     behind_nat: Nat, Espada, [GCM_IKE, "aes256-sha512"], [GCM_IKE_PEER, SHA512_PEER, ""];

@@ -133,7 +133,6 @@ impl Netns {
             device,
             "netns",
             &self.name,
-            "up",
             "type",
             "veth",
             "peer",
@@ -141,9 +140,10 @@ impl Netns {
             peer_device,
             "netns",
             &peer.name,
-            "up",
-        ])
-        .map(drop)
+        ])?;
+        self.ip(&["link", "set", device, "up"])?;
+        peer.ip(&["link", "set", peer_device, "up"])?;
+        Ok(())
     }
 
     /// Gives a device addresses (with prefix length), usable at once.

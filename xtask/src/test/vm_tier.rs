@@ -110,7 +110,7 @@ fn command(
     }
     format!(
         "export NO_COLOR=1 RUST_BACKTRACE=0 {variables}
-{dataplane} --color=never --test-threads=1 frontend::tests; result=$?
+{dataplane} --color=never --test-threads=2 frontend::tests; result=$?
 {interop} --color=never --test-threads=2 --skip openiked:: {peers}; result=$((result | $?))
 {NO_MORE_MODULES}
 {interop} --color=never --test-threads=2 {openiked}; exit $((result | $?))",

@@ -28,8 +28,8 @@ pub fn missing() -> Option<String> {
 impl Libreswan {
     /// Starts pluto in a gateway's namespace with one connection loaded.
     pub fn start(netns: &Netns, work: &WorkDir, connection: &Connection<'_>) -> Result<Self> {
-        // It sets no route: a gateway's default route leads to the peer, which here is this one.
-        netns.route(connection.remote_ts, addr::WAN_A)?;
+        // It sets no route of its own and counts on what gateways have.
+        netns.route("default", addr::WAN_A)?;
         let files = work.file(&format!("libreswan-{}", netns.name()));
         std::fs::create_dir(&files)?;
         std::fs::create_dir(files.join("nss"))?;

@@ -23,14 +23,15 @@ pub enum Outcome {
 }
 
 /// Runs a case and reports it: skipped where end-to-end tests cannot run or Espada refuses the
-/// engine.
+/// engine. `setting` is a line of the connection that Espada must know as well.
 pub fn case(
     engine: &str,
     peer: &str,
     case: &str,
+    setting: &'static str,
     run: impl FnOnce() -> Result<Outcome>,
 ) -> Result<()> {
-    let reason = crate::cannot_run().or_else(|| refused(engine));
+    let reason = crate::cannot_run().or_else(|| refused(engine, setting));
     let outcome = match reason {
         Some(reason) => Ok(Outcome::Skipped(reason)),
         None => run(),
@@ -51,7 +52,7 @@ pub fn case(
 }
 
 /// The line of Espada's `[dataplane]` section that chooses an engine.
-pub fn setting(engine: &str) -> &'static str {
+pub fn engine_setting(engine: &str) -> &'static str {
     match engine {
         "userspace" => "engine = \"userspace\"",
         "ebpf" => "engine = \"ebpf\"",
@@ -60,34 +61,36 @@ pub fn setting(engine: &str) -> &'static str {
     }
 }
 
-/// Why this Espada does not take an engine, in its own words, if it does not.
-pub fn refused(engine: &str) -> Option<String> {
-    static ANSWERS: Mutex<Option<HashMap<String, Option<String>>>> = Mutex::new(None);
+/// Why this Espada does not take an engine and a line of a connection, in its own words, if it does
+/// not.
+pub fn refused(engine: &str, setting: &'static str) -> Option<String> {
+    type Answers = HashMap<(String, &'static str), Option<String>>;
+    static ANSWERS: Mutex<Option<Answers>> = Mutex::new(None);
     let mut answers = ANSWERS.lock().unwrap_or_else(PoisonError::into_inner);
     answers
         .get_or_insert_default()
-        .entry(engine.to_owned())
-        .or_insert_with(|| match ask(engine) {
+        .entry((engine.to_owned(), setting))
+        .or_insert_with(|| match ask(engine, setting) {
             Ok(answer) => answer,
             Err(error) => Some(format!("{error:#}")),
         })
         .clone()
 }
 
-fn ask(engine: &str) -> Result<Option<String>> {
+fn ask(engine: &str, setting: &str) -> Result<Option<String>> {
     let work = WorkDir::new()?;
     let config = Config {
         local: "192.0.2.1",
         local_id: "a.example",
-        local_subnets: &["10.61.1.0/24"],
+        local_subnets: &["192.0.2.1/32"],
         remote: "192.0.2.2",
         remote_id: "b.example",
-        remote_subnets: &["10.61.2.0/24"],
+        remote_subnets: &["192.0.2.2/32"],
         ike: "aes256gcm16-prfsha256-x25519",
         esp: "chacha20poly1305",
         start: "none",
-        extra: "",
-        global: setting(engine),
+        extra: setting,
+        global: engine_setting(engine),
         psk: PSK,
     };
     let files = work.file("check");

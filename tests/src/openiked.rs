@@ -32,8 +32,8 @@ pub fn missing() -> Option<String> {
 impl OpenIked {
     /// Starts iked in a gateway's namespace with one connection, for which it waits.
     pub fn start(netns: &Netns, work: &WorkDir, connection: &Connection<'_>) -> Result<Self> {
-        // It sets no route: a gateway's default route leads to the peer, which here is this one.
-        netns.route(connection.remote_ts, addr::WAN_A)?;
+        // It sets no route of its own and counts on what gateways have.
+        netns.route("default", addr::WAN_A)?;
         let files = work.file(&format!("openiked-{}", netns.name()));
         std::fs::create_dir(&files)?;
         let [passive, active] = ["passive", "active"].map(|mode| {
@@ -107,7 +107,7 @@ impl Peer for OpenIked {
 
 fn render(connection: &Connection<'_>, mode: &str) -> String {
     format!(
-        "ikev2 \"net\" {mode} esp {extra} from {local_ts} to {remote_ts} local {local} peer {remote} \
+        "ikev2 \"net\" {mode} {extra} esp from {local_ts} to {remote_ts} local {local} peer {remote} \
     ikesa {ike} childsa {esp} srcid {local_id} dstid {remote_id} \
     psk \"{psk}\"\n",
         extra = connection.extra,

@@ -30,7 +30,7 @@ struct Suites {
 
 /// A case of the matrix against this machine's strongSwan with its userspace ESP.
 fn libipsec(name: &str, test: impl FnOnce() -> Result<()>) -> Result<()> {
-    matrix::case("auto", "strongswan5-libipsec", name, || {
+    matrix::case("auto", "strongswan5-libipsec", name, "", || {
         if let Some(reason) = strongswan::missing() {
             return Ok(Outcome::Skipped(reason));
         }

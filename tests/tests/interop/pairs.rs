@@ -16,9 +16,9 @@ fn pair(
     esp: &'static str,
 ) -> Result<()> {
     let [begins, waits] = engines;
-    matrix::case(begins, "espada", &format!("{name}-{waits}"), || {
+    matrix::case(begins, "espada", &format!("{name}-{waits}"), "", || {
         let reason = engines.iter().find_map(|engine| {
-            matrix::refused(engine)
+            matrix::refused(engine, "")
                 .or_else(|| lacks(engine, esp))
                 .or_else(|| (*engine == "xfrm").then(peer::missing_kernel_esp).flatten())
         });
@@ -28,7 +28,7 @@ fn pair(
         let gateways = Gateways::start(Wan::Switch, |a, b| {
             for (config, engine) in [(a, begins), (b, waits)] {
                 (config.ike, config.esp) = (ike, esp);
-                config.global = matrix::setting(engine);
+                config.global = matrix::engine_setting(engine);
             }
         })?;
         carry(&gateways, engines).with_context(|| {

@@ -30,6 +30,7 @@ fn interop_selection(kernel: &str) -> &'static [&'static str] {
             "strongswan::five::",
             "::native_gcm::xfrm",
             "::native_gcm_begins::xfrm",
+            "::transport::",
             "pairs::",
         ]
     } else {

@@ -6,7 +6,7 @@ use espada_tests::peer::Connection;
 use espada_tests::process::WorkDir;
 use espada_tests::topology::Line;
 
-use super::{Kind, cases};
+use super::{Kind, cases, transport};
 
 struct Kernel;
 
@@ -14,6 +14,8 @@ impl Kind for Kernel {
     const NAME: &'static str = "libreswan";
 
     const REKEYS: bool = true;
+
+    const TRANSPORT: &'static str = "type=transport";
 
     type Peer = Libreswan;
 
@@ -40,3 +42,5 @@ cases! { Kernel;
         ["aes_gcm256-sha2_256-dh19", "chacha20_poly1305", "esn=no"];
     behind_nat: Nat, Espada, GCM, GCM_PEER;
 }
+
+transport! { Kernel; Espada, GCM, GCM_PEER }

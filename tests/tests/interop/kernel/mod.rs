@@ -26,6 +26,9 @@ trait Kind {
     /// Whether it replaces child SAs when it is asked to.
     const REKEYS: bool;
 
+    /// What makes a connection of transport mode.
+    const TRANSPORT: &'static str;
+
     /// One that runs.
     type Peer: Peer;
 
@@ -43,15 +46,29 @@ enum Begins {
     Peer,
 }
 
+/// What the tunnel is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mode {
+    /// The networks behind both.
+    Tunnel,
+    /// The two gateways themselves.
+    Transport,
+}
+
 /// One way to agree.
 struct Case {
     wan: Wan,
+    mode: Mode,
     begins: Begins,
     /// IKE and ESP proposals as Espada says them.
     ours: [&'static str; 2],
     /// The same in the peer's words, and what else its connection says.
     theirs: [&'static str; 3],
 }
+
+/// The gateways themselves.
+const HOST_A: &str = "198.18.0.1/32";
+const HOST_B: &str = "198.18.0.2/32";
 
 /// For peers with Espada's words, which are strongSwan's.
 const SAME: [&str; 3] = ["", "", ""];
@@ -70,13 +87,19 @@ impl<K: Kind> Pair<K> {
         let work = WorkDir::new()?;
         let mut ours = scenario::config_a(&line);
         [ours.ike, ours.esp] = case.ours;
-        ours.global = matrix::setting(engine);
+        ours.global = matrix::engine_setting(engine);
+        ours.extra = case.mode.setting();
         let [ike, esp, extra] = case.theirs;
         let [ike, esp] = if case.theirs == SAME {
             case.ours
         } else {
             [ike, esp]
         };
+        let (local_subnets, remote_subnets) = match case.mode {
+            Mode::Tunnel => (&[addr::LAN_A], &[addr::LAN_B]),
+            Mode::Transport => (&[HOST_A], &[HOST_B]),
+        };
+        (ours.local_subnets, ours.remote_subnets) = (local_subnets, remote_subnets);
         let theirs = Connection {
             local: addr::WAN_B,
             remote: if case.wan == Wan::Nat {
@@ -88,13 +111,14 @@ impl<K: Kind> Pair<K> {
             remote_id: ID_A,
             ike,
             esp,
-            local_ts: addr::LAN_B,
-            remote_ts: addr::LAN_A,
+            local_ts: remote_subnets[0],
+            remote_ts: local_subnets[0],
             psk: PSK,
-            extra,
+            extra: &match case.mode {
+                Mode::Tunnel => extra.to_owned(),
+                Mode::Transport => format!("{extra}\n{}", K::TRANSPORT),
+            },
         };
-        ours.local_subnets = &[addr::LAN_A];
-        ours.remote_subnets = &[addr::LAN_B];
         let peer = K::start(&line, &work, &theirs)?;
         let espada = Espada::start(&line.gw_a, &work, &ours, false)?;
         Ok(Self {
@@ -118,9 +142,19 @@ impl<K: Kind> Pair<K> {
     fn carry(&self, engine: &str, case: &Case) -> Result<()> {
         let recording = self.line.capture(&self.work, "")?;
         self.bring_up(case.begins)?;
-        verify_v4(&self.line)?;
+        let (from, to, target) = match case.mode {
+            Mode::Tunnel => {
+                verify_v4(&self.line)?;
+                (&self.line.client, &self.line.server, addr::SERVER)
+            }
+            Mode::Transport => {
+                let ping = traffic::ping(&self.line.gw_a, addr::WAN_B, 10, &[])?;
+                ensure!(ping.is_complete(), "echo requests to the peer: {ping:?}");
+                (&self.line.gw_a, &self.line.gw_b, addr::WAN_B)
+            }
+        };
         // Full-size packets: the kernel's own idea of the path MTU meets ours.
-        traffic::tcp_exchange(&self.line.client, &self.line.server, addr::SERVER, 1 << 19)?;
+        traffic::tcp_exchange(from, to, target, 1 << 19)?;
         let packets = topology::finish(recording)?;
         ensure_nothing_clear(&packets)?;
         let in_udp = case.wan == Wan::Nat;
@@ -208,6 +242,16 @@ impl<K: Kind> Pair<K> {
     }
 }
 
+impl Mode {
+    /// The line of Espada's connection.
+    fn setting(self) -> &'static str {
+        match self {
+            Self::Tunnel => "",
+            Self::Transport => "mode = \"transport\"",
+        }
+    }
+}
+
 /// Why an engine never carries a suite, if it does not.
 pub fn lacks(engine: &str, esp: &str) -> Option<String> {
     (engine == "ebpf" && !esp.starts_with("chacha20poly1305"))
@@ -216,23 +260,14 @@ pub fn lacks(engine: &str, esp: &str) -> Option<String> {
 
 /// Runs a case with an engine.
 fn run<K: Kind>(engine: &str, name: &str, case: &Case) -> Result<()> {
-    with_pair::<K>(engine, name, case, |pair| {
+    let test = |pair: &Pair<K>| {
         pair.carry(engine, case)?;
-        if K::REKEYS && case.begins == Begins::Peer {
+        if K::REKEYS && case.begins == Begins::Peer && case.mode == Mode::Tunnel {
             pair.rekey()?;
         }
         pair.end(case.begins)
-    })
-}
-
-/// Runs what a case needs two gateways for.
-fn with_pair<K: Kind>(
-    engine: &str,
-    name: &str,
-    case: &Case,
-    test: impl FnOnce(&Pair<K>) -> Result<()>,
-) -> Result<()> {
-    matrix::case(engine, K::NAME, name, || {
+    };
+    matrix::case(engine, K::NAME, name, case.mode.setting(), || {
         let reason = lacks(engine, case.ours[1])
             .or_else(peer::missing_kernel_esp)
             .or_else(K::missing);
@@ -247,43 +282,55 @@ fn with_pair<K: Kind>(
 
 /// A module for every case, with a test for every engine.
 macro_rules! cases {
-    ($peer:ty; $($name:ident: $wan:ident, $begins:ident, $ours:expr, $theirs:expr;)*) => {$(
+    ($kind:ty; $($name:ident: $wan:ident, $begins:ident, $ours:expr, $theirs:expr;)*) => {$(
         mod $name {
             use super::*;
 
             const CASE: $crate::kernel::Case = $crate::kernel::Case {
                 wan: espada_tests::topology::Wan::$wan,
+                mode: $crate::kernel::Mode::Tunnel,
                 begins: $crate::kernel::Begins::$begins,
                 ours: $ours,
                 theirs: $theirs,
             };
 
-            $crate::kernel::engines! { engine => $crate::kernel::run::<$peer>(engine, stringify!($name), &CASE) }
+            #[test]
+            fn userspace() -> anyhow::Result<()> {
+                $crate::kernel::run::<$kind>("userspace", stringify!($name), &CASE)
+            }
+
+            #[test]
+            fn ebpf() -> anyhow::Result<()> {
+                $crate::kernel::run::<$kind>("ebpf", stringify!($name), &CASE)
+            }
+
+            #[test]
+            fn xfrm() -> anyhow::Result<()> {
+                $crate::kernel::run::<$kind>("xfrm", stringify!($name), &CASE)
+            }
         }
     )*};
 }
 
-/// A test for every engine.
-macro_rules! engines {
-    ($engine:ident => $test:expr) => {
-        #[test]
-        fn userspace() -> anyhow::Result<()> {
-            let $engine = "userspace";
-            $test
-        }
+/// Transport mode, which the kernel carries.
+macro_rules! transport {
+    ($kind:ty; $begins:ident, $ours:expr, $theirs:expr) => {
+        mod transport {
+            use super::*;
 
-        #[test]
-        fn ebpf() -> anyhow::Result<()> {
-            let $engine = "ebpf";
-            $test
-        }
-
-        #[test]
-        fn xfrm() -> anyhow::Result<()> {
-            let $engine = "xfrm";
-            $test
+            #[test]
+            fn xfrm() -> anyhow::Result<()> {
+                let case = $crate::kernel::Case {
+                    wan: espada_tests::topology::Wan::Switch,
+                    mode: $crate::kernel::Mode::Transport,
+                    begins: $crate::kernel::Begins::$begins,
+                    ours: $ours,
+                    theirs: $theirs,
+                };
+                $crate::kernel::run::<$kind>("xfrm", "transport", &case)
+            }
         }
     };
 }
 
-use {cases, engines};
+use {cases, transport};

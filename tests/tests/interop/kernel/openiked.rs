@@ -7,7 +7,7 @@ use espada_tests::peer::Connection;
 use espada_tests::process::WorkDir;
 use espada_tests::topology::Line;
 
-use super::{Kind, cases};
+use super::{Kind, cases, transport};
 
 struct Kernel;
 
@@ -15,6 +15,8 @@ impl Kind for Kernel {
     const NAME: &'static str = "openiked";
 
     const REKEYS: bool = false;
+
+    const TRANSPORT: &'static str = "transport";
 
     type Peer = OpenIked;
 
@@ -42,3 +44,5 @@ cases! { Kernel;
         ];
     behind_nat: Nat, Espada, [GCM_IKE, "aes256-sha512"], [GCM_IKE_PEER, SHA512_PEER, ""];
 }
+
+transport! { Kernel; Peer, [GCM_IKE, "aes256-sha512"], [GCM_IKE_PEER, SHA512_PEER, ""] }

@@ -6,7 +6,7 @@ use espada_tests::process::WorkDir;
 use espada_tests::strongswan::{self, StrongSwan};
 use espada_tests::topology::Line;
 
-use super::{Kind, SAME, cases};
+use super::{Kind, SAME, cases, transport};
 
 /// Debian 12's.
 struct Five;
@@ -15,6 +15,8 @@ impl Kind for Five {
     const NAME: &'static str = "strongswan5";
 
     const REKEYS: bool = true;
+
+    const TRANSPORT: &'static str = "mode = transport";
 
     type Peer = StrongSwan;
 
@@ -35,6 +37,8 @@ impl Kind for Six {
     const NAME: &'static str = "strongswan6";
 
     const REKEYS: bool = true;
+
+    const TRANSPORT: &'static str = "mode = transport";
 
     type Peer = StrongSwan;
 
@@ -68,6 +72,8 @@ mod five {
         native_chacha20: Switch, Espada, CHACHA20, SAME;
         behind_nat: Nat, Espada, GCM, SAME;
     }
+
+    transport! { Five; Espada, GCM, SAME }
 }
 
 mod six {
@@ -79,4 +85,6 @@ mod six {
         native_chacha20: Switch, Espada, CHACHA20_ESN, SAME;
         chacha20_behind_nat: Nat, Espada, CHACHA20, SAME;
     }
+
+    transport! { Six; Peer, GCM, SAME }
 }

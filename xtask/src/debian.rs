@@ -37,7 +37,9 @@ impl Archive {
             work,
             suite: suite.to_owned(),
         };
-        process::output(archive.apt("apt-get").args(["update", "-qq"]))
+        // By itself apt takes an archive that it cannot reach for an empty one.
+        let strict = "APT::Update::Error-Mode=any";
+        process::output(archive.apt("apt-get").args(["update", "-qq", "-o", strict]))
             .with_context(|| format!("cannot read the package list of {suite}"))?;
         Ok(archive)
     }

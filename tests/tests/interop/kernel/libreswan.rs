@@ -33,7 +33,8 @@ const GCM_PEER: [&str; 3] = ["aes_gcm256-sha2_256-dh31", "aes_gcm256", "esn=no"]
 
 cases! { Kernel;
     native_gcm: Switch, Espada, GCM, GCM_PEER;
-    native_gcm_begins: Switch, Peer, GCM, GCM_PEER;
+    // It rekeys with the group of IKE unless it is told not to.
+    native_gcm_begins: Switch, Peer, ["aes256gcm16-prfsha256-x25519", "aes256gcm16-x25519"], GCM_PEER;
     native_gcm_esn: Switch, Espada, ["aes256gcm16-prfsha256-x25519", "aes128gcm16-esn"],
         ["aes_gcm256-sha2_256-dh31", "aes_gcm128", "esn=yes"];
     azure_custom_policy: Switch, Espada, ["aes256-sha256-modp2048", "aes256-sha256"],

@@ -1,13 +1,15 @@
 //! The BPF maps that the XDP/TC programs and the loader share. Every struct is `repr(C)`,
 //! padded by hand, size-asserted, and versioned by [`ABI_VERSION`].
 
+pub mod esp;
+
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::wire::Address;
 
 /// Version of everything in this module; the loader refuses pinned maps of another version, and
 /// the programs pass every packet untouched while the configuration states another.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Most SAs of each direction that the front end can know.
 pub const MAX_SAS: u32 = 65_536;
@@ -36,7 +38,7 @@ const _: () = assert!(size_of::<SpiKey>() == 4);
 pub struct SaInEntry {
     /// The SPI again: a reader copies the value out and re-checks it, as entries are reused.
     pub spi_be: u32,
-    /// Bit 0: hand native ESP of this SA to the AF_XDP socket of the queue if there is one.
+    /// `SA_FLAG_*` bits.
     pub flags: u32,
     /// Our address (IPv4 mapped into IPv6) that packets of this SA must be sent to.
     pub local: Address,
@@ -45,6 +47,9 @@ const _: () = assert!(size_of::<SaInEntry>() == 24);
 
 /// `SaInEntry::flags`: steer to AF_XDP.
 pub const SA_FLAG_STEER_XSK: u32 = 1;
+
+/// `SaInEntry::flags`: decrypt in XDP.
+pub const SA_FLAG_DECRYPT: u32 = 2;
 
 /// Key of `espada_sa_out`: an outbound SPI, which is unique only per destination (RFC 4301
 /// section 4.1).

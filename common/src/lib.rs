@@ -4,8 +4,11 @@
 #![forbid(unsafe_code)]
 
 pub mod abi;
+pub mod chacha20;
 pub mod drops;
+pub mod poly1305;
 pub mod replay;
 #[cfg(feature = "std")]
 pub mod sa;
+pub mod shared_window;
 pub mod wire;

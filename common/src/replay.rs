@@ -57,7 +57,7 @@ impl<B: AsRef<[u64]> + AsMut<[u64]>> ReplayWindow<B> {
     /// carries `low`, unless it is certainly a replay. Changes nothing.
     pub fn check(&self, low: u32) -> Result<u64, Replayed> {
         let seq = if self.esn {
-            self.derive(low)?
+            derive(self.top, self.size, low)?
         } else {
             u64::from(low)
         };
@@ -121,34 +121,39 @@ impl<B: AsRef<[u64]> + AsMut<[u64]>> ReplayWindow<B> {
             Ok(())
         }
     }
+}
 
-    /// RFC 4303 appendix A2.2: the high half is the one that puts `low` inside or to the right of
-    /// the window.
-    fn derive(&self, low: u32) -> Result<u64, Replayed> {
-        let span = if self.size == 0 {
-            UNPROTECTED_SPAN
+/// RFC 4303 appendix A2.2: the full number of a packet whose header carries `low`: the high half is
+/// the one that puts it inside or to the right of the window of `size` packets (0: no window) that
+/// ends at `top`.
+#[inline(always)]
+pub(crate) fn derive(top: u64, size: u32, low: u32) -> Result<u64, Replayed> {
+    let span = if size == 0 {
+        UNPROTECTED_SPAN
+    } else {
+        size as u64
+    };
+    let (top_high, top_low) = (top >> 32, top & 0xffff_ffff);
+    let low = low as u64;
+    let high = if top_low >= span - 1 {
+        // Case A: the window lies within one subspace of 2^32 numbers.
+        if low >= top_low - (span - 1) {
+            top_high
+        } else if top_high < u32::MAX as u64 {
+            top_high + 1
         } else {
-            u64::from(self.size)
-        };
-        let (top_high, top_low) = (self.top >> 32, self.top & 0xffff_ffff);
-        let low = u64::from(low);
-        let high = if top_low >= span - 1 {
-            // Case A: the window lies within one subspace of 2^32 numbers.
-            if low >= top_low - (span - 1) {
-                Some(top_high)
-            } else {
-                top_high
-                    .checked_add(1)
-                    .filter(|high| *high <= u64::from(u32::MAX))
-            }
-        } else if low >= (1 << 32) + top_low - (span - 1) {
-            // Case B: the window reaches back into the previous subspace, and so does `low`.
-            top_high.checked_sub(1)
-        } else {
-            Some(top_high)
-        };
-        high.map(|high| high << 32 | low).ok_or(Replayed)
-    }
+            return Err(Replayed);
+        }
+    } else if low >= (1 << 32) + top_low - (span - 1) {
+        // Case B: the window reaches back into the previous subspace, and so does `low`.
+        if top_high == 0 {
+            return Err(Replayed);
+        }
+        top_high - 1
+    } else {
+        top_high
+    };
+    Ok(high << 32 | low)
 }
 
 #[cfg(test)]

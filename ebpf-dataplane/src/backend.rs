@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use espada_common::drops::DropReason;
-use espada_common::sa::{ChildSaStats, Command, EspSuite, Event, Mode};
+use espada_common::sa::{ChildSaId, ChildSaStats, Command, Event};
 use zeroize::Zeroizing;
 
 /// Where an engine reports its events. Called from worker threads: must not block.
@@ -29,6 +29,9 @@ pub enum BackendError {
         /// The system's answer.
         source: std::io::Error,
     },
+    /// No engine carries the pair; the text says what each of them lacks.
+    #[error("no engine can carry it: {0}")]
+    NoEngine(String),
     /// A command named something that is not there.
     #[error("no such SA or policy: {0}")]
     Unknown(String),
@@ -36,6 +39,9 @@ pub enum BackendError {
     #[error("the {0} engine has stopped")]
     Stopped(&'static str),
 }
+
+/// States that a predecessor kept, each under its key.
+pub type KeptStates = Vec<(u64, Zeroizing<Vec<u8>>)>;
 
 /// Packets dropped, by reason number, outside any one SA's counters.
 #[derive(Clone, Debug, Default)]
@@ -48,13 +54,21 @@ pub struct DropTotals {
     pub front_end: [u64; DropReason::COUNT],
 }
 
+/// Which engine carries a pair.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Carrier {
+    /// Name of the engine.
+    pub engine: &'static str,
+    /// Name of its plaintext interface.
+    pub interface: String,
+    /// Engines that were asked before it, each with the reason why it does not carry the pair.
+    pub passed_over: Vec<String>,
+}
+
 /// Something that carries ESP: the userspace engine, the kernel, BPF programs, or a test's record.
 pub trait SaBackend: Send {
     /// `userspace`, `ebpf`, `xfrm` or `mock`.
     fn name(&self) -> &'static str;
-
-    /// Whether SAs of this suite and mode can be carried, and if not, why.
-    fn supports(&self, suite: &EspSuite, mode: Mode) -> Result<(), BackendError>;
 
     /// Carries a command out; when this returns, traffic follows it.
     fn apply(&mut self, command: Command) -> Result<(), BackendError>;
@@ -66,6 +80,15 @@ pub trait SaBackend: Send {
         Ok(())
     }
 
+    /// Which engine carries a pair, where there are several.
+    fn carrier(&self, _id: ChildSaId) -> Option<Carrier> {
+        None
+    }
+
+    /// The control side has claimed everything it knows of: what a predecessor left and nobody
+    /// claimed may go.
+    fn settled(&mut self) {}
+
     /// Keeps what the control side needs to go on with pairs that outlive it, under a key of its
     /// choice; `None` forgets it. Does nothing where no pair outlives this process.
     fn keep(&mut self, _key: u64, _state: Option<&[u8]>) -> Result<(), BackendError> {
@@ -73,7 +96,7 @@ pub trait SaBackend: Send {
     }
 
     /// What a predecessor kept, where its pairs are still carried.
-    fn kept(&mut self) -> Result<Vec<(u64, Zeroizing<Vec<u8>>)>, BackendError> {
+    fn kept(&mut self) -> Result<KeptStates, BackendError> {
         Ok(Vec::new())
     }
 

@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use espada_common::drops::DropReason;
 use espada_common::sa::{ChildSa, ChildSaId, ChildSaStats, Command, Path};
 
-use crate::backend::BackendError;
+use crate::backend::{BackendError, KeptStates};
+use crate::plane::Pair;
 use crate::port::xsk::NextLink;
 
 /// The plaintext interface of an engine: what is routed into it is protected, what was protected
@@ -36,6 +37,8 @@ pub enum Steering {
 pub struct Way {
     /// Octets of outer IP packet that fit.
     pub mtu: u16,
+    /// The interface the route leaves on.
+    pub interface: u32,
     /// The link and the neighbour on it, where packets can be sent past the kernel.
     pub link: Option<NextLink>,
 }
@@ -45,11 +48,30 @@ pub trait Engine: Send {
     /// `userspace`, `ebpf` or `xfrm`.
     fn name(&self) -> &'static str;
 
+    /// Pairs that outlived an earlier process and are still carried.
+    fn adopted(&mut self) -> Vec<(ChildSaId, Pair)> {
+        Vec::new()
+    }
+
+    /// Keeps what the control side needs to go on with pairs that outlive it; `None` forgets it.
+    /// False where nothing outlives this process.
+    fn keep(&mut self, _key: u64, _state: Option<&[u8]>) -> Result<bool, BackendError> {
+        Ok(false)
+    }
+
+    /// What an earlier process kept.
+    fn kept(&mut self) -> Result<KeptStates, BackendError> {
+        Ok(Vec::new())
+    }
+
     /// Where routes for what this engine protects lead.
     fn interface(&self) -> &Interface;
 
     /// Whether a pair can be carried; if not, the reason, as what follows "ENGINE: ".
     fn supports(&self, sa: &ChildSa) -> Result<(), String>;
+
+    /// The way of a pair that the next command installs or moves, where it is known.
+    fn announce_way(&mut self, _way: Option<&Way>) {}
 
     /// Carries out a command; when this returns, traffic follows it. Policies come to every
     /// engine, pairs to the one that carries them: what replaces a pair of another engine comes

@@ -1,9 +1,11 @@
 //! An [`SaBackend`] that only records what it is asked, for tests of the control side.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use espada_common::drops::DropReason;
-use espada_common::sa::{ChildSaId, ChildSaStats, Command, EspSuite, HalfSaStats, Mode};
+use espada_common::sa::{ChildSaId, ChildSaStats, Command, HalfSaStats};
+use zeroize::Zeroizing;
 
 use crate::backend::{BackendError, DropTotals, SaBackend};
 
@@ -19,6 +21,7 @@ struct State {
     stats: Vec<ChildSaStats>,
     drops: DropTotals,
     refuse_next: Option<String>,
+    kept: BTreeMap<u64, Zeroizing<Vec<u8>>>,
 }
 
 impl Record {
@@ -30,6 +33,28 @@ impl Record {
     /// Pairs installed at the moment, in order of installation.
     pub fn installed(&self) -> Vec<ChildSaId> {
         self.with(|state| state.stats.iter().map(|stats| stats.id).collect())
+    }
+
+    /// Keys of what the control side keeps.
+    pub fn kept(&self) -> Vec<u64> {
+        self.with(|state| state.kept.keys().copied().collect())
+    }
+
+    /// A backend that carries what another did when the control side ended.
+    pub fn successor(&self) -> MockBackend {
+        MockBackend {
+            record: self.clone(),
+        }
+    }
+
+    /// Ends a pair, as its hard lifetime does when no control side runs.
+    pub fn lose(&self, id: ChildSaId) {
+        self.with(|state| state.stats.retain(|stats| stats.id != id));
+    }
+
+    /// Adds a pair that nobody asked for.
+    pub fn find(&self, id: ChildSaId) {
+        self.with(|state| state.stats.push(empty(id)));
     }
 
     /// Makes the next command fail with `reason`.
@@ -74,16 +99,6 @@ impl SaBackend for MockBackend {
         "mock"
     }
 
-    fn supports(&self, _suite: &EspSuite, mode: Mode) -> Result<(), BackendError> {
-        match mode {
-            Mode::Tunnel => Ok(()),
-            Mode::Transport => Err(BackendError::Unsupported {
-                engine: "mock",
-                what: "transport mode; use tunnel mode".into(),
-            }),
-        }
-    }
-
     fn apply(&mut self, command: Command) -> Result<(), BackendError> {
         self.record.with(|state| {
             if let Some(what) = state.refuse_next.take() {
@@ -110,6 +125,19 @@ impl SaBackend for MockBackend {
             state.commands.push(command);
             Ok(())
         })
+    }
+
+    fn keep(&mut self, key: u64, kept: Option<&[u8]>) -> Result<(), BackendError> {
+        self.record.with(|state| match kept {
+            Some(kept) => state.kept.insert(key, Zeroizing::new(kept.to_vec())),
+            None => state.kept.remove(&key),
+        });
+        Ok(())
+    }
+
+    fn kept(&mut self) -> Result<Vec<(u64, Zeroizing<Vec<u8>>)>, BackendError> {
+        let kept = |state: &mut State| state.kept.clone().into_iter().collect();
+        Ok(self.record.with(kept))
     }
 
     fn sa_stats(&mut self) -> Result<Vec<ChildSaStats>, BackendError> {

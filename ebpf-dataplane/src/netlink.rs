@@ -11,7 +11,7 @@ use netlink_packet_core::{
     NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
@@ -36,7 +36,12 @@ pub struct NetlinkError {
 }
 
 impl NetlinkError {
-    fn new(operation: impl Into<String>, kernel_text: Option<String>, source: io::Error) -> Self {
+    /// A failed operation, with the kernel's own sentence where it gave one.
+    pub(crate) fn new(
+        operation: impl Into<String>,
+        kernel_text: Option<String>,
+        source: io::Error,
+    ) -> Self {
         let mut reason = match kernel_text {
             Some(text) => format!("{source} ({text})"),
             None => source.to_string(),
@@ -126,6 +131,8 @@ pub struct Link {
     pub up: bool,
     /// Receive queues the device was made with.
     pub rx_queues: u32,
+    /// `veth`, `vlan`, `xfrm`, …: the kind of a virtual device.
+    pub kind: Option<String>,
 }
 
 /// An address of this host.
@@ -208,7 +215,7 @@ impl Netlink {
     }
 
     /// Sends one request and collects the answers up to the acknowledgement or end of dump.
-    fn request(
+    pub(crate) fn request(
         &mut self,
         operation: &str,
         message: RouteNetlinkMessage,
@@ -530,13 +537,13 @@ fn family(address: IpAddr) -> AddressFamily {
 }
 
 /// Length of the netlink message at the start of `buffer`, when it is a sane one.
-fn message_length(buffer: &[u8]) -> Option<usize> {
+pub(crate) fn message_length(buffer: &[u8]) -> Option<usize> {
     let length = u32::from_ne_bytes(buffer.get(..4)?.try_into().ok()?) as usize;
     (length >= 16 && length <= buffer.len()).then_some(length)
 }
 
 /// NLMSGERR_ATTR_MSG of an extended acknowledgement: attributes follow the echoed header.
-fn extended_text(after_code: &[u8]) -> Option<String> {
+pub(crate) fn extended_text(after_code: &[u8]) -> Option<String> {
     const NLMSGERR_ATTR_MSG: u16 = 1;
     let mut attributes = after_code.get(16..)?;
     loop {
@@ -571,6 +578,7 @@ fn link_of(answer: RouteNetlinkMessage) -> Option<Link> {
         ethernet: message.header.link_layer_type == LinkLayerType::Ether,
         up: message.header.flags.contains(LinkFlags::Up),
         rx_queues: 1,
+        kind: None,
     };
     for attribute in message.attributes {
         match attribute {
@@ -578,6 +586,12 @@ fn link_of(answer: RouteNetlinkMessage) -> Option<Link> {
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
             LinkAttribute::Address(address) => link.mac = address.try_into().ok(),
             LinkAttribute::NumRxQueues(queues) => link.rx_queues = queues,
+            LinkAttribute::LinkInfo(about) => {
+                link.kind = about.iter().find_map(|item| match item {
+                    LinkInfo::Kind(kind) => Some(kind.to_string()),
+                    _ => None,
+                });
+            }
             _ => {}
         }
     }

@@ -10,6 +10,7 @@ use espada_dataplane::bench;
 use crate::config::{self, SecretsPolicy};
 use crate::control::{self, Answer, Request};
 use crate::daemon;
+use crate::doctor;
 use crate::log::{self, Format};
 
 /// How an `espada` command ends. Usage errors are 2, as clap has it.
@@ -110,6 +111,19 @@ enum Command {
         /// The configuration file.
         file: PathBuf,
     },
+    /// Tell what this host can do for Espada, which engines work, and what to change. Changes nothing.
+    Doctor {
+        /// Interfaces towards the peers; without any, the configuration's, or those with a default
+        /// route.
+        #[arg(value_name = "IFACE")]
+        interfaces: Vec<String>,
+        /// Look at what this configuration needs.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// JSON instead of text.
+        #[arg(long)]
+        json: bool,
+    },
     /// Measure parts of the data plane on this machine.
     Bench {
         #[command(subcommand)]
@@ -186,6 +200,11 @@ fn run(command: Command) -> anyhow::Result<Exit> {
         } => status(&runtime.runtime_dir, name, json),
         Command::Reload { runtime } => ask(&runtime.runtime_dir, &Request::Reload),
         Command::Check { file } => check(&file),
+        Command::Doctor {
+            interfaces,
+            config,
+            json,
+        } => examine(&interfaces, config.as_deref(), json),
         Command::Bench {
             what: Bench::Engine { json },
         } => bench_engine(json),
@@ -279,6 +298,32 @@ fn status(runtime_dir: &Path, name: Option<String>, json: bool) -> anyhow::Resul
             ),
         },
     )
+}
+
+fn examine(interfaces: &[String], config: Option<&Path>, json: bool) -> anyhow::Result<Exit> {
+    let config = match config.map(|file| config::load(file, SecretsPolicy::IfReadable)) {
+        Some(Err(error)) => {
+            eprintln!("{error}");
+            return Ok(Exit::Failure);
+        }
+        Some(Ok(config)) => Some(config),
+        None => None,
+    };
+    let report = doctor::examine(&doctor::Options {
+        interfaces,
+        config: config.as_ref(),
+        ipsec: doctor::Ipsec::look,
+    })?;
+    if json {
+        writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&report)?)?;
+    } else {
+        write!(io::stdout(), "{}", report.to_text())?;
+    }
+    Ok(if report.works() {
+        Exit::Success
+    } else {
+        Exit::Failure
+    })
 }
 
 fn bench_engine(json: bool) -> anyhow::Result<Exit> {

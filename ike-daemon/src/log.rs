@@ -12,7 +12,7 @@ use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
-use crate::status::encapsulation_name;
+use crate::status::{encapsulation_name, mode_name};
 
 /// How events are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -186,6 +186,7 @@ pub fn notice(notice: &Notice) {
             spi_in,
             spi_out,
             encapsulation,
+            mode,
             elapsed,
             ..
         } => emit!(
@@ -195,8 +196,27 @@ pub fn notice(notice: &Notice) {
             spi_in = format!("{spi_in:#010x}"),
             spi_out = format!("{spi_out:#010x}"),
             encapsulation = encapsulation_name(*encapsulation),
+            mode = mode_name(*mode),
             elapsed_ms = elapsed.as_millis() as u64
         ),
+        Notice::TakenOver {
+            role,
+            initiator_spi,
+            responder_spi,
+            local,
+            remote,
+            children,
+            ..
+        } => emit!(
+            "taken_over",
+            role = %role,
+            spi_initiator = format!("{initiator_spi:016x}"),
+            spi_responder = format!("{responder_spi:016x}"),
+            local = %local,
+            remote = %remote,
+            children = children.len()
+        ),
+        Notice::NotSaved { limit, .. } => emit!("not_saved", limit = limit),
         Notice::ChildDown { id, reason, .. } => emit!("child_down", child = id.0, reason = %reason),
         Notice::Down { remote, reason, .. } => emit!("down", remote = %remote, reason = %reason),
         Notice::PeerMoved { from, to, .. } => emit!("peer_moved", from = %from, to = %to),

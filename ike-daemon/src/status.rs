@@ -6,7 +6,7 @@ use std::fmt::{self, Write as _};
 use std::time::Duration;
 
 use espada_common::drops::DropReason;
-use espada_common::sa::Encapsulation;
+use espada_common::sa::{Encapsulation, Mode};
 use serde::{Deserialize, Serialize};
 
 use crate::config::show_duration;
@@ -25,6 +25,9 @@ pub struct Report {
     pub engine_reason: String,
     /// Seconds since the daemon started.
     pub uptime_s: u64,
+    /// Every engine that was asked for, those that do not run last.
+    #[serde(default)]
+    pub engines: Vec<Engine>,
     /// Interfaces in use.
     pub interfaces: Interfaces,
     /// Configured connections, in the order of the file.
@@ -33,6 +36,17 @@ pub struct Report {
     pub drops: DropReport,
     /// IKE datagrams not acted on, by reason.
     pub ike_drops: Drops,
+}
+
+/// An engine.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Engine {
+    /// `userspace`, `ebpf` or `xfrm`.
+    pub name: String,
+    /// Its plaintext interface; `null` if it does not run.
+    pub interface: Option<String>,
+    /// Why it does not run.
+    pub reason: Option<String>,
 }
 
 /// Interfaces in use.
@@ -143,6 +157,10 @@ pub struct ChildSa {
     pub encapsulation: String,
     /// `tunnel` or `transport`.
     pub mode: String,
+    /// The engine that carries it.
+    pub engine: Option<String>,
+    /// Engines that were asked before it, each with the reason why it does not carry this pair.
+    pub passed_over: Vec<String>,
     /// Selectors on our side.
     pub local_ts: Vec<String>,
     /// Selectors on the peer's side.
@@ -192,6 +210,14 @@ pub struct LastError {
     pub details: Vec<String>,
     /// What to change.
     pub fix: Option<Fix>,
+}
+
+/// `tunnel` or `transport`.
+pub fn mode_name(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Tunnel => "tunnel",
+        Mode::Transport => "transport",
+    }
 }
 
 /// The setting that would cure an error.
@@ -340,6 +366,11 @@ impl Report {
             }
             text.push('\n');
         }
+        for engine in &self.engines {
+            if let Some(reason) = &engine.reason {
+                let _ = writeln!(text, "engine {} is left out: {reason}", engine.name);
+            }
+        }
         if self.connections.is_empty() {
             text.push_str("no connections are configured\n");
         }
@@ -437,6 +468,12 @@ impl ChildSa {
             self.local_ts.join(", "),
             self.remote_ts.join(", ")
         );
+        if let Some(engine) = &self.engine {
+            let _ = writeln!(text, "    carried by the {engine} engine");
+        }
+        for reason in &self.passed_over {
+            let _ = writeln!(text, "      not by {reason}");
+        }
         for (direction, half) in [("in ", &self.inbound), ("out", &self.outbound)] {
             let _ = write!(
                 text,
@@ -470,6 +507,11 @@ mod tests {
             engine: "userspace".into(),
             engine_reason: "chosen by engine = \"auto\"".into(),
             uptime_s: 7265,
+            engines: vec![Engine {
+                name: "userspace".into(),
+                interface: Some("espada0".into()),
+                reason: None,
+            }],
             interfaces: Interfaces {
                 tun: Some("espada0".into()),
                 front_end: vec![Attachment {
@@ -509,6 +551,8 @@ mod tests {
                         suite: "aes256-sha256".into(),
                         encapsulation: "udp".into(),
                         mode: "tunnel".into(),
+                        engine: Some("userspace".into()),
+                        passed_over: vec!["ebpf: carries chacha20poly1305 only".into()],
                         local_ts: vec!["10.0.0.0/24".into()],
                         remote_ts: vec!["10.240.10.0/24".into()],
                         age_s: 61,
@@ -572,6 +616,8 @@ azure: established for 1m1s
     remote 20.240.192.55:4500 as 20.240.192.55
   ESP in UDP aes256-sha256, tunnel mode, up 1m1s, rekey in 55m
     10.0.0.0/24 === 10.240.10.0/24
+    carried by the userspace engine
+      not by ebpf: carries chacha20poly1305 only
     in  0xc0000001         10 packets      840 B   on the wire         12 packets     1632 B
     out 0xd0000002    1000000 packets     1.4 GB
     dropped inbound: 2 replay (duplicates or heavy reordering on the path; a larger replay_window helps against reordering)

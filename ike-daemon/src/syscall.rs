@@ -5,11 +5,25 @@ use std::io;
 use std::mem::{MaybeUninit, size_of, zeroed};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::Duration;
 
 /// The user that file and socket permissions are checked for.
 pub fn effective_uid() -> u32 {
     // SAFETY: takes nothing, cannot fail.
     unsafe { libc::geteuid() }
+}
+
+/// Time since the system was booted, suspended time included: a clock that outlives processes.
+pub fn boot_time() -> io::Result<Duration> {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `time` is a live timespec that the call fills in.
+    check(unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &mut time) })?;
+    let seconds = u64::try_from(time.tv_sec).unwrap_or_default();
+    let nanoseconds = u32::try_from(time.tv_nsec).unwrap_or_default();
+    Ok(Duration::new(seconds, nanoseconds))
 }
 
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {

@@ -1,6 +1,7 @@
 //! Namespace harness of Espada: a line of network namespaces, daemons in them, traffic through
 //! them, and captures of what passed. The end-to-end tests and `cargo xtask demo` stand on it.
 
+pub mod blast;
 pub mod capture;
 pub mod cleanup;
 pub mod cmd;

@@ -49,6 +49,55 @@ pub fn ping(from: &Netns, to: &str, count: u32, extra: &[&str]) -> Result<Ping> 
     })
 }
 
+/// Round trip times of echo requests.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RoundTrips {
+    /// Echo requests sent.
+    pub sent: u32,
+    /// Echo replies received.
+    pub received: u32,
+    /// Half of the round trips took at most this long, in microseconds.
+    pub p50_us: f64,
+    /// 99 of 100 round trips took at most this long, in microseconds.
+    pub p99_us: f64,
+}
+
+/// Sends `count` echo requests a millisecond apart and gives their round trip times.
+pub fn round_trips(from: &Netns, to: &str, count: u32) -> Result<RoundTrips> {
+    let number = count.to_string();
+    let output = from.output(&["ping", "-n", "-i", "0.001", "-W", "1", "-c", &number, to])?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let mut times = times_us(&text);
+    times.sort_by(f64::total_cmp);
+    let (Some(p50_us), Some(p99_us)) = (percentile(&times, 0.5), percentile(&times, 0.99)) else {
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        bail!("no echo request to {to} was answered:\n{text}{complaint}");
+    };
+    Ok(RoundTrips {
+        sent: count,
+        received: replies(&text, count),
+        p50_us,
+        p99_us,
+    })
+}
+
+/// Microseconds of every reply in ping's output.
+fn times_us(text: &str) -> Vec<f64> {
+    text.lines()
+        .filter_map(|line| {
+            let rest = line.split_once("time=")?.1;
+            let milliseconds: f64 = rest.split(' ').next()?.parse().ok()?;
+            Some(milliseconds * 1000.0)
+        })
+        .collect()
+}
+
+/// The smallest of the sorted values that a part of them does not exceed.
+fn percentile(sorted: &[f64], part: f64) -> Option<f64> {
+    let rank = (sorted.len() as f64 * part).ceil() as usize;
+    sorted.get(rank.saturating_sub(1)).copied()
+}
+
 /// How many of the first `count` echo requests were answered.
 fn replies(text: &str, count: u32) -> u32 {
     let answered: BTreeSet<u32> = text
@@ -258,5 +307,15 @@ mod tests {
                     64 bytes from 10.61.2.2: icmp_seq=6 ttl=62 time=0.2 ms\n";
         assert_eq!(replies(text, 5), 2);
         assert_eq!(replies("", 5), 0);
+        assert_eq!(times_us(text), [200.0, 200.0, 300.0, 200.0]);
+    }
+
+    #[test]
+    fn percentiles_are_values_that_occurred() {
+        let sorted: Vec<f64> = (1..=1000).map(f64::from).collect();
+        assert_eq!(percentile(&sorted, 0.5), Some(500.0));
+        assert_eq!(percentile(&sorted, 0.99), Some(990.0));
+        assert_eq!(percentile(&[7.0], 0.99), Some(7.0));
+        assert_eq!(percentile(&[], 0.5), None);
     }
 }

@@ -57,7 +57,9 @@ impl Cursor for &[u8] {
 /// 2.5.5.2). Held in words rather than octets, which keeps the eBPF programs within their stack;
 /// in memory the octets are in network order.
 #[repr(transparent)]
-#[derive(Clone, Copy, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 pub struct Address([u32; 4]);
 
 impl Address {
@@ -71,6 +73,35 @@ impl Address {
     #[inline(always)]
     pub const fn from_v4(octets: [u8; 4]) -> Self {
         Self([0, 0, 0xffff_u32.to_be(), u32::from_ne_bytes(octets)])
+    }
+
+    /// The high and the low half as numbers.
+    #[inline(always)]
+    pub const fn halves(self) -> [u64; 2] {
+        const fn half(high: u32, low: u32) -> u64 {
+            (u32::from_be(high) as u64) << 32 | u32::from_be(low) as u64
+        }
+        let [a, b, c, d] = self.0;
+        [half(a, b), half(c, d)]
+    }
+
+    /// Whether it stands for an IPv4 address.
+    #[inline(always)]
+    pub const fn is_v4(self) -> bool {
+        let [a, b, c, _] = self.0;
+        a == 0 && b == 0 && c == 0xffff_u32.to_be()
+    }
+
+    /// The four octets of the IPv4 address it stands for, as they lie in memory.
+    #[inline(always)]
+    pub const fn v4_word(self) -> u32 {
+        self.0[3]
+    }
+
+    /// The words as they lie in memory.
+    #[inline(always)]
+    pub const fn words(self) -> [u32; 4] {
+        self.0
     }
 
     /// The octets in network order.

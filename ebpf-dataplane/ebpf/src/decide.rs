@@ -1,7 +1,8 @@
 //! What becomes of a packet, apart from how XDP and tc say it.
 
 use espada_common::abi::{
-    ABI_VERSION, CONFIG_DROP_UNKNOWN_SPI, FrontEndConfig, SA_FLAG_STEER_XSK, SaOutKey, SpiKey,
+    ABI_VERSION, CONFIG_DROP_UNKNOWN_SPI, FrontEndConfig, SA_FLAG_DECRYPT, SA_FLAG_STEER_XSK,
+    SaOutKey, SpiKey,
 };
 use espada_common::drops::DropReason;
 use espada_common::wire::Cursor;
@@ -18,6 +19,8 @@ pub enum Verdict {
     Drop,
     /// Native ESP of an SA that asked for AF_XDP.
     Steer,
+    /// ESP of an SA that the eBPF engine carries.
+    Decrypt,
 }
 
 /// A packet arrived on the WAN. `segments` is how many it was before receive offloads merged them.
@@ -34,7 +37,7 @@ pub fn inbound<C: Cursor>(packet: &C, link: Link, segments: u64) -> Verdict {
     let to_us = maps::is_local(&wan.destination);
     let verdict = match wan.class {
         Class::NeighbourDiscovery => return Verdict::Pass,
-        Class::NativeEsp | Class::UdpEsp if to_us => esp_in(config, &wan, segments),
+        Class::NativeEsp | Class::UdpEsp if to_us => esp_in(config, packet, &wan, segments),
         Class::Ike | Class::IkeNatT | Class::Keepalive if to_us => Verdict::Pass,
         Class::Malformed if to_us => dropped(DropReason::Malformed, segments),
         _ => {
@@ -101,7 +104,12 @@ fn ports(config: &FrontEndConfig) -> Ports {
 }
 
 #[inline(always)]
-fn esp_in(config: &FrontEndConfig, wan: &WanPacket, segments: u64) -> Verdict {
+fn esp_in<C: Cursor>(
+    config: &FrontEndConfig,
+    packet: &C,
+    wan: &WanPacket,
+    segments: u64,
+) -> Verdict {
     let key = SpiKey {
         spi_be: wan.spi.to_be(),
     };
@@ -117,6 +125,10 @@ fn esp_in(config: &FrontEndConfig, wan: &WanPacket, segments: u64) -> Verdict {
         return dropped(DropReason::WrongAddress, segments);
     }
     maps::count_in(key, segments, wire_bytes(wan, segments));
+    if entry.flags & SA_FLAG_DECRYPT != 0 {
+        crate::esp::inbound::hand_over(packet, wan);
+        return Verdict::Decrypt;
+    }
     // AF_XDP takes whole native ESP packets; the kernel reassembles fragments first.
     let whole_native = wan.class == Class::NativeEsp && !wan.first_fragment;
     if entry.flags & SA_FLAG_STEER_XSK != 0 && whole_native {

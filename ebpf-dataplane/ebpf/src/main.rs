@@ -8,6 +8,7 @@
 #![feature(asm_experimental_arch)]
 
 mod decide;
+mod esp;
 mod maps;
 mod packet;
 
@@ -15,6 +16,7 @@ use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
+use espada_common::drops::DropReason;
 use espada_common::wire::parse::Link;
 
 use crate::decide::Verdict;
@@ -32,6 +34,11 @@ pub fn espada_xdp(ctx: XdpContext) -> u32 {
         Verdict::Pass => XDP_PASS,
         Verdict::Drop => XDP_DROP,
         Verdict::Steer => maps::steer(ctx.rx_queue_index()),
+        Verdict::Decrypt => {
+            esp::maps::decrypt(&ctx);
+            maps::count_drop(DropReason::Internal, 1);
+            XDP_DROP
+        }
     }
 }
 
@@ -90,6 +97,11 @@ fn act(verdict: Verdict) -> i32 {
     match verdict {
         Verdict::Pass | Verdict::Steer => TC_NEXT,
         Verdict::Drop => TC_DROP,
+        // The engine is behind XDP only; its packets are nobody else's.
+        Verdict::Decrypt => {
+            maps::count_drop(DropReason::Internal, 1);
+            TC_DROP
+        }
     }
 }
 

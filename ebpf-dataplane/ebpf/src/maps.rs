@@ -108,7 +108,13 @@ pub fn count_out(key: &SaOutKey, packets: u64, bytes: u64) {
     if entry.spi_be != key.spi_be {
         return;
     }
-    if let Some(counters) = SA_OUT_STATS.get_ptr_mut(entry.slot) {
+    count_out_at(entry.slot, packets, bytes);
+}
+
+/// Counts packets of an outbound SA whose slot is known.
+#[inline(always)]
+pub fn count_out_at(slot: u32, packets: u64, bytes: u64) {
+    if let Some(counters) = SA_OUT_STATS.get_ptr_mut(slot) {
         // SAFETY: the array's element is aligned, lives as long as the program, and is only
         // changed atomically, by us and by userspace.
         unsafe {
@@ -123,7 +129,7 @@ pub fn count_out(key: &SaOutKey, packets: u64, bytes: u64) {
 /// # Safety
 /// `counter` must point to an aligned u64 of a map value.
 #[inline(always)]
-unsafe fn atomic_add(counter: *mut u64, value: u64) {
+pub unsafe fn atomic_add(counter: *mut u64, value: u64) {
     // SAFETY: the caller's pointer is valid; the instruction touches nothing else.
     unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) counter, in(reg) value) };
 }

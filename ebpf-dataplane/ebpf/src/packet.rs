@@ -16,8 +16,15 @@ impl LinearPacket {
     /// The packet of an XDP context.
     #[inline(always)]
     pub fn of_xdp(ctx: *mut xdp_md) -> Self {
-        // SAFETY: the kernel hands a valid context to the program.
-        let (data, end) = unsafe { ((*ctx).data, (*ctx).data_end) };
+        // SAFETY: the kernel hands a valid context to the program. Volatile: the optimizer would
+        // hand the loaded halves to functions in place of the context, and the verifier then does
+        // not know them for pointers.
+        let (data, end) = unsafe {
+            (
+                (&raw const (*ctx).data).read_volatile(),
+                (&raw const (*ctx).data_end).read_volatile(),
+            )
+        };
         Self {
             data: data as usize,
             end: end as usize,
@@ -144,7 +151,7 @@ fn linear<const N: usize>(data: usize, end: usize, offset: usize) -> Option<[u8;
 /// Adds N out of the optimizer's sight. The verifier learns nothing from the comparison
 /// `start >= end` that it would make of `start + 1 > end`.
 #[inline(always)]
-fn plus<const N: usize>(value: usize) -> usize {
+pub fn plus<const N: usize>(value: usize) -> usize {
     let mut sum = value;
     // SAFETY: adds to a register, nothing else.
     unsafe { asm!("{0} += {n}", inout(reg) sum, n = const N, options(pure, nomem, nostack)) };
@@ -154,7 +161,7 @@ fn plus<const N: usize>(value: usize) -> usize {
 /// An offset that was found to be at most MAX_OFFSET, in a register that shows it: the verifiers
 /// before Linux 6.8 forget what a comparison taught them about other copies of the value.
 #[inline(always)]
-fn bounded(offset: usize) -> usize {
+pub fn bounded(offset: usize) -> usize {
     const { assert!(MAX_OFFSET.is_power_of_two()) };
     let mut masked = offset;
     // SAFETY: masks a register, nothing else.
@@ -170,7 +177,7 @@ fn bounded(offset: usize) -> usize {
 /// # Safety
 /// Four octets of the packet must lie at `address`.
 #[inline(always)]
-unsafe fn load_u32(address: usize) -> u32 {
+pub unsafe fn load_u32(address: usize) -> u32 {
     let value: u64;
     // SAFETY: one load, from where the caller says there is a packet.
     unsafe {
@@ -182,11 +189,22 @@ unsafe fn load_u32(address: usize) -> u32 {
 /// # Safety
 /// Two octets of the packet must lie at `address`.
 #[inline(always)]
-unsafe fn load_u16(address: usize) -> u16 {
+pub unsafe fn load_u16(address: usize) -> u16 {
     let value: u64;
     // SAFETY: one load, from where the caller says there is a packet.
     unsafe {
         asm!("{0} = *(u16 *)({1} + 0)", out(reg) value, in(reg) address, options(pure, readonly, nostack));
     }
     value as u16
+}
+
+/// The word that an XDP program put before a tc context's packet.
+#[inline(always)]
+pub fn meta(skb: *mut __sk_buff) -> Option<u32> {
+    // SAFETY: the kernel hands a valid context to the program; the word is read only after the
+    // comparison that the verifier asks for.
+    unsafe {
+        let (meta, data) = ((*skb).data_meta as usize, (*skb).data as usize);
+        (plus::<4>(meta) <= data).then(|| load_u32(meta))
+    }
 }

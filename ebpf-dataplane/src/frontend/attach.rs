@@ -1,14 +1,18 @@
 //! Which hook, and how the programs get there.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use aya::Ebpf;
-use aya::programs::links::FdLink;
-use aya::programs::tc::{self, NlOptions, SchedClassifierLinkId, TcAttachOptions, TcError};
-use aya::programs::xdp::XdpLinkId;
+use aya::maps::{MapData, ProgramArray};
+use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::tc::{
+    self, NlOptions, SchedClassifierLink, SchedClassifierLinkId, TcAttachOptions, TcError,
+};
+use aya::programs::xdp::{XdpLink, XdpLinkId};
 use aya::programs::{
     LinkOrder, Program, ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode,
 };
+use espada_common::abi::esp::TAIL_IN;
 
 use super::{FrontEndError, chain, pin};
 use crate::netlink::Netlink;
@@ -19,6 +23,8 @@ pub enum ModeChoice {
     /// XDP in the driver where it is supported and does not cost offloads, else tc.
     #[default]
     Auto,
+    /// XDP in the driver where it is supported, else behind it: never tc.
+    Xdp,
     /// XDP in the driver, or fail.
     XdpNative,
     /// XDP behind the driver, on packets already in the kernel's form.
@@ -33,11 +39,12 @@ impl std::str::FromStr for ModeChoice {
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
             "auto" => Ok(Self::Auto),
+            "xdp" => Ok(Self::Xdp),
             "xdp-native" => Ok(Self::XdpNative),
             "xdp-generic" => Ok(Self::XdpGeneric),
             "tc" => Ok(Self::Tc),
             _ => Err(format!(
-                "unknown mode `{text}`: expected auto, xdp-native, xdp-generic or tc"
+                "unknown mode `{text}`: expected auto, xdp, xdp-native, xdp-generic or tc"
             )),
         }
     }
@@ -110,18 +117,53 @@ pub struct Attachment {
     link: Option<LinkId>,
 }
 
+impl Attachment {
+    /// Where its link is pinned.
+    pub(super) fn pin(&self, folder: &Path) -> PathBuf {
+        link_pin(folder, &self.interface, self.hook, self.mode)
+    }
+}
+
+fn link_pin(folder: &Path, interface: &str, hook: Hook, mode: Mode) -> PathBuf {
+    let hook = hook.name().replace(' ', "_");
+    let mode = mode.name();
+    folder.join(format!("{}{interface}_{hook}_{mode}", pin::LINK_PREFIX))
+}
+
+/// The link that an earlier process pinned, if it did, taken over by `take`. A pin whose link does
+/// not work any more (its interface is gone) is removed.
+fn taken<T>(
+    folder: Option<&Path>,
+    interface: &str,
+    hook: Hook,
+    mode: Mode,
+    take: impl FnOnce(FdLink) -> Option<T>,
+) -> Option<T> {
+    let path = link_pin(folder?, interface, hook, mode);
+    let link = PinnedLink::from_pin(&path).ok()?;
+    let link = take(FdLink::from(link));
+    if link.is_none()
+        && let Err(error) = std::fs::remove_file(&path)
+    {
+        tracing::warn!(path = %path.display(), %error, "a dead link stays pinned");
+    }
+    link
+}
+
 #[derive(Debug)]
 enum LinkId {
     Xdp(XdpLinkId),
     Tc(SchedClassifierLinkId),
 }
 
-/// Attaches an ingress and an egress program to an interface.
+/// Attaches an ingress and an egress program to an interface; takes the place of programs whose links
+/// are pinned in `links`.
 pub(super) fn attach(
     ebpf: &mut Ebpf,
     interface: &str,
     choice: ModeChoice,
     prefer_offloads: bool,
+    links: Option<&Path>,
 ) -> Result<[Attachment; 2], FrontEndError> {
     let failed = |reason: String| FrontEndError::Attach {
         interface: interface.to_owned(),
@@ -136,7 +178,7 @@ pub(super) fn attach(
         ("espada_tc_ip_in", "espada_tc_ip_out")
     };
     let tc_ingress = |ebpf: &mut Ebpf, why: String| {
-        attach_tc(ebpf, interface, TcAttachType::Ingress, tc_in, why).map_err(failed)
+        attach_tc(ebpf, interface, TcAttachType::Ingress, tc_in, why, links).map_err(failed)
     };
     let ingress = match choice {
         ModeChoice::Tc => tc_ingress(ebpf, "tc was asked for".to_owned())?,
@@ -150,62 +192,122 @@ pub(super) fn attach(
         )?,
         ModeChoice::Auto => {
             let why = "the driver supports XDP".to_owned();
-            match attach_xdp(ebpf, interface, Mode::Native, why) {
+            match attach_xdp(ebpf, interface, FRONT, Mode::Native, why, links) {
                 Ok(attachment) => attachment,
                 Err(refusal) => tc_ingress(ebpf, format!("XDP in the driver: {refusal}"))?,
             }
         }
-        ModeChoice::XdpNative | ModeChoice::XdpGeneric if !link.ethernet => {
+        ModeChoice::Xdp | ModeChoice::XdpNative | ModeChoice::XdpGeneric if !link.ethernet => {
             return Err(failed(
                 "XDP needs Ethernet headers, which this link has none of; use mode tc".to_owned(),
             ));
         }
+        ModeChoice::Xdp => {
+            let why = "the driver supports XDP".to_owned();
+            match attach_xdp(ebpf, interface, FRONT, Mode::Native, why, links) {
+                Ok(attachment) => attachment,
+                Err(refusal) => attach_xdp(
+                    ebpf,
+                    interface,
+                    FRONT,
+                    Mode::Generic,
+                    format!("XDP in the driver: {refusal}"),
+                    links,
+                )
+                .map_err(failed)?,
+            }
+        }
         ModeChoice::XdpNative => attach_xdp(
             ebpf,
             interface,
+            FRONT,
             Mode::Native,
             "native XDP was asked for".to_owned(),
+            links,
         )
         .map_err(|reason| failed(format!("{reason}; mode xdp-generic or tc may work")))?,
         ModeChoice::XdpGeneric => attach_xdp(
             ebpf,
             interface,
+            FRONT,
             Mode::Generic,
             "generic XDP was asked for".to_owned(),
+            links,
         )
         .map_err(failed)?,
     };
     let why = "XDP has no egress hook".to_owned();
-    let egress = attach_tc(ebpf, interface, TcAttachType::Egress, tc_out, why).map_err(failed)?;
+    let egress =
+        attach_tc(ebpf, interface, TcAttachType::Egress, tc_out, why, links).map_err(failed)?;
     Ok([ingress, egress])
+}
+
+/// The front end's XDP program.
+const FRONT: &str = "espada_xdp";
+
+/// Attaches the eBPF engine's programs to the hidden end of its plaintext interface.
+pub(super) fn attach_engine(
+    ebpf: &mut Ebpf,
+    port: &str,
+    links: &Path,
+    programs: &mut ProgramArray<MapData>,
+) -> Result<Vec<Attachment>, FrontEndError> {
+    let failed = |reason: String| FrontEndError::Attach {
+        interface: port.to_owned(),
+        reason,
+    };
+    let decrypting: &mut Xdp = loaded(ebpf, "espada_esp_in", Xdp::load).map_err(failed)?;
+    let program = decrypting.fd().map_err(|error| failed(chain(&error)))?;
+    programs
+        .set(TAIL_IN, program, 0)
+        .map_err(|error| failed(chain(&error)))?;
+    let why = "encrypts what is routed into the plaintext interface".to_owned();
+    let out = attach_xdp(ebpf, port, "espada_esp_out", Mode::Native, why, Some(links));
+    let why = "sends where XDP does not know the neighbour".to_owned();
+    let neigh = attach_tc(
+        ebpf,
+        port,
+        TcAttachType::Ingress,
+        "espada_esp_neigh",
+        why,
+        Some(links),
+    );
+    Ok(vec![out.map_err(failed)?, neigh.map_err(failed)?])
 }
 
 fn attach_xdp(
     ebpf: &mut Ebpf,
     interface: &str,
+    name: &'static str,
     mode: Mode,
     why: String,
+    links: Option<&Path>,
 ) -> Result<Attachment, String> {
-    const NAME: &str = "espada_xdp";
-    let program: &mut Xdp = loaded(ebpf, NAME, Xdp::load)?;
+    let program: &mut Xdp = loaded(ebpf, name, Xdp::load)?;
     let flags = match mode {
         Mode::Generic => XdpMode::Skb,
         _ => XdpMode::Driver,
     };
-    let link = program.attach(interface, flags).map_err(|error| {
-        let text = chain(&error);
-        match os_error(&error) {
-            Some(libc::EBUSY) => format!("another XDP program is attached already ({text})"),
-            Some(libc::EOPNOTSUPP) => format!("not supported by the driver ({text})"),
-            _ => text,
-        }
-    })?;
+    let known = taken(links, interface, Hook::Xdp, mode, |link| {
+        program.attach_to_link(XdpLink::try_from(link).ok()?).ok()
+    });
+    let link = match known {
+        Some(link) => link,
+        None => program.attach(interface, flags).map_err(|error| {
+            let text = chain(&error);
+            match os_error(&error) {
+                Some(libc::EBUSY) => format!("another XDP program is attached already ({text})"),
+                Some(libc::EOPNOTSUPP) => format!("not supported by the driver ({text})"),
+                _ => text,
+            }
+        })?,
+    };
     let about = program.info().map_err(|error| chain(&error))?;
     Ok(Attachment {
         interface: interface.to_owned(),
         hook: Hook::Xdp,
         mode,
-        program: NAME,
+        program: name,
         program_id: about.id(),
         verified_instructions: about.verified_instruction_count(),
         why,
@@ -219,6 +321,7 @@ fn attach_tc(
     side: TcAttachType,
     name: &'static str,
     why: String,
+    links: Option<&Path>,
 ) -> Result<Attachment, String> {
     let program: &mut SchedClassifier = loaded(ebpf, name, SchedClassifier::load)?;
     // First on the way in, last on the way out: what other programs make of a packet is judged.
@@ -226,14 +329,23 @@ fn attach_tc(
         TcAttachType::Ingress => (Hook::TcIngress, LinkOrder::first()),
         _ => (Hook::TcEgress, LinkOrder::last()),
     };
-    let tcx = program.attach_with_options(interface, side, TcAttachOptions::TcxOrder(order));
-    let (link, mode) = match tcx {
-        Ok(link) => (link, Mode::Tcx),
-        // Linux before 6.6 does not know the hook.
-        Err(error) if os_error(&error) == Some(libc::EINVAL) => {
-            (attach_clsact(program, interface, side, name)?, Mode::Clsact)
+    let known = taken(links, interface, hook, Mode::Tcx, |link| {
+        let link = SchedClassifierLink::try_from(link).ok()?;
+        program.attach_to_link(link).ok()
+    });
+    let (link, mode) = match known {
+        Some(link) => (link, Mode::Tcx),
+        None => {
+            let options = TcAttachOptions::TcxOrder(order);
+            match program.attach_with_options(interface, side, options) {
+                Ok(link) => (link, Mode::Tcx),
+                // Linux before 6.6 does not know the hook.
+                Err(error) if os_error(&error) == Some(libc::EINVAL) => {
+                    (attach_clsact(program, interface, side, name)?, Mode::Clsact)
+                }
+                Err(error) => return Err(format!("{}: {}", hook.name(), chain(&error))),
+            }
         }
-        Err(error) => return Err(format!("{}: {}", hook.name(), chain(&error))),
     };
     let about = program.info().map_err(|error| chain(&error))?;
     Ok(Attachment {
@@ -305,12 +417,14 @@ pub(super) fn pin_links(
             continue;
         };
         let result = take_link(ebpf, attachment.program, link).and_then(|link| {
-            let Some(link) = link else { return Ok(()) };
-            let hook = attachment.hook.name().replace(' ', "_");
-            let name = format!("{}{}_{hook}", pin::LINK_PREFIX, attachment.interface);
-            link.pin(folder.join(name))
-                .map(drop)
-                .map_err(|error| chain(&error))
+            let path = attachment.pin(folder);
+            match link {
+                // One that was taken over is pinned already.
+                Some(link) if !path.exists() => {
+                    link.pin(path).map(drop).map_err(|error| chain(&error))
+                }
+                _ => Ok(()),
+            }
         });
         result.map_err(|reason| FrontEndError::Attach {
             interface: attachment.interface.clone(),
@@ -360,6 +474,7 @@ pub fn detach_clsact(interface: &str) -> usize {
         (TcAttachType::Ingress, "espada_tc_ip_in"),
         (TcAttachType::Egress, "espada_tc_out"),
         (TcAttachType::Egress, "espada_tc_ip_out"),
+        (TcAttachType::Ingress, "espada_esp_neigh"),
     ]
     .into_iter()
     .filter(|(side, name)| tc::qdisc_detach_program(interface, *side, name).is_ok())

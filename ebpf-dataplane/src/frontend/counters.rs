@@ -62,18 +62,28 @@ pub(super) struct OutTable {
 }
 
 impl OutTable {
-    pub(super) fn new(map: BorrowedFd<'_>) -> Result<Self, FrontEndError> {
+    /// With the SAs that are in the map already.
+    pub(super) fn new(
+        map: BorrowedFd<'_>,
+        known: Vec<(IpAddr, u32, u32)>,
+    ) -> Result<Self, FrontEndError> {
         let words = MappedWords::new(map, MAX_SAS as usize * WORDS).map_err(|error| {
             FrontEndError::Map {
                 map: maps::SA_OUT_STATS,
                 reason: format!("cannot map it into memory: {error}"),
             }
         })?;
+        let slots: HashMap<(IpAddr, u32), u32> = known
+            .into_iter()
+            .map(|(peer, spi, slot)| ((peer, spi), slot))
+            .collect();
+        let next = slots.values().max().map_or(0, |last| last + 1);
+        let taken: std::collections::HashSet<u32> = slots.values().copied().collect();
         Ok(Self {
             words: Arc::new(words),
-            slots: HashMap::new(),
-            free: Vec::new(),
-            next: 0,
+            slots,
+            free: (0..next).filter(|slot| !taken.contains(slot)).collect(),
+            next,
         })
     }
 
@@ -104,6 +114,14 @@ impl OutTable {
 
     pub(super) fn remove(&mut self, peer: IpAddr, spi: u32) {
         self.free.extend(self.slots.remove(&(peer, spi)));
+    }
+
+    pub(super) fn slot(&self, peer: IpAddr, spi: u32) -> Option<u32> {
+        self.slots.get(&(peer, spi)).copied()
+    }
+
+    pub(super) fn known(&self) -> Vec<(IpAddr, u32)> {
+        self.slots.keys().copied().collect()
     }
 
     pub(super) fn counter(&self, peer: IpAddr, spi: u32) -> Option<OutCounter> {

@@ -1,15 +1,56 @@
-//! What the pinned maps of a front end hold, for people.
+//! What the pinned maps of a front end hold, and whether the kernel takes its programs.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
+use aya::EbpfLoader;
 use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuHashMap};
+use aya::programs::{Program, ProgramError};
 use espada_common::abi::{ABI_VERSION, FrontEndConfig, maps};
 use espada_common::wire::Address;
 use zerocopy::transmute;
 
 use super::maps::Octets;
-use super::{FrontEndError, abi, chain};
+use super::{FrontEndError, OBJECT, abi, chain, load_error};
+
+/// A program that the kernel's verifier accepted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verified {
+    /// Its name.
+    pub name: String,
+    /// Instructions that the verifier went through (Linux 5.16).
+    pub instructions: Option<u32>,
+    /// How long loading took.
+    pub took: Duration,
+}
+
+/// Loads every program of the front end and lets it go again: nothing is attached or pinned.
+pub fn verify() -> Result<Vec<Verified>, FrontEndError> {
+    let mut ebpf = EbpfLoader::new().load(OBJECT).map_err(load_error)?;
+    let mut verified = Vec::new();
+    for (name, program) in ebpf.programs_mut() {
+        let started = Instant::now();
+        load(program).map_err(|error| load_error(error.into()))?;
+        let took = started.elapsed();
+        let about = program.info().map_err(|error| load_error(error.into()))?;
+        verified.push(Verified {
+            name: name.to_owned(),
+            instructions: about.verified_instruction_count(),
+            took,
+        });
+    }
+    verified.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(verified)
+}
+
+fn load(program: &mut Program) -> Result<(), ProgramError> {
+    match program {
+        Program::Xdp(program) => program.load(),
+        Program::SchedClassifier(program) => program.load(),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
+}
 
 /// One map.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,7 +87,7 @@ pub fn pinned_maps(folder: &Path) -> Result<Vec<MapSummary>, FrontEndError> {
 }
 
 /// Maps of another version would be misread.
-fn check_version(folder: &Path) -> Result<(), String> {
+pub(super) fn check_version(folder: &Path) -> Result<(), String> {
     let read = || -> Result<FrontEndConfig, MapError> {
         let data = MapData::from_pin(folder.join(maps::CONFIG))?;
         let config: Array<_, Octets<FrontEndConfig>> = Map::from_map_data(data)?.try_into()?;

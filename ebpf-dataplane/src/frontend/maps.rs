@@ -1,30 +1,34 @@
 //! The maps, reached only through these accessors.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use aya::Ebpf;
-use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{
     Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues, XskMap,
 };
+use espada_common::abi::esp::{
+    EspConfig, EspInEntry, EspOutEntry, FlowEntry, KeptState, PairEntry,
+};
 use espada_common::abi::{
-    ABI_VERSION, CONFIG_GUARD, ClassedAddress, FragmentKey, FrontEndConfig, SA_FLAG_STEER_XSK,
-    SaCounters, SaInEntry, SaOutEntry, SaOutKey, SpiKey, maps,
+    ABI_VERSION, CONFIG_GUARD, ClassedAddress, FragmentKey, FrontEndConfig, SA_FLAG_DECRYPT,
+    SA_FLAG_STEER_XSK, SaCounters, SaInEntry, SaOutEntry, SaOutKey, SpiKey, maps,
 };
 use espada_common::drops::DropReason;
 use espada_common::wire::Address;
 use espada_common::wire::parse::Ports;
 use zerocopy::transmute;
 
-use super::policy::{ProtectedPair, TriePrefix, compile};
+use crate::engine::Steering;
+
+use super::policy::{ProtectedPair, compile};
+use super::tries::Tries;
 use super::{FrontEndError, InCounters, chain};
 
 // Keys and values are arrays of octets to aya, and `espada_common::abi` structs to everybody else.
-pub(super) type Octets<T> = <T as AsOctets>::Array;
+pub(crate) type Octets<T> = <T as AsOctets>::Array;
 
-pub(super) trait AsOctets {
+pub(crate) trait AsOctets {
     type Array;
 }
 
@@ -36,6 +40,12 @@ macro_rules! octets {
     };
 }
 octets!(
+    EspConfig,
+    EspInEntry,
+    EspOutEntry,
+    PairEntry,
+    FlowEntry,
+    KeptState,
     Address,
     SpiKey,
     SaInEntry,
@@ -55,19 +65,15 @@ pub(super) struct Maps {
     sa_out: HashMap<MapData, Octets<SaOutKey>, Octets<SaOutEntry>>,
     sa_out_stats: Map,
     drops: PerCpuArray<MapData, u64>,
-    spd_remote: LpmTrie<MapData, Octets<Address>, u32>,
-    spd_local: LpmTrie<MapData, Octets<ClassedAddress>, u32>,
+    spd: Tries,
     xsks: XskMap<MapData>,
     flags: u32,
-    /// What the tries hold now: the class and the local prefixes of each remote prefix.
-    installed: BTreeMap<TriePrefix, (u32, BTreeSet<TriePrefix>)>,
-    next_class: u32,
 }
 
 impl std::fmt::Debug for Maps {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Maps")
-            .field("installed", &self.installed)
+            .field("spd", &self.spd)
             .finish_non_exhaustive()
     }
 }
@@ -83,12 +89,9 @@ impl Maps {
             sa_out: typed(ebpf, maps::SA_OUT)?,
             sa_out_stats: raw(ebpf, maps::SA_OUT_STATS)?,
             drops: typed(ebpf, maps::DROPS)?,
-            spd_remote: typed(ebpf, maps::SPD_REMOTE)?,
-            spd_local: typed(ebpf, maps::SPD_LOCAL)?,
+            spd: Tries::take(ebpf, [maps::SPD_REMOTE, maps::SPD_LOCAL])?,
             xsks: typed(ebpf, maps::XSKS)?,
             flags: 0,
-            installed: BTreeMap::new(),
-            next_class: 0,
         })
     }
 
@@ -141,13 +144,17 @@ impl Maps {
         &mut self,
         spi: u32,
         local: IpAddr,
-        steer: bool,
+        steering: Steering,
     ) -> Result<(), FrontEndError> {
         let spi_be = spi.to_be();
         let key: Octets<SpiKey> = transmute!(SpiKey { spi_be });
         let entry: Octets<SaInEntry> = transmute!(SaInEntry {
             spi_be,
-            flags: if steer { SA_FLAG_STEER_XSK } else { 0 },
+            flags: match steering {
+                Steering::Kernel => 0,
+                Steering::Xsk => SA_FLAG_STEER_XSK,
+                Steering::Decrypt => SA_FLAG_DECRYPT,
+            },
             local: Address::from(local),
         });
         if self.sa_in_stats.get(&key, 0).is_err() {
@@ -237,56 +244,51 @@ impl Maps {
         gone(self.xsks.unset(queue)).map_err(failed(maps::XSKS, "take out the socket of a queue"))
     }
 
-    /// Replaces the policies. A changed remote prefix gets its new local prefixes under a fresh
-    /// class before it is switched over to it, and gives up the old class last, so that at any
-    /// moment a packet meets either the old or the new policies.
+    /// Replaces the policies; a pair in both old and new stays protected throughout.
     pub(super) fn set_policies(&mut self, pairs: &[ProtectedPair]) -> Result<(), FrontEndError> {
-        let wanted = compile(pairs);
-        let mut retired = Vec::new();
-        for (remote, locals) in &wanted {
-            if self
-                .installed
-                .get(remote)
-                .is_some_and(|(_, installed)| installed == locals)
-            {
-                continue;
-            }
-            let class = self.next_class;
-            self.next_class = self.next_class.wrapping_add(1);
-            for local in locals {
-                self.spd_local
-                    .insert(&local_key(class, local), 1, 0)
-                    .map_err(failed(maps::SPD_LOCAL, "add a prefix"))?;
-            }
-            self.spd_remote
-                .insert(&remote_key(remote), class, 0)
-                .map_err(failed(maps::SPD_REMOTE, "add a prefix"))?;
-            retired.extend(self.installed.insert(*remote, (class, locals.clone())));
+        const PROTECTED: u32 = 1;
+        let pairs: Vec<(ProtectedPair, u32)> =
+            pairs.iter().map(|pair| (*pair, PROTECTED)).collect();
+        self.spd.set(&compile(&pairs))?;
+        if pairs.is_empty() {
+            self.configure(self.flags & !CONFIG_GUARD)
+        } else {
+            self.configure(self.flags | CONFIG_GUARD)
         }
-        if !wanted.is_empty() {
-            self.configure(self.flags | CONFIG_GUARD)?;
-        }
-        let stale: Vec<TriePrefix> = self
-            .installed
+    }
+
+    /// Outbound SAs that are there, with their slots.
+    pub(super) fn sa_out_entries(&self) -> Result<Vec<(IpAddr, u32, u32)>, FrontEndError> {
+        self.sa_out
+            .iter()
+            .map(|item| {
+                let (key, entry) = item?;
+                let (key, entry): (SaOutKey, SaOutEntry) = (transmute!(key), transmute!(entry));
+                Ok((key.peer.into(), u32::from_be(key.spi_be), entry.slot))
+            })
+            .collect::<Result<_, MapError>>()
+            .map_err(failed(maps::SA_OUT, "read the SAs"))
+    }
+
+    /// Inbound SPIs that are there.
+    pub(super) fn sa_in_spis(&self) -> Result<Vec<u32>, FrontEndError> {
+        self.sa_in
             .keys()
-            .filter(|remote| !wanted.contains_key(remote))
-            .copied()
-            .collect();
-        for remote in stale {
-            gone(self.spd_remote.remove(&remote_key(&remote)))
-                .map_err(failed(maps::SPD_REMOTE, "remove a prefix"))?;
-            retired.extend(self.installed.remove(&remote));
-        }
-        for (class, locals) in retired {
-            for local in locals {
-                gone(self.spd_local.remove(&local_key(class, &local)))
-                    .map_err(failed(maps::SPD_LOCAL, "remove a prefix"))?;
-            }
-        }
-        if wanted.is_empty() {
-            self.configure(self.flags & !CONFIG_GUARD)?;
-        }
-        Ok(())
+            .map(|key| {
+                let key: SpiKey = transmute!(key?);
+                Ok(u32::from_be(key.spi_be))
+            })
+            .collect::<Result<_, MapError>>()
+            .map_err(failed(maps::SA_IN, "read the SAs"))
+    }
+
+    /// Our addresses that are there.
+    pub(super) fn local_addresses(&self) -> Result<Vec<IpAddr>, FrontEndError> {
+        self.local
+            .keys()
+            .map(|key| Ok(Address::from_octets(key?).into()))
+            .collect::<Result<_, MapError>>()
+            .map_err(failed(maps::LOCAL, "read the addresses"))
     }
 }
 
@@ -297,27 +299,14 @@ fn out_key(peer: IpAddr, spi: u32) -> Octets<SaOutKey> {
     })
 }
 
-fn remote_key(prefix: &TriePrefix) -> Key<Octets<Address>> {
-    Key::new(prefix.length, prefix.bits.to_be_bytes())
-}
-
-fn local_key(class: u32, prefix: &TriePrefix) -> Key<Octets<ClassedAddress>> {
-    const CLASS_BITS: u32 = u32::BITS;
-    let data = ClassedAddress {
-        class,
-        addr: Address::from_octets(prefix.bits.to_be_bytes()),
-    };
-    Key::new(CLASS_BITS + prefix.length, transmute!(data))
-}
-
-fn raw(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, FrontEndError> {
+pub(crate) fn raw(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, FrontEndError> {
     ebpf.take_map(name).ok_or_else(|| FrontEndError::Map {
         map: name,
         reason: "is not in the eBPF object; rebuild it with `cargo xtask build`".to_owned(),
     })
 }
 
-fn typed<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, FrontEndError>
+pub(crate) fn typed<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, FrontEndError>
 where
     T: TryFrom<Map, Error = MapError>,
 {
@@ -329,7 +318,10 @@ fn per_cpu<T: aya::Pod>(value: impl Fn() -> T) -> std::io::Result<PerCpuValues<T
     PerCpuValues::try_from((0..processors).map(|_| value()).collect::<Vec<T>>())
 }
 
-fn failed(map: &'static str, operation: &'static str) -> impl Fn(MapError) -> FrontEndError {
+pub(crate) fn failed(
+    map: &'static str,
+    operation: &'static str,
+) -> impl Fn(MapError) -> FrontEndError {
     move |error| FrontEndError::Map {
         map,
         reason: format!("cannot {operation}: {}", chain(&error)),
@@ -344,7 +336,7 @@ fn system(map: &'static str, operation: &'static str) -> impl Fn(std::io::Error)
 }
 
 /// Removing what is not there is as good as removing it.
-fn gone(result: Result<(), MapError>) -> Result<(), MapError> {
+pub(crate) fn gone(result: Result<(), MapError>) -> Result<(), MapError> {
     match result {
         Err(MapError::KeyNotFound) => Ok(()),
         Err(MapError::SyscallError(error))

@@ -7,12 +7,13 @@
 pub mod attach;
 mod counters;
 pub mod inspect;
-mod maps;
+pub(crate) mod maps;
 pub mod pin;
 pub mod policy;
-mod syscall;
+pub(crate) mod syscall;
 #[cfg(test)]
 mod tests;
+pub(crate) mod tries;
 
 use std::collections::HashMap;
 use std::io;
@@ -20,12 +21,16 @@ use std::net::IpAddr;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 
+use aya::maps::{MapData, ProgramArray};
 use aya::{Ebpf, EbpfLoader};
 use espada_common::abi;
+use espada_common::abi::esp::maps as esp;
 use espada_common::drops::DropReason;
 
 pub use self::attach::{Attachment, Hook, Mode, ModeChoice};
 pub use self::counters::{InCounters, OutCounter, OutCounters};
+
+use crate::engine::Steering;
 
 use self::counters::OutTable;
 use self::maps::Maps;
@@ -53,6 +58,24 @@ pub struct Options {
     /// Pin the maps in this folder of a BPF file system while the front end lives, so that
     /// `bpftool` and others can read them.
     pub pin_dir: Option<PathBuf>,
+    /// What to do with what an earlier process left in that folder.
+    pub leftovers: Leftovers,
+    /// Make room for the eBPF engine's SAs, and pin the links as well, so that the programs go on when
+    /// this process is killed. Needs `pin_dir`.
+    pub engine: bool,
+}
+
+/// What becomes of attached programs that an earlier process left in a pin folder.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Leftovers {
+    /// They were left on purpose: an error.
+    #[default]
+    Refuse,
+    /// They are detached.
+    Remove,
+    /// Their maps are used on, with everything in them, and their programs are replaced without a
+    /// moment in between; removed if they are of another version.
+    Adopt,
 }
 
 /// Why the front end could not do what it was asked.
@@ -114,6 +137,8 @@ pub struct FrontEnd {
     attachments: Vec<Attachment>,
     local: Vec<IpAddr>,
     queues: HashMap<u32, i32>,
+    /// The links are pinned as well.
+    persistent: bool,
     pins: Option<InstanceDir>,
 }
 
@@ -123,11 +148,27 @@ impl FrontEnd {
         let pins = options
             .pin_dir
             .as_deref()
-            .map(InstanceDir::create)
+            .map(|path| InstanceDir::create(path, options.leftovers))
             .transpose()?;
-        let mut ebpf = EbpfLoader::new().load(OBJECT).map_err(load_error)?;
+        let mut loader = EbpfLoader::new();
+        let inherited = match &pins {
+            Some(pins) => pins.maps(),
+            None => Vec::new(),
+        };
+        for (name, path) in &inherited {
+            loader.map_pin_path(name, path.as_path());
+        }
+        if !options.engine {
+            for map in [esp::FLOWS, esp::IN, esp::OUT, esp::PAIRS, esp::KEEP] {
+                loader.map_max_entries(map, 1);
+            }
+        }
+        let mut ebpf = loader.load(OBJECT).map_err(load_error)?;
         if let Some(pins) = &pins {
             for (name, map) in ebpf.maps() {
+                if inherited.iter().any(|(known, _)| known == name) {
+                    continue;
+                }
                 map.pin(pins.path().join(name))
                     .map_err(|error| FrontEndError::Pin {
                         path: pins.path().to_path_buf(),
@@ -136,30 +177,105 @@ impl FrontEnd {
             }
         }
         let mut maps = Maps::take(&mut ebpf)?;
-        let out = OutTable::new(maps.out_stats_fd()?)?;
+        let out = OutTable::new(maps.out_stats_fd()?, maps.sa_out_entries()?)?;
+        let local = maps.local_addresses()?;
         let mut flags = 0;
         if options.drop_unknown_spi {
             flags |= abi::CONFIG_DROP_UNKNOWN_SPI;
         }
         maps.configure(flags)?;
-        let mut attachments = Vec::new();
-        for interface in &options.interfaces {
-            attachments.extend(attach::attach(
-                &mut ebpf,
-                interface,
-                options.mode,
-                options.prefer_offloads,
-            )?);
-        }
-        Ok(Self {
+        let mut this = Self {
             ebpf,
             maps,
             out,
-            attachments,
-            local: Vec::new(),
+            attachments: Vec::new(),
+            local,
             queues: HashMap::new(),
+            persistent: options.engine && pins.is_some(),
             pins,
-        })
+        };
+        for interface in &options.interfaces {
+            let links = this.links();
+            let attached = attach::attach(
+                &mut this.ebpf,
+                interface,
+                options.mode,
+                options.prefer_offloads,
+                links.as_deref(),
+            )?;
+            this.attachments.extend(attached);
+        }
+        if let Some(links) = this.links() {
+            attach::pin_links(&mut this.ebpf, &mut this.attachments, &links)?;
+        }
+        Ok(this)
+    }
+
+    /// The folder of links that outlive this process, if there is one.
+    fn links(&self) -> Option<PathBuf> {
+        let pins = self.pins.as_ref().filter(|_| self.persistent)?;
+        Some(pins.path().to_path_buf())
+    }
+
+    /// Puts the eBPF engine's programs on the hidden end of its plaintext interface, and the one that
+    /// decrypts behind the front end's.
+    pub(crate) fn attach_engine(
+        &mut self,
+        port: &str,
+        programs: &mut ProgramArray<MapData>,
+    ) -> Result<(), FrontEndError> {
+        let Some(links) = self.links() else {
+            return Err(FrontEndError::Attach {
+                interface: port.to_owned(),
+                reason: "no pin folder was named, so nothing can outlive this process".to_owned(),
+            });
+        };
+        let mut attached = attach::attach_engine(&mut self.ebpf, port, &links, programs)?;
+        attach::pin_links(&mut self.ebpf, &mut attached, &links)?;
+        self.attachments.extend(attached);
+        Ok(())
+    }
+
+    /// Every attachment is made: links that an earlier process left and nobody took up are removed.
+    pub(crate) fn drop_stale_links(&self) {
+        if let Some(pins) = self.pins.as_ref().filter(|_| self.persistent) {
+            pins.keep_links(&self.attachments);
+        }
+    }
+
+    /// The loaded object, for the engine to take its maps from.
+    pub(crate) fn object(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+
+    /// True if the programs go on without this process.
+    pub fn is_persistent(&self) -> bool {
+        self.persistent
+    }
+
+    /// Forgets SAs that an earlier process left, except these: inbound SPIs, and peers with outbound
+    /// SPIs.
+    pub fn retain(
+        &mut self,
+        inbound: &[u32],
+        outbound: &[(IpAddr, u32)],
+    ) -> Result<(), FrontEndError> {
+        for spi in self.maps.sa_in_spis()? {
+            if !inbound.contains(&spi) {
+                self.maps.sa_in_remove(spi)?;
+            }
+        }
+        for (peer, spi) in self.out.known() {
+            if !outbound.contains(&(peer, spi)) {
+                self.remove_out(peer, spi)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Where the counters of an outbound SA are.
+    pub(crate) fn out_slot(&self, peer: IpAddr, spi: u32) -> Option<u32> {
+        self.out.slot(peer, spi)
     }
 
     /// What is attached where, and why in this way.
@@ -188,10 +304,14 @@ impl FrontEnd {
         Ok(())
     }
 
-    /// An inbound SA: its SPI, the address its packets must be sent to, and whether native ESP
-    /// of it goes to the AF_XDP socket of its queue where there is one.
-    pub fn add_sa(&mut self, spi: u32, local: IpAddr, steer: bool) -> Result<(), FrontEndError> {
-        self.maps.sa_in_insert(spi, local, steer)
+    /// An inbound SA: its SPI, the address its packets must be sent to, and what becomes of them.
+    pub fn add_sa(
+        &mut self,
+        spi: u32,
+        local: IpAddr,
+        steering: Steering,
+    ) -> Result<(), FrontEndError> {
+        self.maps.sa_in_insert(spi, local, steering)
     }
 
     /// Forgets an inbound SA and its counters. One that is not there is no error.
@@ -266,6 +386,19 @@ impl FrontEnd {
     }
 }
 
+impl Drop for FrontEnd {
+    fn drop(&mut self) {
+        // Filters of clsact are held by nobody once the links were made to last.
+        if self.persistent && self.pins.is_some() {
+            for attached in &self.attachments {
+                if attached.mode == Mode::Clsact {
+                    attach::detach_clsact(&attached.interface);
+                }
+            }
+        }
+    }
+}
+
 fn load_error(error: aya::EbpfError) -> FrontEndError {
     let reason = chain(&error);
     let denied = error_kinds(&error).any(|kind| kind == io::ErrorKind::PermissionDenied);
@@ -281,7 +414,7 @@ fn load_error(error: aya::EbpfError) -> FrontEndError {
 }
 
 /// An error with everything that caused it, each said once.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::loaded_programs;
 
-use super::{FrontEndError, syscall};
+use super::{Attachment, FrontEndError, Leftovers, inspect, syscall};
 
 /// Where the BPF file system is by convention.
 pub const BPFFS: &str = "/sys/fs/bpf";
@@ -29,9 +29,8 @@ pub struct InstanceDir {
 
 impl InstanceDir {
     /// Makes and locks the folder, mounting the BPF file system where that is missing. What a
-    /// crashed owner left there is removed; a living owner, or pins that were left on purpose,
-    /// are an error.
-    pub fn create(path: &Path) -> Result<Self, FrontEndError> {
+    /// crashed owner left there is dealt with as asked; a living owner is an error.
+    pub fn create(path: &Path, leftovers: Leftovers) -> Result<Self, FrontEndError> {
         let fail = |reason: String| FrontEndError::Pin {
             path: path.to_path_buf(),
             reason,
@@ -45,18 +44,52 @@ impl InstanceDir {
             fail(format!("cannot make it: {error}{hint}"))
         })?;
         let lock = lock(path).map_err(fail)?;
-        if links_in(path).next().is_some() {
+        let linked = links_in(path).next().is_some();
+        if linked && leftovers == Leftovers::Refuse {
             return Err(fail(
                 "holds attached programs; detach them first (`cargo xtask unload IFACE`)"
                     .to_owned(),
             ));
         }
-        clear(path).map_err(|error| fail(format!("cannot remove old pins: {error}")))?;
+        let adopted = linked
+            && leftovers == Leftovers::Adopt
+            && match inspect::check_version(path) {
+                Ok(()) => true,
+                Err(reason) => {
+                    tracing::warn!(path = %path.display(), reason, "SAs of an earlier run cannot be taken over");
+                    false
+                }
+            };
+        if !adopted {
+            clear(path).map_err(|error| fail(format!("cannot remove old pins: {error}")))?;
+        }
         Ok(Self {
             path: path.to_path_buf(),
             _lock: lock,
             keep: false,
         })
+    }
+
+    /// Maps that an earlier process left: name and path.
+    pub(super) fn maps(&self) -> Vec<(String, PathBuf)> {
+        let entries = fs::read_dir(&self.path).into_iter().flatten().flatten();
+        entries
+            .filter_map(|entry| Some((entry.file_name().into_string().ok()?, entry.path())))
+            .filter(|(name, _)| name.starts_with("espada_"))
+            .collect()
+    }
+
+    /// Removes the links of all but these attachments.
+    pub(super) fn keep_links(&self, attachments: &[Attachment]) {
+        let kept: Vec<PathBuf> = attachments
+            .iter()
+            .map(|attached| attached.pin(&self.path))
+            .collect();
+        for link in links_in(&self.path).filter(|link| !kept.contains(link)) {
+            if let Err(error) = fs::remove_file(&link) {
+                tracing::warn!(link = %link.display(), %error, "a program of an earlier run stays attached");
+            }
+        }
     }
 
     /// The folder.

@@ -1,12 +1,13 @@
 //! Policies as the clear-text guards know them: pairs of prefixes, and the two tries that match
 //! them exactly.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use espada_common::sa::{Policy, TrafficSelector};
 use espada_common::wire::Address;
 
+use super::tries::Table;
 use crate::netlink::Prefix;
 
 /// Addresses between which nothing may pass in clear.
@@ -22,13 +23,14 @@ pub struct ProtectedPair {
 /// traffic between the same addresses in clear, which a guard by address cannot tell apart:
 /// those are left to the engine's own lookup.
 pub fn protected_pairs(policy: &Policy) -> Vec<ProtectedPair> {
+    pairs_of(&policy.local_ts, &policy.remote_ts)
+}
+
+/// The pairs of prefixes that selectors without protocols and ports cover.
+pub fn pairs_of(local_ts: &[TrafficSelector], remote_ts: &[TrafficSelector]) -> Vec<ProtectedPair> {
     let mut pairs = Vec::new();
-    for remote in policy
-        .remote_ts
-        .iter()
-        .filter(|selector| is_whole(selector))
-    {
-        for local in policy.local_ts.iter().filter(|selector| is_whole(selector)) {
+    for remote in remote_ts.iter().filter(|selector| is_whole(selector)) {
+        for local in local_ts.iter().filter(|selector| is_whole(selector)) {
             for remote in prefixes(remote.start, remote.end) {
                 pairs.extend(
                     prefixes(local.start, local.end)
@@ -42,7 +44,8 @@ pub fn protected_pairs(policy: &Policy) -> Vec<ProtectedPair> {
     pairs
 }
 
-fn is_whole(selector: &TrafficSelector) -> bool {
+/// Every protocol and port.
+pub fn is_whole(selector: &TrafficSelector) -> bool {
     selector.protocol == 0 && selector.start_port == 0 && selector.end_port == u16::MAX
 }
 
@@ -94,7 +97,7 @@ fn block(host_bits: u32) -> u128 {
 
 /// A prefix as the tries hold it: bits that count in the mapped address, the other bits zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct TriePrefix {
+pub(crate) struct TriePrefix {
     pub(super) length: u32,
     pub(super) bits: u128,
 }
@@ -121,21 +124,30 @@ impl TriePrefix {
     }
 }
 
-/// For each remote prefix the local prefixes that packets matching it as the longest are
-/// protected with: its own, and those of every wider remote prefix around it.
-pub(super) fn compile(pairs: &[ProtectedPair]) -> BTreeMap<TriePrefix, BTreeSet<TriePrefix>> {
-    let pairs: BTreeSet<(TriePrefix, TriePrefix)> = pairs
+/// For each remote prefix the local prefixes that packets matching it as the longest meet: its own,
+/// and those of every wider remote prefix around it. Where two pairs give one local prefix a value, that
+/// of the narrower remote prefix holds, and among equals the later one.
+pub(crate) fn compile(pairs: &[(ProtectedPair, u32)]) -> Table {
+    let mut entries: Vec<(TriePrefix, TriePrefix, u32)> = pairs
         .iter()
-        .map(|pair| (TriePrefix::new(pair.remote), TriePrefix::new(pair.local)))
+        .map(|(pair, value)| {
+            (
+                TriePrefix::new(pair.remote),
+                TriePrefix::new(pair.local),
+                *value,
+            )
+        })
         .collect();
-    let remotes: BTreeSet<TriePrefix> = pairs.iter().map(|(remote, _)| *remote).collect();
+    // Stable: equals keep their order.
+    entries.sort_by_key(|(remote, _, _)| remote.length);
+    let remotes: BTreeSet<TriePrefix> = entries.iter().map(|(remote, _, _)| *remote).collect();
     remotes
         .iter()
         .map(|remote| {
-            let locals = pairs
+            let locals = entries
                 .iter()
-                .filter(|(wider, _)| wider.contains(remote))
-                .map(|(_, local)| *local)
+                .filter(|(wider, _, _)| wider.contains(remote))
+                .map(|(_, local, value)| (*local, *value))
                 .collect();
             (*remote, locals)
         })
@@ -222,7 +234,8 @@ mod tests {
                 .into_iter()
                 .map(|(remote, local)| ProtectedPair { remote, local })
                 .collect();
-            let tables = compile(&pairs);
+            let valued: Vec<(ProtectedPair, u32)> = pairs.iter().map(|pair| (*pair, 1)).collect();
+            let tables = compile(&valued);
             for (high, low, local_high, local_low) in probes {
                 let remote = IpAddr::V4(Ipv4Addr::from((high << 28) | low));
                 let local = IpAddr::V4(Ipv4Addr::from((local_high << 28) | local_low));
@@ -235,7 +248,7 @@ mod tests {
                     .iter()
                     .filter(|(prefix, _)| prefix.contains(&remote))
                     .max_by_key(|(prefix, _)| prefix.length)
-                    .is_some_and(|(_, locals)| locals.iter().any(|prefix| prefix.contains(&local)));
+                    .is_some_and(|(_, locals)| locals.keys().any(|prefix| prefix.contains(&local)));
                 prop_assert_eq!(found, expected);
             }
         }
@@ -263,9 +276,12 @@ mod tests {
 
     #[test]
     fn nested_remote_prefixes_inherit() {
-        let pair = |remote, local| ProtectedPair {
-            remote: prefix(remote),
-            local: prefix(local),
+        let pair = |remote, local| {
+            let pair = ProtectedPair {
+                remote: prefix(remote),
+                local: prefix(local),
+            };
+            (pair, 1)
         };
         let tables = compile(&[
             pair("10.0.0.0/8", "192.168.0.0/16"),

@@ -1,50 +1,42 @@
-//! The userspace engine: two worker threads between the tunnel interface and the WAN ports, and a
-//! control side that keeps routes and path MTUs in step with them.
+//! The userspace engine: two worker threads between the tunnel interface and the WAN ports.
 
-mod control;
-pub mod routes;
-mod sysctl;
 mod worker;
 
+use std::collections::{BTreeMap, HashMap};
 use std::net::UdpSocket;
-use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
-use espada_common::sa::{ChildSaStats, Command, EspSuite, Mode};
+use espada_common::drops::DropReason;
+use espada_common::sa::{ChildSa, ChildSaId, ChildSaStats, Command, Encapsulation, Mode, Path};
 
-use crate::backend::{BackendError, DropTotals, EventSink, SaBackend};
-use crate::esp::{self, Inbound, Outbound, Stats};
-use crate::frontend::FrontEnd;
+use crate::backend::{BackendError, EventSink};
+use crate::engine::{Engine, Interface, Steering, Way};
+use crate::esp::{self, ApplyError, Inbound, Outbound, Stats};
 use crate::netlink::{Link, Netlink};
+use crate::plane::{SharedFrontEnd, lock_front_end, sysctl};
 use crate::port::raw::{RawReceiver, RawSender};
 use crate::port::ring::Socket;
 use crate::port::tun::Tun;
 use crate::port::udp::{self, UdpReceiver, UdpSender};
-use crate::port::xsk::{self, XskReceiver, XskSender};
+use crate::port::xsk::{self, Neighbours, XskReceiver, XskSender};
 use crate::umem::{Arena, HEADROOM, TAILROOM};
+use crate::wake::Suspicion;
 
-pub use control::{SharedFrontEnd, lock_front_end};
-
-use control::{Control, Parts, Watcher};
-use worker::{InboundParts, OutboundParts, Wake};
+use worker::{Handle, InboundParts, OutboundParts};
 
 /// Name of this engine.
-const NAME: &str = "userspace";
+pub const NAME: &str = "userspace";
 
 /// Frames of each direction: a few super-packets and the sockets' bursts.
 const FRAMES: usize = 4096;
-
-/// Smallest MTU a tunnel interface gets: IPv6 needs it (RFC 8200 section 5).
-const LEAST_MTU: u32 = 1280;
 
 /// What an engine is started with.
 pub struct Config {
     /// Name of the tunnel interface, at most 15 characters.
     pub tun: String,
-    /// MTU of the tunnel interface; by default the smallest of the WAN interfaces'. What fits an SA
-    /// is set on its routes.
-    pub mtu: Option<u32>,
+    /// MTU of the tunnel interface.
+    pub mtu: u32,
     /// WAN interfaces.
     pub wan: Vec<String>,
     /// Sockets bound to the ESP-in-UDP port, at most one of each address family; the engine reads
@@ -53,13 +45,15 @@ pub struct Config {
     /// Header fields, fragmentation and MSS.
     pub esp: esp::Config,
     /// The XDP/TC programs on the WAN, if there are any.
-    pub front_end: Option<FrontEnd>,
+    pub front_end: Option<SharedFrontEnd>,
     /// AF_XDP for native ESP.
     pub xsk: XskMode,
     /// Processors of the outbound and the inbound worker.
     pub pin: Option<[usize; 2]>,
     /// Where events go. Called from the workers.
     pub sink: EventSink,
+    /// Raised when a packet did not fit its path.
+    pub suspicion: Suspicion,
 }
 
 /// Whether native ESP goes past the kernel.
@@ -83,15 +77,27 @@ pub struct XskStatus {
     pub counters: Arc<xsk::Counters>,
 }
 
-/// The engine. Dropping it stops the threads and removes interface and routes.
+/// An outbound SA whose packets may go past the kernel.
+struct Sending {
+    path: Path,
+    spi: u32,
+}
+
+/// The engine. Dropping it stops the threads and removes the interface.
 pub struct UserspaceEngine {
-    control: Arc<Mutex<Control>>,
+    interface: Interface,
+    inbound: Handle,
+    outbound: Handle,
     stats: Arc<Stats>,
     front_end: Option<SharedFrontEnd>,
     xsk: Option<XskStatus>,
-    watcher: Watcher,
+    /// The interface with AF_XDP sockets, and the queues that have one.
+    queues: Option<(u32, Vec<u32>)>,
+    arena: Arc<Arena>,
+    sending: BTreeMap<ChildSaId, Sending>,
+    ways: BTreeMap<ChildSaId, Way>,
     /// Last: the interface stays until the threads are gone.
-    tun: Tun,
+    _tun: Tun,
 }
 
 impl UserspaceEngine {
@@ -99,19 +105,7 @@ impl UserspaceEngine {
     /// namespace.
     pub fn start(config: Config) -> Result<Self, BackendError> {
         let mut netlink = Netlink::open()?;
-        let mut mtu = config.mtu;
-        for name in &config.wan {
-            let link = netlink.link(name)?;
-            if !link.up {
-                tracing::warn!(interface = name, "the WAN interface is down");
-            }
-            if config.mtu.is_none() {
-                mtu = Some(mtu.map_or(link.mtu, |mtu| mtu.min(link.mtu)));
-            }
-        }
-        let mtu = mtu.unwrap_or(1500).clamp(LEAST_MTU, 65_535 - 256);
-        sysctl::check(&config.wan);
-
+        let mtu = config.mtu;
         let tun = Tun::open(&config.tun)?;
         sysctl::prepare_tun(&config.tun);
         let tun_link = netlink.link(&config.tun)?;
@@ -144,12 +138,10 @@ impl UserspaceEngine {
             .map_or(0, |link| link.rx_queues.clamp(1, xsk::MOST_QUEUES));
         let arena = Arena::new(2 * FRAMES + (queues * xsk::RING) as usize, frame_size(mtu))
             .map_err(system("cannot map memory for packets"))?;
-        let mut front_end = config.front_end;
-        let mut sockets_xsk = match (&steered, &mut front_end) {
+        let mut sockets_xsk = match (&steered, &config.front_end) {
             (Some(link), Some(front_end)) => open_xsk(&arena, link, queues, front_end),
             _ => Vec::new(),
         };
-        let front_end = front_end.map(|front_end| Arc::new(Mutex::new(front_end)));
         let xsk_counters = Arc::new(xsk::Counters::default());
         let xsk_about = sockets_xsk.first().map(|(_, socket)| XskStatus {
             queues: sockets_xsk.len(),
@@ -172,8 +164,6 @@ impl UserspaceEngine {
             xsk_sender.get_or_insert_with(|| XskSender::new(transmit, Arc::clone(&xsk_counters)));
         }
         let stats = Stats::new(Instant::now());
-        let watcher_wake = Wake::new()?;
-        let mtu_suspect = Arc::new(AtomicBool::new(false));
         let half = system("cannot duplicate the tunnel interface's descriptor");
         let (reader, answers, writer) = tun
             .reader()
@@ -205,38 +195,26 @@ impl UserspaceEngine {
                 xsk: xsk_sender,
                 stats: Arc::clone(&stats),
                 sink: config.sink,
-                mtu_suspect: Arc::clone(&mtu_suspect),
-                watcher: watcher_wake.clone(),
+                mtu_suspect: config.suspicion,
             },
             out_cpu,
         )?;
-        let control = Control::new(Parts {
-            netlink,
-            tun: tun_link.index,
+        Ok(Self {
+            interface: Interface {
+                name: config.tun,
+                index: tun_link.index,
+            },
             inbound,
             outbound,
-            front_end: front_end.clone(),
-            wan: config.wan,
-            xsk: xsk_link,
-            arena,
-        })?;
-        let control = Arc::new(Mutex::new(control));
-        let watcher = Watcher::start(Arc::clone(&control), watcher_wake, mtu_suspect)?;
-        tracing::info!(interface = config.tun, mtu, "userspace engine started");
-        Ok(Self {
-            control,
             stats,
-            front_end,
+            front_end: config.front_end,
             xsk: xsk_about,
-            watcher,
-            tun,
+            queues: xsk_link,
+            arena,
+            sending: BTreeMap::new(),
+            ways: BTreeMap::new(),
+            _tun: tun,
         })
-    }
-
-    /// The front end that was given to it: attachments and counters to show. Its SAs, policies and
-    /// sockets are the engine's to set.
-    pub fn front_end(&self) -> Option<SharedFrontEnd> {
-        self.front_end.clone()
     }
 
     /// How AF_XDP does; `None` when native ESP goes through raw sockets.
@@ -244,19 +222,70 @@ impl UserspaceEngine {
         self.xsk.as_ref()
     }
 
-    /// Name of the tunnel interface.
-    pub fn interface(&self) -> &str {
-        self.tun.name()
+    fn inbound_then_outbound(&self, command: &Command) -> Result<(), BackendError> {
+        self.inbound
+            .apply(command.clone())?
+            .map_err(backend_error)?;
+        self.outbound.apply(command.clone())?.map_err(backend_error)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Control> {
-        lock(&self.control)
+    /// Inbound first: when the peer sees our first packet it may answer at once.
+    fn install(&mut self, command: &Command, sa: &ChildSa) -> Result<(), BackendError> {
+        self.inbound
+            .apply(command.clone())?
+            .map_err(backend_error)?;
+        if let Err(error) = self.outbound.apply(command.clone())? {
+            let _ = self.inbound.apply(Command::RemoveSa { id: sa.id })?;
+            return Err(backend_error(error));
+        }
+        let sending = Sending {
+            path: sa.path,
+            spi: sa.outbound.spi,
+        };
+        self.sending.insert(sa.id, sending);
+        Ok(())
+    }
+
+    /// Tells the outbound worker which peers it may send to past the kernel.
+    fn publish_neighbours(&self) {
+        let Some((link, _)) = &self.queues else {
+            return;
+        };
+        let (mut links, mut counters) = (HashMap::new(), HashMap::new());
+        for (id, sending) in &self.sending {
+            let way = self.ways.get(id).filter(|way| way.interface == *link);
+            let Some(next) = way.and_then(|way| way.link.as_ref()) else {
+                continue;
+            };
+            let (peer, spi) = (sending.path.remote.ip(), sending.spi);
+            links.insert(peer, next.clone());
+            if let Some(front_end) = &self.front_end
+                && let Some(counter) = lock_front_end(front_end).out_counter(peer, spi)
+            {
+                counters.insert((peer, spi), counter);
+            }
+        }
+        let neighbours = Arc::new(Neighbours { links, counters });
+        if let Err(error) = self.outbound.set_neighbours(neighbours) {
+            tracing::warn!(%error, "AF_XDP neighbours not published");
+        }
     }
 }
 
-/// Every change to the control state leaves it consistent before anything that could panic.
-fn lock(control: &Mutex<Control>) -> MutexGuard<'_, Control> {
-    control.lock().unwrap_or_else(PoisonError::into_inner)
+fn backend_error(error: ApplyError) -> BackendError {
+    match error {
+        ApplyError::UnknownSa(_) | ApplyError::UnknownPolicy(_) => {
+            BackendError::Unknown(error.to_string())
+        }
+        ApplyError::Random(_) => BackendError::System {
+            what: "cannot install an SA".into(),
+            source: std::io::Error::other(error.to_string()),
+        },
+        _ => BackendError::Unsupported {
+            engine: NAME,
+            what: error.to_string(),
+        },
+    }
 }
 
 /// The interface whose native ESP can be steered to AF_XDP.
@@ -269,7 +298,7 @@ fn steered_link(config: &Config, netlink: &mut Netlink, frame_size: usize) -> Op
         tracing::info!("AF_XDP is not used: it serves one WAN interface, and there are several");
         return None;
     };
-    if !front_end.steers(name) {
+    if !lock_front_end(front_end).steers(name) {
         tracing::info!(
             interface = name,
             "AF_XDP is not used: there is no XDP program to steer to it"
@@ -292,8 +321,9 @@ fn open_xsk(
     arena: &Arc<Arena>,
     link: &Link,
     queues: u32,
-    front_end: &mut FrontEnd,
+    front_end: &SharedFrontEnd,
 ) -> Vec<(u32, Socket)> {
+    let mut front_end = lock_front_end(front_end);
     let mut sockets = Vec::new();
     for queue in 0..queues {
         let opened = xsk::open(arena, link.index, queue).map_err(|error| error.to_string());
@@ -341,59 +371,110 @@ fn frame_size(mtu: u32) -> usize {
     }
 }
 
-impl Drop for UserspaceEngine {
-    fn drop(&mut self) {
-        self.watcher.stop();
-        self.lock().shut_down();
-    }
-}
-
-impl SaBackend for UserspaceEngine {
+impl Engine for UserspaceEngine {
     fn name(&self) -> &'static str {
         NAME
     }
 
-    fn supports(&self, suite: &EspSuite, mode: Mode) -> Result<(), BackendError> {
-        let what = if mode == Mode::Transport {
-            "transport mode; use tunnel mode".to_owned()
-        } else if !esp::crypto::supports(suite) {
-            format!(
-                "ESP suite {suite}; use aes128gcm16, aes256gcm16, chacha20poly1305 or AES-CBC with SHA-1 or SHA-2"
-            )
+    fn interface(&self) -> &Interface {
+        &self.interface
+    }
+
+    fn supports(&self, sa: &ChildSa) -> Result<(), String> {
+        if sa.mode == Mode::Transport {
+            Err("does not carry transport mode; use tunnel mode".to_owned())
+        } else if !esp::crypto::supports(&sa.suite) {
+            Err(format!(
+                "does not carry ESP suite {}; use aes128gcm16, aes256gcm16, chacha20poly1305 or AES-CBC with SHA-1 or SHA-2",
+                sa.suite
+            ))
         } else {
-            return Ok(());
-        };
-        Err(BackendError::Unsupported { engine: NAME, what })
+            Ok(())
+        }
     }
 
-    fn apply(&mut self, command: Command) -> Result<(), BackendError> {
-        self.lock().apply(command)
+    fn apply(&mut self, command: &Command) -> Result<(), BackendError> {
+        match command {
+            Command::InstallSa(sa) | Command::RekeySa { new: sa, .. } => self.install(command, sa),
+            Command::MovePath { id, path } => {
+                if let Some(sending) = self.sending.get_mut(id) {
+                    sending.path = *path;
+                }
+                self.ways.remove(id);
+                self.publish_neighbours();
+                self.inbound_then_outbound(command)
+            }
+            Command::RemoveSa { id } => {
+                self.sending.remove(id);
+                // In this order with the command: the worker's counter is gone before its slot is.
+                self.publish_neighbours();
+                let outbound = self.outbound.apply(command.clone())?;
+                let inbound = self.inbound.apply(command.clone())?;
+                // After a rekey the old pair may be left in one direction only.
+                outbound.or(inbound).map_err(backend_error)
+            }
+            Command::InstallPolicy(_) | Command::RemovePolicy { .. } => {
+                self.outbound
+                    .apply(command.clone())?
+                    .map_err(backend_error)?;
+                self.inbound.apply(command.clone())?.map_err(backend_error)
+            }
+        }
     }
 
-    fn exempt_peer(&mut self, peer: std::net::IpAddr) -> Result<(), BackendError> {
-        self.lock().exempt_peer(peer)
+    fn steering(&self, path: &Path) -> Steering {
+        if self.queues.is_some() && path.encapsulation == Encapsulation::Esp {
+            Steering::Xsk
+        } else {
+            Steering::Kernel
+        }
+    }
+
+    fn set_ways(&mut self, ways: &BTreeMap<ChildSaId, Way>) {
+        for (id, way) in ways {
+            let known = self.ways.get(id).map(|way| way.mtu);
+            if known != Some(way.mtu)
+                && let Err(error) = self.outbound.set_path_mtu(*id, way.mtu)
+            {
+                tracing::warn!(%error, "path MTU not set");
+            }
+        }
+        self.ways = ways.clone();
+        self.publish_neighbours();
     }
 
     fn sa_stats(&mut self) -> Result<Vec<ChildSaStats>, BackendError> {
         Ok(self.stats.snapshot())
     }
 
-    fn drop_totals(&mut self) -> Result<DropTotals, BackendError> {
-        Ok(DropTotals {
-            inbound: self.stats.inbound_drops.snapshot(),
-            outbound: self.stats.outbound_drops.snapshot(),
-            front_end: match &self.front_end {
-                Some(front_end) => {
-                    lock_front_end(front_end)
-                        .counters()
-                        .map_err(control::front_end_error)?
-                        .drops
+    fn drop_totals(&mut self) -> Result<[[u64; DropReason::COUNT]; 2], BackendError> {
+        Ok([
+            self.stats.inbound_drops.snapshot(),
+            self.stats.outbound_drops.snapshot(),
+        ])
+    }
+
+    fn shut_down(&mut self) {
+        self.outbound.stop();
+        self.inbound.stop();
+        if let (Some((_, queues)), Some(front_end)) = (self.queues.take(), &self.front_end) {
+            for queue in queues {
+                if let Err(error) = lock_front_end(front_end).remove_xsk(queue) {
+                    tracing::debug!(%error, "the table of AF_XDP sockets keeps an entry");
                 }
-                None => Default::default(),
-            },
-        })
+            }
+            // The rings are closed: frames that were with the kernel are taken back, so that the
+            // arena's memory can go.
+            let pool = self.arena.take(0);
+            for address in (0..self.arena.size()).step_by(self.arena.frame_size()) {
+                drop(pool.adopt(address as u64));
+            }
+        }
     }
 }
 
-#[cfg(test)]
-mod tests;
+impl Drop for UserspaceEngine {
+    fn drop(&mut self) {
+        self.shut_down();
+    }
+}

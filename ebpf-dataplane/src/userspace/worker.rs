@@ -1,11 +1,9 @@
 //! The two threads of the userspace engine. Each owns its half of the engine and runs every burst
 //! to completion; commands arrive through a channel between bursts.
 
-use std::fs::File;
-use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -20,6 +18,7 @@ use crate::port::tun::{TunReader, TunWriter};
 use crate::port::udp::{UdpReceiver, UdpSender};
 use crate::port::xsk::{Neighbours, XskReceiver, XskSender};
 use crate::umem::{Burst, Frame, FramePool};
+use crate::wake::{Suspicion, Wake};
 
 /// Rounds a worker gives one port before it looks at the others and at commands again.
 const ROUNDS: usize = 8;
@@ -33,38 +32,6 @@ enum Order {
     PathMtu(ChildSaId, u16),
     Neighbours(Arc<Neighbours>),
     Stop,
-}
-
-/// A wake-up that can be shared.
-#[derive(Clone)]
-pub struct Wake(Arc<File>);
-
-impl Wake {
-    /// A new one, not signalled.
-    pub fn new() -> Result<Self, BackendError> {
-        let file = syscall::eventfd().map_err(|source| BackendError::System {
-            what: "cannot make an eventfd".into(),
-            source,
-        })?;
-        Ok(Self(Arc::new(file)))
-    }
-
-    /// Wakes whoever waits.
-    pub fn signal(&self) {
-        // Fails only when the counter is about to overflow: then it is signalled already.
-        let _ = (&*self.0).write(&1u64.to_ne_bytes());
-    }
-
-    /// Takes the signal away.
-    pub fn clear(&self) {
-        let _ = (&*self.0).read(&mut [0; 8]);
-    }
-}
-
-impl AsFd for Wake {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
 }
 
 /// The control side's end of a worker.
@@ -172,10 +139,8 @@ pub struct OutboundParts {
     pub stats: Arc<Stats>,
     /// Events go here.
     pub sink: EventSink,
-    /// Raised (and the watcher woken) when a packet did not fit the path.
-    pub mtu_suspect: Arc<AtomicBool>,
-    /// The watcher of the network's state.
-    pub watcher: Wake,
+    /// Raised when a packet did not fit the path.
+    pub mtu_suspect: Suspicion,
 }
 
 /// Starts the outbound worker.
@@ -249,8 +214,7 @@ impl OutboundParts {
             if udp {
                 self.udp.send(stretch, drops);
             } else if self.raw.send(stretch, drops) {
-                self.mtu_suspect.store(true, Ordering::Release);
-                self.watcher.signal();
+                self.mtu_suspect.raise();
             }
         }
         output.wan.recycle(&mut self.pool);

@@ -5,10 +5,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use espada_common::sa::{SecretBytes, TrafficSelector};
+use espada_common::sa::{Mode, SecretBytes, TrafficSelector};
 
 use crate::identity::Identity;
 use crate::proposal::Proposal;
+use crate::selector::Sides;
 
 /// When an unanswered request is sent again (RFC 7296 section 2.1 asks for it, not for when).
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -216,9 +217,12 @@ pub struct ConnectionConfig {
     pub ike: Vec<Proposal>,
     /// ESP proposals, in order of preference.
     pub esp: Vec<Proposal>,
-    /// Selectors on our side.
+    /// Tunnel mode, or transport mode between the two hosts (RFC 7296 section 1.3.1).
+    pub mode: Mode,
+    /// Selectors on our side. In transport mode only what of them is our own address counts, and
+    /// none at all stand for everything of it; see [`ConnectionConfig::sides`].
     pub local_ts: Vec<TrafficSelector>,
-    /// Selectors on the peer's side.
+    /// Selectors on the peer's side, in the same way.
     pub remote_ts: Vec<TrafficSelector>,
     /// Dead peer detection, `None` to switch it off.
     pub dpd: Option<Dpd>,
@@ -234,4 +238,25 @@ pub struct ConnectionConfig {
     pub child_lifetime: Lifetime,
     /// Where all this was read.
     pub origin: SettingOrigin,
+}
+
+impl ConnectionConfig {
+    /// The selectors of both sides for hosts at these addresses: in transport mode the hosts alone.
+    pub fn sides(&self, local: IpAddr, remote: IpAddr) -> Sides {
+        let side = |configured: &[TrafficSelector], host: IpAddr| {
+            let host = TrafficSelector::host(host);
+            match self.mode {
+                Mode::Tunnel => configured.to_vec(),
+                Mode::Transport if configured.is_empty() => vec![host],
+                Mode::Transport => configured
+                    .iter()
+                    .filter_map(|selector| selector.intersect(&host))
+                    .collect(),
+            }
+        };
+        Sides {
+            local: side(&self.local_ts, local),
+            remote: side(&self.remote_ts, remote),
+        }
+    }
 }

@@ -18,7 +18,9 @@ pub mod wire;
 
 pub use config::{ConnectionConfig, EndpointConfig, PskSecret};
 pub use crypto::Random;
-pub use endpoint::{Endpoint, InitiateError, Transmit};
+pub use endpoint::{
+    Endpoint, InitiateError, Reconciled, RestoreError, Restored, SavedPeer, SavedState, Transmit,
+};
 pub use identity::{Identity, IdentityError};
 pub use notice::{DownReason, Notice, Severity};
 pub use refusal::{Fix, Refusal, RefusalKind, RefusedBy};

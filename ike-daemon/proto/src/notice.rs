@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use espada_common::sa::{ChildSaId, Encapsulation, TrafficSelector};
+use espada_common::sa::{ChildSaId, Encapsulation, Mode, TrafficSelector};
 
 use crate::refusal::Refusal;
 use crate::selector::format_list;
@@ -41,6 +41,8 @@ pub enum DownReason {
     Refused,
     /// The peer broke the protocol.
     ProtocolError,
+    /// The data plane did not carry it any more when we took over from another process.
+    NotCarried,
 }
 
 impl fmt::Display for DownReason {
@@ -54,6 +56,7 @@ impl fmt::Display for DownReason {
             Self::Expired => "lifetime used up",
             Self::Refused => "negotiation refused",
             Self::ProtocolError => "the peer broke the protocol",
+            Self::NotCarried => "the data plane does not carry it any more",
         })
     }
 }
@@ -131,12 +134,38 @@ pub enum Notice {
         spi_out: u32,
         /// ESP or ESP in UDP.
         encapsulation: Encapsulation,
+        /// Tunnel or transport.
+        mode: Mode,
         /// Selectors on our side.
         local_ts: Vec<TrafficSelector>,
         /// Selectors on the peer's side.
         remote_ts: Vec<TrafficSelector>,
         /// Since the first message of its IKE SA, or of its own exchange.
         elapsed: Duration,
+    },
+    /// An IKE SA of a process before us goes on.
+    TakenOver {
+        /// Which connection.
+        connection: Arc<str>,
+        /// Our role.
+        role: Role,
+        /// The initiator's SPI.
+        initiator_spi: u64,
+        /// The responder's SPI.
+        responder_spi: u64,
+        /// Our address and port.
+        local: SocketAddr,
+        /// The peer's address and port.
+        remote: SocketAddr,
+        /// Its child SAs.
+        children: Vec<ChildSaId>,
+    },
+    /// An IKE SA's state is too large to be saved: another process could not go on with it.
+    NotSaved {
+        /// Which connection.
+        connection: Arc<str>,
+        /// Most octets of a state.
+        limit: usize,
     },
     /// A child SA is gone.
     ChildDown {
@@ -203,6 +232,8 @@ impl Notice {
             | Self::Retransmitting { connection, .. }
             | Self::Established { connection, .. }
             | Self::ChildUp { connection, .. }
+            | Self::TakenOver { connection, .. }
+            | Self::NotSaved { connection, .. }
             | Self::ChildDown { connection, .. }
             | Self::Down { connection, .. }
             | Self::PeerMoved { connection, .. }
@@ -218,9 +249,10 @@ impl Notice {
     pub fn severity(&self) -> Severity {
         match self {
             Self::Retransmitting { .. } | Self::UnauthenticatedError { .. } => Severity::Debug,
-            Self::Refused(_) | Self::IkeV1 { .. } | Self::CookiesDemanded { .. } => {
-                Severity::Warning
-            }
+            Self::Refused(_)
+            | Self::IkeV1 { .. }
+            | Self::CookiesDemanded { .. }
+            | Self::NotSaved { .. } => Severity::Warning,
             Self::Down { reason, .. } | Self::ChildDown { reason, .. } => match reason {
                 DownReason::DeadPeer | DownReason::ProtocolError | DownReason::Expired => {
                     Severity::Warning
@@ -289,12 +321,13 @@ impl fmt::Display for Notice {
                 spi_in,
                 spi_out,
                 encapsulation,
+                mode,
                 local_ts,
                 remote_ts,
                 ..
             } => write!(
                 f,
-                "child SA {} up: {} to {}, {suite}{}, SPIs {spi_in:08x} in {spi_out:08x} out",
+                "child SA {} up: {} to {}, {suite}{}{}, SPIs {spi_in:08x} in {spi_out:08x} out",
                 id.0,
                 format_list(local_ts),
                 format_list(remote_ts),
@@ -302,6 +335,36 @@ impl fmt::Display for Notice {
                     Encapsulation::Esp => "",
                     Encapsulation::Udp => " in UDP",
                 },
+                match mode {
+                    Mode::Tunnel => "",
+                    Mode::Transport => ", transport mode",
+                },
+            ),
+            Self::TakenOver {
+                initiator_spi,
+                responder_spi,
+                local,
+                remote,
+                children,
+                ..
+            } => {
+                write!(
+                    f,
+                    "IKE SA taken over from the previous daemon: {local} and {remote}, \
+                     SPIs {initiator_spi:016x}_i {responder_spi:016x}_r, "
+                )?;
+                match &children[..] {
+                    [] => f.write_str("no child SAs"),
+                    [first, more @ ..] => {
+                        write!(f, "child SAs {}", first.0)?;
+                        more.iter().try_for_each(|id| write!(f, ", {}", id.0))
+                    }
+                }
+            }
+            Self::NotSaved { limit, .. } => write!(
+                f,
+                "the IKE SA has more than the {limit} octets of state that are kept for a restart: \
+                 for now it would not outlive this daemon; fewer subnets would help"
             ),
             Self::ChildDown { id, reason, .. } => write!(f, "child SA {} is gone: {reason}", id.0),
             Self::Down { remote, reason, .. } => {

@@ -16,6 +16,8 @@ pub enum RefusalKind {
     ChildProposal,
     /// TS_UNACCEPTABLE.
     TrafficSelectors,
+    /// USE_TRANSPORT_MODE on one side only.
+    TransportMode,
     /// AUTHENTICATION_FAILED.
     Authentication,
     /// INVALID_KE_PAYLOAD that a retry cannot cure.
@@ -36,6 +38,7 @@ impl RefusalKind {
         match self {
             Self::IkeProposal | Self::ChildProposal => "NO_PROPOSAL_CHOSEN".to_owned(),
             Self::TrafficSelectors => "TS_UNACCEPTABLE".to_owned(),
+            Self::TransportMode => "USE_TRANSPORT_MODE".to_owned(),
             Self::Authentication => "AUTHENTICATION_FAILED".to_owned(),
             Self::KeyExchange => "INVALID_KE_PAYLOAD".to_owned(),
             Self::NoAnswer => "NO_ANSWER".to_owned(),

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use espada_common::sa::{ChildSaId, Encapsulation, TrafficSelector};
+use espada_common::sa::{ChildSaId, Encapsulation, Mode, TrafficSelector};
 
 use crate::refusal::Refusal;
 
@@ -89,6 +89,8 @@ pub struct ChildSaStatus {
     pub suite: String,
     /// ESP or ESP in UDP.
     pub encapsulation: Encapsulation,
+    /// Tunnel or transport.
+    pub mode: Mode,
     /// Selectors on our side.
     pub local_ts: Vec<TrafficSelector>,
     /// Selectors on the peer's side.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use espada_common::sa::TrafficSelector;
+use espada_common::sa::{Mode, TrafficSelector};
 use espada_ike::Identity;
 use espada_ike::config::{ConnectionConfig, PskSecret, RemoteAddress, RemoteIdentity};
 use espada_ike::proposal::Proposal;
@@ -108,6 +108,9 @@ fn swallowed_peer(document: &Document<'_>, found: &Found) {
     let Remote::Known(RemoteAddress::Address(peer)) = found.connection.remote else {
         return;
     };
+    if found.connection.settings().mode == Mode::Transport {
+        return; // The peer itself is what is protected.
+    }
     let inside = found.remote.iter().find(|selector| {
         selector.value.start.is_ipv4() == peer.is_ipv4()
             && selector.value.start <= peer

@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
-use espada_common::sa::TrafficSelector;
+use espada_common::sa::{Mode, TrafficSelector};
 use espada_ike::Identity;
 use espada_ike::config::{
     ConnectionConfig, Dpd, DpdAction, EncapsulationPolicy, Lifetime, RemoteAddress, RemoteIdentity,
@@ -25,6 +25,7 @@ const CONNECTION_KEYS: &[&str] = &[
     "auth",
     "ike",
     "esp",
+    "mode",
     "dpd",
     "start",
     "encapsulation",
@@ -111,8 +112,12 @@ fn read(table: &Table<'_, '_>, name: &str, name_span: Span) -> Option<Found> {
     table.only(CONNECTION_KEYS);
     let mut settings = Settings::new(table);
 
-    let local = read_end(table, "local", &mut settings);
-    let remote = read_end(table, "remote", &mut settings);
+    let modes = [("tunnel", Mode::Tunnel), ("transport", Mode::Transport)];
+    let mode = table
+        .choice("mode", &modes)
+        .map_or(Mode::Tunnel, |found| found.value);
+    let local = read_end(table, "local", mode, &mut settings);
+    let remote = read_end(table, "remote", mode, &mut settings);
 
     if let Some(auth) = table.choice("auth", &[("psk", true), ("pubkey", false), ("eap", false)])
         && !auth.value
@@ -135,6 +140,7 @@ fn read(table: &Table<'_, '_>, name: &str, name_span: Span) -> Option<Found> {
     for key in [
         "ike",
         "esp",
+        "mode",
         "start",
         "encapsulation",
         "replay_window",
@@ -205,6 +211,17 @@ fn read(table: &Table<'_, '_>, name: &str, name_span: Span) -> Option<Found> {
         );
     }
     check_families(table, &local.selectors, &remote.selectors);
+    let configured = |end: &End| end.selectors.iter().map(|found| found.value).collect();
+    let (local_ts, remote_ts) = (configured(&local), configured(&remote));
+    let (mut local, mut remote) = (local, remote);
+    if mode == Mode::Transport {
+        let peer = match &peer {
+            Remote::Known(RemoteAddress::Address(address)) => Some(*address),
+            _ => None,
+        };
+        check_host(table, "local", &mut local, local_address);
+        check_host(table, "remote", &mut remote, peer);
+    }
     let local_id = local.id.as_ref().and_then(|id| read_id(table, id));
     let remote_id = read_remote_id(table, &remote, &peer);
 
@@ -223,16 +240,9 @@ fn read(table: &Table<'_, '_>, name: &str, name_span: Span) -> Option<Found> {
         remote_id,
         ike,
         esp,
-        local_ts: local
-            .selectors
-            .iter()
-            .map(|selector| selector.value)
-            .collect(),
-        remote_ts: remote
-            .selectors
-            .iter()
-            .map(|selector| selector.value)
-            .collect(),
+        mode,
+        local_ts,
+        remote_ts,
         dpd,
         start: start.map_or(StartAction::None, |start| start.value),
         encapsulation,
@@ -296,7 +306,12 @@ impl Settings {
     }
 }
 
-fn read_end(table: &Table<'_, '_>, key: &'static str, settings: &mut Settings) -> Option<End> {
+fn read_end(
+    table: &Table<'_, '_>,
+    key: &'static str,
+    mode: Mode,
+    settings: &mut Settings,
+) -> Option<End> {
     let document = table.document();
     let Some(value) = table.value(key) else {
         document.error(
@@ -357,7 +372,7 @@ fn read_end(table: &Table<'_, '_>, key: &'static str, settings: &mut Settings) -
             selectors
         }
         None => {
-            if end.value("subnets").is_none() {
+            if end.value("subnets").is_none() && mode == Mode::Tunnel {
                 document.error(
                     &value.span(),
                     format!("`{}` is missing", end.name("subnets")),
@@ -411,6 +426,43 @@ fn read_subnet(table: &Table<'_, '_>, subnet: &Located<&str>) -> Option<Located<
         value: selector,
         span: subnet.span.clone(),
     })
+}
+
+/// In transport mode an end's selectors are its own address. Where they are left out and the
+/// address is known, they are filled in for the checks of connections against each other.
+fn check_host(table: &Table<'_, '_>, side: &str, end: &mut End, address: Option<IpAddr>) {
+    for found in &end.selectors {
+        let selector = &found.value;
+        let everything =
+            TrafficSelector::prefix(selector.start, 0).is_some_and(|all| all.end == selector.end);
+        let fits = match address {
+            _ if everything => {
+                address.is_none_or(|host| host.is_ipv4() == selector.start.is_ipv4())
+            }
+            Some(host) => selector.start == host && selector.end == host,
+            None => selector.start == selector.end,
+        };
+        if !fits {
+            let host = address.map_or("the host's address".to_owned(), |host| host.to_string());
+            table.document().error(
+                &found.span,
+                format!(
+                    "transport mode protects the two hosts alone: {selector} in {side}.subnets is not {host}"
+                ),
+                Some(
+                    "leave subnets out for everything of the host, write its address with a protocol and ports \
+                     in brackets, or use mode = \"tunnel\""
+                        .to_owned(),
+                ),
+            );
+        }
+    }
+    if let (true, Some(host), Some(written)) = (end.selectors.is_empty(), address, &end.address) {
+        end.selectors.push(Located {
+            value: TrafficSelector::host(host),
+            span: written.span.clone(),
+        });
+    }
 }
 
 fn check_families(

@@ -18,15 +18,28 @@ use zeroize::Zeroizing;
 
 pub use document::{Diagnostic, Severity, show_duration};
 
-use document::{Document, Table};
+use document::{Document, Table, nearest, quoted_list};
+use espada_dataplane::plane::EngineKind;
 
-/// Which engine carries ESP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Which engines carry ESP.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EngineChoice {
-    /// The best one available.
+    /// Whatever this host can, the fastest for each SA.
     Auto,
-    /// Worker threads between a TUN interface and the WAN.
-    Userspace,
+    /// These, each SA by the first that can.
+    Ordered(Vec<EngineKind>),
+}
+
+impl std::fmt::Display for EngineChoice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Ordered(engines) => {
+                let names: Vec<&str> = engines.iter().map(|engine| engine.name()).collect();
+                f.write_str(&names.join(", then "))
+            }
+        }
+    }
 }
 
 /// Where the front end's programs are attached.
@@ -280,21 +293,8 @@ fn read_dataplane(table: &Table<'_, '_>) -> DataplaneConfig {
     table.only(DATAPLANE_KEYS);
     let document = table.document();
     let mut config = DataplaneConfig::default();
-    let engines = [
-        ("auto", Some(EngineChoice::Auto)),
-        ("userspace", Some(EngineChoice::Userspace)),
-        ("ebpf", None),
-        ("xfrm", None),
-    ];
-    if let Some(engine) = table.choice("engine", &engines) {
-        match engine.value {
-            Some(choice) => config.engine = choice,
-            None => document.error(
-                &engine.span,
-                "this engine is not in this version of Espada",
-                Some("use engine = \"auto\" or engine = \"userspace\"".to_owned()),
-            ),
-        }
+    if let Some(engine) = read_engine(table) {
+        config.engine = engine;
     }
     if let Some(names) = table.strings("wan", "an interface name or a list of them") {
         for name in names {
@@ -332,6 +332,41 @@ fn read_dataplane(table: &Table<'_, '_>) -> DataplaneConfig {
         config.xsk = mode.value;
     }
     config
+}
+
+/// One engine, several in order, or `auto`.
+fn read_engine(table: &Table<'_, '_>) -> Option<EngineChoice> {
+    let mut names = vec!["auto"];
+    names.extend(EngineKind::ALL.map(EngineKind::name));
+    let expected = format!("{}, or a list of engines in order", quoted_list(&names));
+    let words = table.strings("engine", &expected)?;
+    let mut engines = Vec::new();
+    for word in &words {
+        if word.value == "auto" && words.len() == 1 {
+            return Some(EngineChoice::Auto);
+        }
+        let known = EngineKind::ALL
+            .into_iter()
+            .find(|engine| engine.name() == word.value);
+        match known {
+            Some(engine) if engines.contains(&engine) => table.document().error(
+                &word.span,
+                format!("`{}` names {} twice", table.name("engine"), word.value),
+                None,
+            ),
+            Some(engine) => engines.push(engine),
+            None => table.document().error(
+                &word.span,
+                format!(
+                    "`{}` must be {expected}, found \"{}\"",
+                    table.name("engine"),
+                    word.value
+                ),
+                nearest(word.value, &names).map(|meant| format!("did you mean \"{meant}\"?")),
+            ),
+        }
+    }
+    (!engines.is_empty()).then_some(EngineChoice::Ordered(engines))
 }
 
 fn interface_name_ok(name: &str) -> bool {

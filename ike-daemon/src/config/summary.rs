@@ -8,11 +8,9 @@ use espada_ike::config::{
 };
 use espada_ike::selector::format_list;
 
-use super::{Connection, EngineChoice, GatewayConfig, Remote, show_duration};
+use crate::status::mode_name;
 
-fn selectors(list: &[TrafficSelector]) -> String {
-    format_list(list)
-}
+use super::{Connection, GatewayConfig, Remote, show_duration};
 
 fn joined<T: ToString>(list: &[T]) -> String {
     list.iter()
@@ -25,10 +23,7 @@ impl GatewayConfig {
     /// Every connection as it was understood, for `espada check`.
     pub fn summary(&self) -> String {
         let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
-        let engine = match self.dataplane.engine {
-            EngineChoice::Auto => "auto",
-            EngineChoice::Userspace => "userspace",
-        };
+        let engine = &self.dataplane.engine;
         let wan = if self.dataplane.wan.is_empty() {
             "from the routes".to_owned()
         } else {
@@ -105,6 +100,10 @@ impl Connection {
                 ""
             }
         );
+        let selectors = |list: &[TrafficSelector]| match list {
+            [] => "everything of that host".to_owned(),
+            list => format_list(list),
+        };
         let _ = writeln!(
             text,
             "  local    {local} as {local_id}: {}",
@@ -129,7 +128,8 @@ impl Connection {
         );
         let _ = writeln!(
             text,
-            "  carried  {encapsulation}; replay window {}",
+            "  carried  {} mode, {encapsulation}; replay window {}",
+            mode_name(config.mode),
             config.replay_window
         );
         let _ = writeln!(text, "  dpd      {dpd}");

@@ -122,11 +122,11 @@ fn unknown_keys_name_the_nearest() {
         r#"gw.toml:11:1: error: unknown key `windwo` in connection.azure
     11 | windwo = 1
        | ^^^^^^
-    help: known keys here: local, remote, auth, ike, esp, dpd, start, encapsulation, replay_window, insecure, ike_lifetime, child_lifetime
+    help: known keys here: local, remote, auth, ike, esp, mode, dpd, start, encapsulation, replay_window, insecure, ike_lifetime, child_lifetime
 gw.toml:12:1: error: unknown key `espp` in connection.azure; did you mean `esp`?
     12 | espp = "aes256"
        | ^^^^
-    help: known keys here: local, remote, auth, ike, esp, dpd, start, encapsulation, replay_window, insecure, ike_lifetime, child_lifetime
+    help: known keys here: local, remote, auth, ike, esp, mode, dpd, start, encapsulation, replay_window, insecure, ike_lifetime, child_lifetime
 2 errors"#
     );
     let local = r#"local = { adress = "%default", subnets = ["10.0.0.0/24"] }"#;
@@ -190,7 +190,7 @@ flat = 1
     assert_eq!(
         first_lines,
         [
-            "gw.toml:3:10: error: `dataplane.engine` must be \"auto\", \"userspace\", \"ebpf\" or \"xfrm\", found \"userspac\"",
+            "gw.toml:3:10: error: `dataplane.engine` must be \"auto\", \"userspace\", \"ebpf\" or \"xfrm\", or a list of engines in order, found \"userspac\"",
             "gw.toml:4:7: error: `dataplane.wan` must be an interface name or a list of them, found the integer 3",
             "gw.toml:5:7: error: `dataplane.mtu` must be a whole number from 1280 to 9000, found the integer 100",
             "gw.toml:6:13: error: `dataplane.mss_clamp` must be true or false, found the string \"yes\"",
@@ -226,14 +226,24 @@ fn syntax_errors_have_a_place() {
 }
 
 #[test]
-fn engines_that_are_not_there() {
+fn engines_by_name_and_in_order() {
+    let engine = |line: &str| {
+        let config = load_text(&azure_with("engine", line), Some(AZURE_SECRETS));
+        config.unwrap().dataplane.engine
+    };
+    assert_eq!(engine("engine = \"auto\""), EngineChoice::Auto);
     assert_eq!(
-        errors(&azure_with("engine", "engine = \"xfrm\"")),
-        "gw.toml:3:10: error: this engine is not in this version of Espada
-    3 | engine = \"xfrm\"
-      |          ^^^^^^
-    help: use engine = \"auto\" or engine = \"userspace\"
-1 error"
+        engine("engine = \"xfrm\""),
+        EngineChoice::Ordered(vec![EngineKind::Xfrm])
+    );
+    assert_eq!(
+        engine("engine = [\"ebpf\", \"userspace\"]"),
+        EngineChoice::Ordered(vec![EngineKind::Ebpf, EngineKind::Userspace])
+    );
+    let twice = errors(&azure_with("engine", "engine = [\"ebpf\", \"ebpf\"]"));
+    assert!(
+        twice.contains("gw.toml:3:19: error: `dataplane.engine` names ebpf twice"),
+        "{twice}"
     );
 }
 
@@ -439,10 +449,71 @@ azure: set up at once and again when it fails
   remote   20.240.192.55 as 20.240.192.55: 10.240.10.0/24
   ike      aes256-sha256-modp2048; rekey every 4h
   esp      aes256-sha256; rekey every 1h
-  carried  ESP, in UDP where there is a NAT; replay window 4096
+  carried  tunnel mode, ESP, in UDP where there is a NAT; replay window 4096
   dpd      after 30s of silence; if dead, set it up again
 "
     );
+}
+
+/// The Azure connection's ends in transport mode.
+fn transport(local: &str, remote: &str) -> String {
+    format!(
+        "[dataplane]\nwan = [\"eth0\"]\n[connection.azure]\nmode = \"transport\"\n\
+         local = {{ {local} }}\nremote = {{ {remote} }}\n"
+    )
+}
+
+#[test]
+fn transport_mode_is_for_the_two_hosts() {
+    let config = transport(
+        "address = \"40.113.59.156\"",
+        "address = \"20.240.192.55\", subnets = \"20.240.192.55[tcp/443]\"",
+    );
+    let config = load_text(&config, Some(AZURE_SECRETS)).unwrap();
+    assert_eq!(warnings(&config), Vec::<String>::new());
+    let settings = config.connections[0].settings();
+    assert_eq!(settings.mode, espada_common::sa::Mode::Transport);
+    assert!(settings.local_ts.is_empty());
+    let summary = config.summary();
+    for line in [
+        "  local    40.113.59.156 as its address: everything of that host\n",
+        "  remote   20.240.192.55 as its address: 20.240.192.55/32[tcp/443]\n",
+        "  carried  transport mode, ESP, in UDP where there is a NAT; replay window 4096\n",
+    ] {
+        assert!(summary.contains(line), "{summary}");
+    }
+
+    // A host that calls from anywhere.
+    let anybody = transport(
+        "address = \"40.113.59.156\", subnets = \"0.0.0.0/0[udp/53]\"",
+        "address = \"%any\", id = \"20.240.192.55\"",
+    );
+    let config = load_text(&anybody, Some(AZURE_SECRETS)).unwrap();
+    assert_eq!(warnings(&config), Vec::<String>::new());
+
+    let networks = transport(
+        "address = \"40.113.59.156\", subnets = \"10.0.0.0/24\"",
+        "address = \"20.240.192.55\", subnets = \"20.240.192.56\"",
+    );
+    let errors_found = errors(&networks);
+    for line in [
+        "gw.toml:5:48: error: transport mode protects the two hosts alone: 10.0.0.0/24 in local.subnets is not 40.113.59.156\n",
+        "gw.toml:6:49: error: transport mode protects the two hosts alone: 20.240.192.56/32 in remote.subnets is not 20.240.192.55\n",
+        "    help: leave subnets out for everything of the host, write its address with a protocol and ports in brackets, or use mode = \"tunnel\"\n",
+    ] {
+        assert!(errors_found.contains(line), "{errors_found}");
+    }
+    // In tunnel mode subnets cannot be left out.
+    let tunnel = networks.replace("\"transport\"", "\"tunnel\"");
+    let tunnel = tunnel.replace(", subnets = \"10.0.0.0/24\"", "");
+    assert!(errors(&tunnel).contains("`connection.azure.local.subnets` is missing"));
+    // Two of them between the same hosts contradict each other.
+    let ends =
+        "local = { address = \"40.113.59.156\" }\nremote = { address = \"20.240.192.55\" }\n";
+    let twice = format!(
+        "[connection.a]\nmode = \"transport\"\n{ends}[connection.b]\nmode = \"transport\"\n{ends}"
+    );
+    assert!(errors(&twice).contains("connections `a` and `b` protect the same subnets"));
 }
 
 mod any_text {

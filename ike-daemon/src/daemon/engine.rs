@@ -7,12 +7,13 @@ use anyhow::Context as _;
 use espada_dataplane::backend::EventSink;
 use espada_dataplane::esp;
 use espada_dataplane::frontend::FrontEnd;
-use espada_dataplane::userspace::{self, UserspaceEngine};
+use espada_dataplane::plane::{self, EngineKind};
+use espada_dataplane::userspace;
 
 use super::plane::{Observer, Plane, Unobserved};
 use super::wan::{self, Watched};
 use crate::config::{EngineChoice, GatewayConfig, XskMode};
-use crate::status::Xsk;
+use crate::status::{Engine, Xsk};
 
 /// What has to be done while the daemon still has all its privileges: pinning the front end's
 /// maps may mean mounting their file system.
@@ -28,7 +29,7 @@ pub fn prepare(config: &GatewayConfig, runtime_dir: &Path) -> anyhow::Result<Pre
     Ok(Prepared { wan, front_end })
 }
 
-/// Starts the engine. The sockets are those of the ESP-in-UDP port.
+/// Starts the data plane. The sockets are those of the ESP-in-UDP port.
 pub fn start(
     config: &GatewayConfig,
     prepared: Prepared,
@@ -36,7 +37,8 @@ pub fn start(
     sink: EventSink,
 ) -> anyhow::Result<Plane> {
     let settings = &config.dataplane;
-    let engine = UserspaceEngine::start(userspace::Config {
+    let running = plane::Plane::start(plane::Config {
+        engines: engines(&settings.engine),
         tun: settings.tun.clone(),
         mtu: settings.mtu,
         wan: prepared.wan,
@@ -53,23 +55,59 @@ pub fn start(
         pin: None,
         sink,
     })
-    .context("userspace engine")?;
-    let reason = match settings.engine {
-        EngineChoice::Auto => "engine = \"auto\": the one engine of this version",
-        EngineChoice::Userspace => "engine = \"userspace\"",
+    .with_context(|| format!("engine = \"{}\"", settings.engine))?;
+    let reason = match &settings.engine {
+        EngineChoice::Auto => "engine = \"auto\": each SA by the first engine that can".to_owned(),
+        EngineChoice::Ordered(_) => format!("engine = \"{}\"", settings.engine),
     };
-    let observer: Box<dyn Observer> = match engine.front_end() {
+    let observer: Box<dyn Observer> = match running.front_end() {
         Some(front_end) => Box::new(Watched(front_end)),
         None => Box::new(Unobserved),
     };
     Ok(Plane {
-        tun: Some(engine.interface().to_owned()),
-        xsk: engine.xsk().map(|xsk| Xsk {
+        engines: running
+            .engines()
+            .iter()
+            .map(|engine| Engine {
+                name: engine.name.to_owned(),
+                interface: engine.interface.clone(),
+                reason: engine.reason.clone(),
+            })
+            .collect(),
+        xsk: running.xsk().map(|xsk| Xsk {
             queues: xsk.queues,
             zero_copy: xsk.zero_copy,
         }),
-        backend: Box::new(engine),
-        reason: reason.to_owned(),
+        backend: Box::new(running),
+        reason,
         observer,
     })
+}
+
+/// The order in which engines are asked to carry an SA.
+fn engines(choice: &EngineChoice) -> Vec<EngineKind> {
+    match choice {
+        EngineChoice::Auto => EngineKind::AUTO.to_vec(),
+        EngineChoice::Ordered(engines) => engines.clone(),
+    }
+}
+
+/// Whether the eBPF engine is asked for by name, or may be used.
+pub fn wants_ebpf(choice: &EngineChoice) -> Wanted {
+    match choice {
+        EngineChoice::Ordered(engines) if engines.contains(&EngineKind::Ebpf) => Wanted::Asked,
+        EngineChoice::Auto if EngineKind::AUTO.contains(&EngineKind::Ebpf) => Wanted::Possible,
+        _ => Wanted::No,
+    }
+}
+
+/// How much an engine is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// The configuration names it.
+    Asked,
+    /// It is used where it costs nothing.
+    Possible,
+    /// It is not used.
+    No,
 }

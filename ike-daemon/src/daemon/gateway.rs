@@ -34,7 +34,7 @@ impl Waiter {
 
 /// What the data plane was told about a pair of SAs.
 pub(super) struct Installed {
-    connection: Arc<str>,
+    pub(super) connection: Arc<str>,
     pub(super) mode: Mode,
 }
 
@@ -43,7 +43,7 @@ pub struct Gateway<R> {
     pub(super) endpoint: Endpoint<R>,
     pub(super) plane: Plane,
     pub(super) config: GatewayConfig,
-    resolved: HashMap<String, IpAddr>,
+    pub(super) resolved: HashMap<String, IpAddr>,
     waiters: Vec<Waiter>,
     pub(super) installed: HashMap<ChildSaId, Installed>,
     /// Why the data plane could not do its part for a connection.
@@ -57,8 +57,10 @@ pub struct Gateway<R> {
 }
 
 impl<R: Random> Gateway<R> {
-    /// A gateway that has loaded its configuration and begins what is to be started at once.
-    pub fn new(now: Instant, config: GatewayConfig, rng: R, plane: Plane) -> Self {
+    /// A gateway that has loaded its configuration, goes on with what a predecessor left in the
+    /// data plane, and begins what is to be started at once. `boot` is the time since the system
+    /// was booted.
+    pub fn new(now: Instant, boot: Duration, config: GatewayConfig, rng: R, plane: Plane) -> Self {
         let mut this = Self {
             endpoint: Endpoint::new(config.endpoint.clone(), rng),
             plane,
@@ -72,12 +74,15 @@ impl<R: Random> Gateway<R> {
             failed: Vec::new(),
             stopping: false,
         };
-        this.load(now);
+        this.endpoint.set_clock(now, boot);
+        this.take_over(now);
+        this.endpoint.handle_timeout(now);
         this
     }
 
-    /// Hands the configuration to the endpoint, as far as host names are resolved.
-    fn load(&mut self, now: Instant) {
+    /// Hands the configuration to the endpoint, as far as host names are resolved. What is to be
+    /// started begins when the endpoint's next timeout is handled.
+    pub(super) fn load(&mut self, now: Instant) {
         self.refresh_sources();
         self.exempt_peers();
         self.endpoint.set_secrets(self.config.secrets.clone());
@@ -93,7 +98,7 @@ impl<R: Random> Gateway<R> {
                 connection.resolved(address)
             })
             .collect();
-        self.endpoint.set_connections(now, connections);
+        self.endpoint.load_connections(now, connections);
     }
 
     /// Replaces the configuration. What only a restart can change is said in the answer.
@@ -107,6 +112,7 @@ impl<R: Random> Gateway<R> {
         }
         self.config = config;
         self.load(now);
+        self.endpoint.handle_timeout(now);
         message
     }
 
@@ -139,6 +145,7 @@ impl<R: Random> Gateway<R> {
             tracing::info!(host = %name, %address, "peer's host name resolved");
             self.resolved.insert(name, address);
             self.load(now);
+            self.endpoint.handle_timeout(now);
         }
     }
 
@@ -171,6 +178,8 @@ impl<R: Random> Gateway<R> {
             .config
             .connections
             .iter()
+            // Nothing is routed into a tunnel in transport mode.
+            .filter(|connection| connection.settings().mode == Mode::Tunnel)
             .filter_map(|connection| {
                 let peer = self.peer_of(connection)?;
                 let remote = &connection.settings().remote_ts;
@@ -255,6 +264,8 @@ impl<R: Random> Gateway<R> {
                 idle = false;
                 self.tell(now, &notice);
             }
+            // A message that a successor would not know of must not have been sent.
+            self.store();
             while let Some(transmit) = self.endpoint.poll_transmit() {
                 idle = false;
                 send(&transmit);

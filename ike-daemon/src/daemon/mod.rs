@@ -7,9 +7,12 @@ mod instance;
 pub mod plane;
 mod report;
 pub mod sockets;
+mod takeover;
 #[cfg(test)]
 mod tests;
 mod wan;
+
+pub use wan::interfaces as wan_interfaces;
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -110,7 +113,8 @@ async fn start(config: GatewayConfig, instance: &Instance) -> anyhow::Result<Exi
         }
     };
     let server = Server::bind(instance.directory())?;
-    let gateway = Gateway::new(Instant::now(), config, SystemRandom, plane);
+    let (now, boot) = (Instant::now(), syscall::boot_time()?);
+    let gateway = Gateway::new(now, boot, config, SystemRandom, plane);
     serve(gateway, sockets, events, server).await?;
     Ok(Exit::Success)
 }
@@ -178,6 +182,7 @@ async fn serve<R: Random>(
         gateway.drive(now, |transmit| send(&sockets, transmit));
         if !ready {
             ready = true;
+            gateway.settle();
             let config = gateway.config();
             tracing::info!(connections = config.connections.len(), config = %config.file.display(), "Espada {} is ready", env!("CARGO_PKG_VERSION"));
             instance::notify_ready();
@@ -185,6 +190,7 @@ async fn serve<R: Random>(
         if let Some(until) = farewell
             && (gateway.is_stopped(now) || Instant::now() >= until)
         {
+            gateway.forget();
             tracing::info!("stopped");
             return Ok(());
         }
@@ -224,6 +230,7 @@ async fn serve<R: Random>(
             Input::Call(call) => gateway.call(now, call.request, call.answers),
             Input::Lookup(host, address) => gateway.resolve(now, host, address),
             Input::Stop if farewell.is_some() => {
+                gateway.forget();
                 tracing::info!("stopped without waiting for the peers");
                 return Ok(());
             }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use espada_dataplane::backend::SaBackend;
 
-use crate::status::{Attachment, Counters, Xsk};
+use crate::status::{Attachment, Counters, Engine, Xsk};
 
 /// What the front end's BPF maps counted, by SPI.
 #[derive(Clone, Debug, Default)]
@@ -44,8 +44,8 @@ pub struct Plane {
     pub backend: Box<dyn SaBackend>,
     /// Why this engine.
     pub reason: String,
-    /// Name of the plaintext interface.
-    pub tun: Option<String>,
+    /// The engines, those left out last.
+    pub engines: Vec<Engine>,
     /// AF_XDP, where native ESP goes past the kernel.
     pub xsk: Option<Xsk>,
     /// The front end.

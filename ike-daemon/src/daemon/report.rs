@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use espada_common::sa::{ChildSaId, ChildSaStats, HalfSaStats, Mode, TrafficSelector};
+use espada_common::sa::{ChildSaId, ChildSaStats, HalfSaStats, TrafficSelector};
 use espada_ike::{ChildSaStatus, ConnectionStatus, IkeSaStatus, Random};
 
 use super::gateway::Gateway;
@@ -44,8 +44,13 @@ impl<R: Random> Gateway<R> {
             engine: self.plane.backend.name().to_owned(),
             engine_reason: self.plane.reason.clone(),
             uptime_s: now.saturating_duration_since(self.started).as_secs(),
+            engines: self.plane.engines.clone(),
             interfaces: status::Interfaces {
-                tun: self.plane.tun.clone(),
+                tun: self
+                    .plane
+                    .engines
+                    .iter()
+                    .find_map(|engine| engine.interface.clone()),
                 front_end: self.plane.observer.attachments(),
                 xsk: self.plane.xsk,
             },
@@ -118,16 +123,14 @@ impl<R: Random> Gateway<R> {
         wire: Option<&WireCounters>,
     ) -> status::ChildSa {
         let mode = self.installed.get(&child.id).map(|known| known.mode);
+        let carrier = self.plane.backend.carrier(child.id);
         status::ChildSa {
             id: child.id.0,
             suite: child.suite.clone(),
             encapsulation: status::encapsulation_name(child.encapsulation).to_owned(),
-            mode: match mode {
-                Some(Mode::Tunnel) => "tunnel",
-                Some(Mode::Transport) => "transport",
-                None => "not installed",
-            }
-            .to_owned(),
+            mode: mode.map_or("not installed", status::mode_name).to_owned(),
+            engine: carrier.as_ref().map(|carrier| carrier.engine.to_owned()),
+            passed_over: carrier.map_or_else(Vec::new, |carrier| carrier.passed_over),
             local_ts: selectors(&child.local_ts),
             remote_ts: selectors(&child.remote_ts),
             age_s: child.age.as_secs(),

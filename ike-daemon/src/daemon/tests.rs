@@ -4,7 +4,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
-use espada_common::sa::{ChildSaStats, Command, HalfSaStats};
+use espada_common::sa::{ChildSaId, ChildSaStats, Command, HalfSaStats};
 use espada_dataplane::mock::{MockBackend, Record};
 use espada_ike::Transmit;
 use tokio::sync::mpsc;
@@ -33,10 +33,12 @@ impl Setting<'_> {
         let file = folder.path().join("gw.toml");
         let [local, remote] = self.subnets;
         let (ours, theirs, esp) = (self.ours, self.theirs, self.esp);
+        // Whoever is called by a name is still known by its address.
+        let id = if theirs == A { A } else { B };
         let text = format!(
             "[dataplane]\nwan = \"eth0\"\n[connection.site]\n\
              local = {{ address = \"{ours}\", subnets = \"{local}\" }}\n\
-             remote = {{ address = \"{theirs}\", subnets = \"{remote}\" }}\n\
+             remote = {{ address = \"{theirs}\", id = \"{id}\", subnets = \"{remote}\" }}\n\
              ike = \"aes128gcm16-prfsha256-x25519\"\nesp = \"{esp}\"\n"
         );
         std::fs::write(&file, text).unwrap();
@@ -73,16 +75,25 @@ struct End {
 
 impl End {
     fn new(now: Instant, setting: &Setting<'_>) -> Self {
-        let backend = MockBackend::default();
+        Self::with(now, setting, MockBackend::default())
+    }
+
+    /// Kills it and starts another on the data plane it leaves behind.
+    fn restart(&mut self, now: Instant, setting: &Setting<'_>) {
+        *self = Self::with(now, setting, self.record.successor());
+    }
+
+    fn with(now: Instant, setting: &Setting<'_>, backend: MockBackend) -> Self {
         let record = backend.record();
         let plane = Plane {
             backend: Box::new(backend),
             reason: "a test".to_owned(),
-            tun: None,
+            engines: Vec::new(),
             xsk: None,
             observer: Box::new(Unobserved),
         };
-        let gateway = Gateway::new(now, setting.load(), SystemRandom, plane);
+        let boot = crate::syscall::boot_time().unwrap();
+        let gateway = Gateway::new(now, boot, setting.load(), SystemRandom, plane);
         Self { gateway, record }
     }
 
@@ -392,4 +403,137 @@ fn carried_packets_are_proof_of_life() {
     pair.a.gateway.timeout(pair.now);
     pair.a.gateway.drive(pair.now, |_| asked += 1);
     assert_eq!(asked, 1, "a silent one is");
+}
+
+#[test]
+fn a_killed_daemon_is_followed_by_one_that_goes_on() {
+    let mut pair = Pair::new(&AT_A, &AT_B);
+    pair.up();
+    for of_a in [true, false] {
+        let before = pair.a.report(pair.now).connections[0].clone();
+        let end = if of_a { &mut pair.a } else { &mut pair.b };
+        let commands = end.record.commands().len();
+        assert_eq!(end.record.kept().len(), 1);
+        end.restart(pair.now, if of_a { &AT_A } else { &AT_B });
+        pair.settle();
+        let end = if of_a { &mut pair.a } else { &mut pair.b };
+        assert!(
+            matches!(
+                &end.record.commands()[commands..],
+                [Command::InstallPolicy(_)]
+            ),
+            "the pair is not touched"
+        );
+        let after = pair.a.report(pair.now).connections[0].clone();
+        let spis = |ike: &Option<crate::status::IkeSa>| {
+            let ike = ike.as_ref().unwrap();
+            (ike.spi_initiator.clone(), ike.spi_responder.clone())
+        };
+        assert_eq!(spis(&before.ike), spis(&after.ike));
+        assert_eq!(
+            before.children[0].inbound.spi,
+            after.children[0].inbound.spi
+        );
+        assert_eq!(
+            after.children[0].mode, "tunnel",
+            "it knows that it is installed"
+        );
+    }
+    let request = Request::Down {
+        connection: "site".to_owned(),
+        wait: true,
+    };
+    let answers = pair.a.ask(pair.now, request);
+    pair.settle();
+    assert!(matches!(last(&drain(answers)), Answer::Done { .. }));
+    for end in [&pair.a, &pair.b] {
+        assert!(end.record.installed().is_empty());
+        assert!(end.record.kept().is_empty());
+    }
+}
+
+#[test]
+fn states_and_pairs_that_do_not_go_together_are_sorted_out() {
+    let mut pair = Pair::new(&AT_A, &AT_B);
+    pair.up();
+    let lost = pair.a.record.installed()[0];
+    pair.a.record.lose(lost);
+    pair.a.record.find(ChildSaId(40));
+    pair.a.restart(pair.now, &AT_A);
+    pair.settle();
+    assert_eq!(pair.a.record.installed(), [ChildSaId(41)]);
+    assert_eq!(pair.b.record.installed().len(), 1);
+    let (at_a, at_b) = (pair.a.report(pair.now), pair.b.report(pair.now));
+    assert_eq!(
+        at_a.connections[0].children[0].inbound.spi,
+        at_b.connections[0].children[0].outbound.spi
+    );
+    // Another configuration: the peer is told, and nothing is left of it.
+    let other = Setting {
+        subnets: ["10.9.0.0/24", "10.2.0.0/24"],
+        ..AT_A
+    };
+    pair.a.restart(pair.now, &other);
+    pair.settle();
+    for end in [&pair.a, &pair.b] {
+        assert!(end.record.installed().is_empty());
+        assert!(end.record.kept().is_empty());
+    }
+}
+
+#[test]
+fn a_state_is_stored_before_the_answer_leaves_and_forgotten_at_the_end() {
+    let mut pair = Pair::new(&AT_A, &AT_B);
+    let request = Request::Up {
+        connection: "site".to_owned(),
+        wait: false,
+    };
+    pair.a.ask(pair.now, request);
+    let mut kept = Vec::new();
+    for _ in 0..2 {
+        for from_a in [true, false] {
+            let (from, to) = if from_a {
+                (&mut pair.a, &mut pair.b)
+            } else {
+                (&mut pair.b, &mut pair.a)
+            };
+            let record = from.record.clone();
+            let mut sent = Vec::new();
+            from.gateway.drive(pair.now, |transmit| {
+                kept.push((record.installed().len(), record.kept().len()));
+                sent.push(transmit.clone());
+            });
+            for transmit in sent {
+                let (local, remote) = (transmit.remote, transmit.local);
+                to.gateway
+                    .datagram(pair.now, local, remote, &transmit.payload);
+            }
+        }
+    }
+    assert_eq!(kept, [(0, 0), (0, 0), (0, 0), (1, 1)]);
+    pair.settle();
+    // The peer does not hear of it; the next daemon does not go on all the same.
+    pair.a.gateway.stop(pair.now);
+    pair.a.gateway.drive(pair.now, |_| {});
+    pair.a.gateway.forget();
+    pair.a.gateway.drive(pair.now, |_| {});
+    assert!(pair.a.record.kept().is_empty());
+}
+
+#[test]
+fn a_peer_known_by_name_is_taken_over_before_its_name_is_looked_up() {
+    let named = Setting {
+        theirs: "b.example",
+        ..AT_A
+    };
+    let mut pair = Pair::new(&named, &AT_B);
+    let host = "b.example".to_owned();
+    pair.a.gateway.resolve(pair.now, host, B.parse().unwrap());
+    pair.up();
+    assert_eq!(pair.a.report(pair.now).connections[0].state, "established");
+    let commands = pair.a.record.commands().len();
+    pair.a.restart(pair.now, &named);
+    pair.settle();
+    assert_eq!(pair.a.report(pair.now).connections[0].state, "established");
+    assert_eq!(pair.a.record.commands().len(), commands + 1);
 }

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use espada_dataplane::frontend::pin::BPFFS;
-use espada_dataplane::frontend::{FrontEnd, FrontEndError, ModeChoice, Options};
+use espada_dataplane::frontend::{FrontEnd, FrontEndError, Leftovers, ModeChoice, Options};
 use espada_dataplane::netlink::Netlink;
-use espada_dataplane::userspace::{SharedFrontEnd, lock_front_end};
+use espada_dataplane::plane::{SharedFrontEnd, lock_front_end};
 use espada_ike::config::{EncapsulationPolicy, RemoteAddress};
 
+use super::engine::{self, Wanted};
 use super::plane::{Observer, WireCounters};
 use crate::config::{FrontEndMode, GatewayConfig, Remote};
 use crate::status::{Attachment, Counters};
@@ -57,8 +58,11 @@ pub fn attach(
     wan: &[String],
     runtime_dir: &Path,
 ) -> anyhow::Result<Option<FrontEnd>> {
+    let ebpf = engine::wants_ebpf(&config.dataplane.engine);
     let mode = match config.dataplane.front_end {
         FrontEndMode::Off => return Ok(None),
+        // The engine works in XDP, behind the driver if it must.
+        FrontEndMode::Auto if ebpf == Wanted::Asked => ModeChoice::Xdp,
         FrontEndMode::Auto => ModeChoice::Auto,
         FrontEndMode::Xdp => ModeChoice::XdpNative,
         FrontEndMode::Tc => ModeChoice::Tc,
@@ -76,6 +80,11 @@ pub fn attach(
             .any(|connection| connection.settings().encapsulation == EncapsulationPolicy::Udp),
         drop_unknown_spi: true,
         pin_dir: Some(pin_dir(runtime_dir)),
+        leftovers: match ebpf {
+            Wanted::No => Leftovers::Remove,
+            Wanted::Asked | Wanted::Possible => Leftovers::Adopt,
+        },
+        engine: ebpf != Wanted::No,
     };
     match attach_pinned(options) {
         Ok(front_end) => {

@@ -1,6 +1,8 @@
 //! Two gateways of Espada in network namespaces: what they carry, refuse, survive and explain.
 
 mod config;
+mod doctor;
+mod engines;
 mod hostile;
 mod lifecycle;
 mod path;

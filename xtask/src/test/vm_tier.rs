@@ -1,5 +1,5 @@
-//! The tier that needs other kernels: the eBPF programs under each kernel's verifier, and peers
-//! with the kernel's own ESP.
+//! The tier that needs other kernels: the eBPF programs under each kernel's verifier, the XFRM
+//! engine, and peers with the kernel's own ESP.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -17,6 +17,10 @@ use crate::vm::{self, Kernel};
 
 /// Software emulation is slow; a run that takes longer than this hangs.
 const TIMEOUT: Duration = Duration::from_secs(900);
+
+/// Of the data plane's tests, under each kernel: the programs under the verifier, that what is probed
+/// can be used, and what the XFRM engine makes of states and policies.
+const DATAPLANE_SELECTION: &str = "frontend::tests features::tests device::tests xfrm::tests";
 
 /// Interop cases under each kernel but for those with OpenIKED, as filters of the test runner. The
 /// oldest kernel gets every case of the userspace and eBPF engines, and of the kernel's own ESP at
@@ -111,7 +115,7 @@ fn command(
     }
     format!(
         "export NO_COLOR=1 RUST_BACKTRACE=0 {variables}
-{dataplane} --color=never --test-threads=2 frontend::tests; result=$?
+{dataplane} --color=never --test-threads=2 {DATAPLANE_SELECTION}; result=$?
 {interop} --color=never --test-threads=2 --skip openiked:: {peers}; result=$((result | $?))
 {NO_MORE_MODULES}
 {interop} --color=never --test-threads=2 {openiked}; exit $((result | $?))",

@@ -9,6 +9,9 @@ use aya::programs::{SchedClassifier, TcAttachType};
 
 use super::super::{Hook, Mode, ModeChoice, inspect, pin};
 use super::*;
+use crate::device;
+use crate::features::{self, FRONT_END, Feature, Presence};
+use crate::netlink::Netlink;
 use crate::port::syscall::enter_network_namespace;
 
 /// Two namespaces joined by a veth pair `wan0`, removed when dropped.
@@ -140,6 +143,7 @@ fn bpf_attach_and_detach_in_each_mode() {
                 prefer_offloads,
                 drop_unknown_spi: true,
                 pin_dir: None,
+                ..Options::default()
             })
             .unwrap()
         });
@@ -154,8 +158,13 @@ fn bpf_attach_and_detach_in_each_mode() {
             (hook, Hook::TcEgress),
             "{ingress:?}"
         );
-        if ingress.mode != Mode::Clsact {
-            assert_eq!(ingress.mode, expected);
+        // What was probed is what is used.
+        match ingress.mode {
+            Mode::Clsact => assert_eq!(*Feature::Tcx.presence(), Presence::Absent),
+            mode => assert_eq!(mode, expected),
+        }
+        if ingress.mode == Mode::Tcx {
+            assert_eq!(*Feature::Tcx.presence(), Presence::Present);
         }
         assert!(!ingress.why.is_empty() && ingress.program_id != 0);
         assert_eq!(front_end.steers("wan0"), hook == Hook::Xdp);
@@ -176,6 +185,66 @@ fn bpf_attach_and_detach_in_each_mode() {
         link.inside(|| drop(front_end));
         assert_eq!(link.inside(|| programs_on("wan0")), (false, 0), "{mode:?}");
         assert!(link.ping());
+    }
+}
+
+#[test]
+fn bpf_what_a_device_says_of_xdp_is_so() {
+    const TEST: &str = "bpf_what_a_device_says_of_xdp_is_so";
+    if front_end(TEST, &Options::default()).is_none() {
+        return;
+    }
+    let link = Link::new();
+    link.inside(|| {
+        let index = Netlink::open().unwrap().link("wan0").unwrap().index;
+        assert_eq!(device::xdp_attached(index).unwrap(), None);
+        let attach = || {
+            FrontEnd::attach(&Options {
+                interfaces: vec!["wan0".to_owned()],
+                mode: ModeChoice::XdpNative,
+                ..Options::default()
+            })
+        };
+        let front_end = attach().unwrap();
+        // Kernels before 6.3 have no say.
+        if let Some(support) = device::xdp_support(index).unwrap() {
+            assert!(support.native && support.redirect && !support.zero_copy);
+        }
+        let [ingress, _] = front_end.attached() else {
+            panic!("{:?}", front_end.attached());
+        };
+        assert_eq!(
+            device::xdp_attached(index).unwrap(),
+            Some(ingress.program_id)
+        );
+        assert_eq!(
+            device::Device::look("wan0").unwrap().driver.as_deref(),
+            Some("veth")
+        );
+    });
+}
+
+#[test]
+fn bpf_programs_pass_the_verifier_unattached() {
+    const TEST: &str = "bpf_programs_pass_the_verifier_unattached";
+    if front_end(TEST, &Options::default()).is_none() {
+        return;
+    }
+    assert_eq!(features::refusal(&features::missing(FRONT_END)), None);
+    let verified = inspect::verify().unwrap();
+    let names: Vec<&str> = verified.iter().map(|it| it.name.as_str()).collect();
+    assert_eq!(
+        names,
+        [
+            "espada_tc_in",
+            "espada_tc_ip_in",
+            "espada_tc_ip_out",
+            "espada_tc_out",
+            "espada_xdp"
+        ]
+    );
+    for program in &verified {
+        assert!(program.instructions.is_none_or(|count| count > 100));
     }
 }
 
@@ -292,7 +361,9 @@ fn bpf_pins_live_as_long_as_they_should() {
         }
         Err(error) => panic!("{error}"),
     };
-    front_end.add_sa(SPI, address(US), false).unwrap();
+    front_end
+        .add_sa(SPI, address(US), Steering::Kernel)
+        .unwrap();
     front_end
         .set_policies(&[pair("10.0.0.0/8", "192.168.0.0/16")])
         .unwrap();
@@ -314,7 +385,10 @@ fn bpf_pins_live_as_long_as_they_should() {
     let error = attach().unwrap_err().to_string();
     assert!(error.contains("unload"), "{error}");
     let names = pin::remove(&folder).unwrap();
-    assert!(names.contains(&"link_wan0_xdp".to_owned()), "{names:?}");
+    assert!(
+        names.contains(&"link_wan0_xdp_native".to_owned()),
+        "{names:?}"
+    );
     // A link each, or a filter where the kernel has no tcx.
     let filters = link.inside(|| attaching::detach_clsact("wan0"));
     assert_eq!(names.len() + filters, 2, "{names:?}");

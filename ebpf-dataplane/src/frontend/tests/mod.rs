@@ -15,6 +15,7 @@ use espada_common::wire::sample::{Ip, esp, ethernet, udp};
 
 use super::policy::ProtectedPair;
 use super::{FrontEnd, FrontEndError, Options, attach as attaching};
+use crate::engine::Steering;
 use crate::netlink::Prefix;
 
 const US: &str = "198.51.100.2";
@@ -73,8 +74,12 @@ fn gateway(test: &str) -> Option<FrontEnd> {
     front_end
         .set_local_addresses(&[address(US), address(US6)])
         .unwrap();
-    front_end.add_sa(SPI, address(US), false).unwrap();
-    front_end.add_sa(SPI + 1, address(US6), false).unwrap();
+    front_end
+        .add_sa(SPI, address(US), Steering::Kernel)
+        .unwrap();
+    front_end
+        .add_sa(SPI + 1, address(US6), Steering::Kernel)
+        .unwrap();
     front_end.add_out(address(PEER), OUT_SPI).unwrap();
     front_end.add_out(address(PEER6), OUT_SPI).unwrap();
     Some(front_end)

@@ -1,3 +1,4 @@
+use crate::engine::Steering;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
@@ -410,7 +411,7 @@ fn bpf_steering() {
     };
     const AF_XDP: i32 = 44;
     let socket = socket2::Socket::new(AF_XDP.into(), socket2::Type::RAW, None).unwrap();
-    front_end.add_sa(SPI, address(US), true).unwrap();
+    front_end.add_sa(SPI, address(US), Steering::Xsk).unwrap();
     let esp_frame = frame(&native(PEER, US, SPI));
     assert_eq!(
         front_end.run("espada_xdp", &esp_frame),

@@ -55,11 +55,50 @@ pub struct KeyExchange {
     group: DhGroup,
     private: Private,
     public: Vec<u8>,
+    drawn: Zeroizing<Vec<u8>>,
+}
+
+/// Remembers what it hands out.
+struct Recorder<'a, R> {
+    random: &'a mut R,
+    drawn: Zeroizing<Vec<u8>>,
+}
+
+impl<R: Random> Random for Recorder<'_, R> {
+    fn fill(&mut self, buf: &mut [u8]) {
+        self.random.fill(buf);
+        self.drawn.extend_from_slice(buf);
+    }
+}
+
+/// Hands out what was drawn before.
+struct Replay<'a> {
+    rest: &'a [u8],
+    exhausted: bool,
+}
+
+impl Random for Replay<'_> {
+    fn fill(&mut self, buf: &mut [u8]) {
+        if let Some((head, tail)) = self.rest.split_at_checked(buf.len()) {
+            buf.copy_from_slice(head);
+            self.rest = tail;
+        } else {
+            // A scalar of every group, so that nobody draws for ever; it is not used.
+            buf.fill(1);
+            self.exhausted = true;
+        }
+    }
 }
 
 impl KeyExchange {
     /// A fresh key pair.
     pub fn generate(group: DhGroup, random: &mut impl Random) -> Self {
+        let mut random = Recorder {
+            random,
+            // A draw that has to be repeated is rare: growth leaves nothing of use behind.
+            drawn: Zeroizing::new(Vec::with_capacity(256)),
+        };
+        let random = &mut random;
         let (private, public) = match group {
             DhGroup::Curve25519 => {
                 let mut octets = Zeroizing::new([0; 32]);
@@ -97,7 +136,23 @@ impl KeyExchange {
             group,
             private,
             public,
+            drawn: std::mem::take(&mut random.drawn),
         }
+    }
+
+    /// The randomness it was made of, to make it again with [`Self::from_drawn`].
+    pub(crate) fn drawn(&self) -> &[u8] {
+        &self.drawn
+    }
+
+    /// The key pair that was made of this randomness; `None` if it is not exactly what one takes.
+    pub(crate) fn from_drawn(group: DhGroup, drawn: &[u8]) -> Option<Self> {
+        let mut replay = Replay {
+            rest: drawn,
+            exhausted: false,
+        };
+        let exchange = Self::generate(group, &mut replay);
+        (replay.rest.is_empty() && !replay.exhausted).then_some(exchange)
     }
 
     /// The group.
@@ -238,6 +293,20 @@ mod tests {
             } else {
                 assert_eq!(error, DhError::Invalid { group });
             }
+        }
+    }
+
+    #[test]
+    fn the_same_randomness_makes_the_same_pair() {
+        let mut random = TestRandom::new(5);
+        for group in DhGroup::ALL {
+            let first = KeyExchange::generate(group, &mut random);
+            let again = KeyExchange::from_drawn(group, first.drawn()).unwrap();
+            assert_eq!(first.public_value(), again.public_value());
+            let short = first.drawn().split_last().unwrap().1;
+            assert!(KeyExchange::from_drawn(group, short).is_none(), "{group}");
+            let long = [first.drawn(), &[0]].concat();
+            assert!(KeyExchange::from_drawn(group, &long).is_none(), "{group}");
         }
     }
 

@@ -139,6 +139,22 @@ impl IkeCipher {
         Ok(Self { cipher, kind })
     }
 
+    /// The IV of the next message where they are counted; `None` when all are used up, and 0 where
+    /// IVs are random.
+    pub(crate) fn next_iv(&self) -> Option<u64> {
+        match &self.kind {
+            Kind::Aead { next_iv, .. } => *next_iv,
+            Kind::Cbc { .. } => Some(0),
+        }
+    }
+
+    /// Goes on where another with the same keys has stopped.
+    pub(crate) fn resume(&mut self, iv: Option<u64>) {
+        if let Kind::Aead { next_iv, .. } = &mut self.kind {
+            *next_iv = iv;
+        }
+    }
+
     /// Octets of the IV.
     pub fn iv_len(&self) -> usize {
         self.cipher.iv_len()

@@ -27,12 +27,21 @@ pub(super) struct Slot {
     failures: u32,
     /// It is to be kept up: by `start = "start"` or a DPD restart, until it is terminated.
     persistent: bool,
+    /// As it was loaded last.
+    policy: Option<Policy>,
 }
 
 impl<R: Random> Endpoint<R> {
     /// Replaces the configured connections. Running SAs of connections that stay keep what they
     /// negotiated; those of connections that are gone are deleted.
     pub fn set_connections(&mut self, now: Instant, connections: Vec<ConnectionConfig>) {
+        self.load_connections(now, connections);
+        self.start_due_connections(now);
+    }
+
+    /// As [`Self::set_connections`], but what is to be started waits for the next
+    /// [`Self::handle_timeout`], so that [`Self::restore`] can come before it.
+    pub fn load_connections(&mut self, now: Instant, connections: Vec<ConnectionConfig>) {
         let connections: Vec<Arc<ConnectionConfig>> =
             connections.into_iter().map(Arc::new).collect();
         let names: HashSet<&Arc<str>> = connections.iter().map(|config| &config.name).collect();
@@ -46,13 +55,12 @@ impl<R: Random> Endpoint<R> {
         }
         for config in &connections {
             let before = old.iter().find(|before| before.name == config.name);
-            let policy = policy(config, config.start == StartAction::Trap);
-            if before.is_none_or(|before| {
-                self::policy(before, before.start == StartAction::Trap) != policy
-            }) {
+            let policy = self.policy(config, config.start == StartAction::Trap);
+            let slot = self.slots.entry(config.name.clone()).or_default();
+            if slot.policy.as_ref() != Some(&policy) {
+                slot.policy = Some(policy.clone());
                 self.out.commands.push_back(Command::InstallPolicy(policy));
             }
-            let slot = self.slots.entry(config.name.clone()).or_default();
             let starts = config.start == StartAction::Start;
             if starts && before.is_none_or(|before| before.start != StartAction::Start) {
                 slot.persistent = true;
@@ -64,7 +72,6 @@ impl<R: Random> Endpoint<R> {
             }
         }
         self.connections = connections;
-        self.start_due_connections(now);
     }
 
     /// Sets a connection up. Succeeds when it is on its way already.
@@ -83,12 +90,40 @@ impl<R: Random> Endpoint<R> {
         self.begin(now, &config)
     }
 
+    /// What is protected whether or not an SA is up. In transport mode that is nothing as long as
+    /// the address of one of the hosts is unknown: who might call from anywhere is protected from
+    /// when its SA is up.
+    fn policy(&self, config: &ConnectionConfig, trap: bool) -> Policy {
+        let remote = match config.remote_address {
+            RemoteAddress::Address(remote) => Some(remote),
+            RemoteAddress::Any => None,
+        };
+        let source = || self.sources.get(&remote?).copied();
+        let hosts = config.local_address.or_else(source).zip(remote);
+        let (local_ts, remote_ts) = match (config.mode, hosts) {
+            (Mode::Tunnel, _) => (config.local_ts.clone(), config.remote_ts.clone()),
+            (Mode::Transport, Some((local, remote))) => {
+                let sides = config.sides(local, remote);
+                (sides.local, sides.remote)
+            }
+            (Mode::Transport, None) => (Vec::new(), Vec::new()),
+        };
+        Policy {
+            connection: config.name.clone(),
+            local_ts,
+            remote_ts,
+            trap,
+            mode: config.mode,
+        }
+    }
+
     /// Deletes a connection's SAs and does not set it up again until it is initiated.
     pub fn terminate(&mut self, now: Instant, connection: &str) -> Result<(), InitiateError> {
         let config = self.connection(connection)?;
         if let Some(slot) = self.slots.get_mut(&config.name) {
             *slot = Slot {
                 last_error: slot.last_error.take(),
+                policy: slot.policy.take(),
                 ..Slot::default()
             };
         }
@@ -96,7 +131,7 @@ impl<R: Random> Endpoint<R> {
         Ok(())
     }
 
-    fn connection(&self, name: &str) -> Result<Arc<ConnectionConfig>, InitiateError> {
+    pub(super) fn connection(&self, name: &str) -> Result<Arc<ConnectionConfig>, InitiateError> {
         let found = self.connections.iter().find(|config| &*config.name == name);
         found
             .cloned()
@@ -153,12 +188,7 @@ impl<R: Random> Endpoint<R> {
             out: &mut self.out,
         };
         let sa = init::start(&mut cx, config.clone(), local, remote, initial_contact);
-        self.keep(Entry {
-            sa,
-            deadline: None,
-            half_open: None,
-            init_key: None,
-        });
+        self.keep(Entry::new(sa, None));
         self.carry_out_effects(now);
         Ok(())
     }
@@ -285,6 +315,7 @@ impl<R: Random> Endpoint<R> {
                 .get(spi)
                 .is_some_and(|entry| entry.sa.is_established())
         });
+        let trap = self.policy(&config, true);
         let Some(slot) = self.slots.get_mut(connection) else {
             return;
         };
@@ -300,9 +331,7 @@ impl<R: Random> Endpoint<R> {
                 }
                 Some(DpdAction::Trap) => {
                     slot.persistent = config.start == StartAction::Start;
-                    self.out
-                        .commands
-                        .push_back(Command::InstallPolicy(policy(&config, true)));
+                    self.out.commands.push_back(Command::InstallPolicy(trap));
                     return;
                 }
                 Some(DpdAction::Clear) => {
@@ -334,16 +363,6 @@ impl<R: Random> Endpoint<R> {
                 });
             }
         }
-    }
-}
-
-fn policy(config: &ConnectionConfig, trap: bool) -> Policy {
-    Policy {
-        connection: config.name.clone(),
-        local_ts: config.local_ts.clone(),
-        remote_ts: config.remote_ts.clone(),
-        trap,
-        mode: Mode::Tunnel,
     }
 }
 

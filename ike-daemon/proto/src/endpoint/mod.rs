@@ -4,6 +4,8 @@
 mod connections;
 mod cookie;
 mod requests;
+mod restore;
+mod saving;
 mod stateless;
 #[cfg(test)]
 mod tests;
@@ -17,6 +19,9 @@ use espada_common::sa::{ChildSaId, Command, Event};
 
 use self::connections::Slot;
 use self::cookie::CookieJar;
+pub use self::restore::{Reconciled, RestoreError, Restored, SavedPeer};
+pub use self::saving::SavedState;
+use self::saving::Saving;
 use self::stateless::RateLimiter;
 use crate::config::{ConnectionConfig, DpdAction, EndpointConfig, PskSecret, StartAction};
 use crate::crypto::Random;
@@ -63,6 +68,23 @@ struct Entry {
     half_open: Option<IpAddr>,
     /// Key in `init_index`, for SAs that the peer initiated.
     init_key: Option<(u64, SocketAddr)>,
+    /// It is on the list of those whose state may have changed.
+    unsaved: bool,
+    /// It was found in the state of the IKE SA it replaces, which may be older than its own.
+    heir: bool,
+}
+
+impl Entry {
+    fn new(sa: IkeSa, init_key: Option<(u64, SocketAddr)>) -> Self {
+        Self {
+            sa,
+            deadline: None,
+            half_open: None,
+            init_key,
+            unsaved: false,
+            heir: false,
+        }
+    }
 }
 
 /// All IKE SAs of a host, and the connections they belong to.
@@ -84,6 +106,7 @@ pub struct Endpoint<R> {
     demanding_cookies: bool,
     limiter: RateLimiter,
     ikev1_noticed: Option<(IpAddr, Instant)>,
+    saving: Saving,
     out: Outbox,
 }
 
@@ -106,6 +129,7 @@ impl<R: Random> Endpoint<R> {
             demanding_cookies: false,
             limiter: RateLimiter::new(),
             ikev1_noticed: None,
+            saving: Saving::default(),
             out: Outbox::default(),
         }
     }
@@ -239,7 +263,11 @@ impl<R: Random> Endpoint<R> {
 
     /// Counts authenticated ESP packets as proof that the peer lives.
     pub fn handle_traffic(&mut self, now: Instant, id: ChildSaId, last_inbound: Instant) {
-        self.with_child(now, id, |sa, _, _| sa.heard(last_inbound));
+        let Some(mut entry) = self.out.owner(id).and_then(|spi| self.sas.remove(&spi)) else {
+            return;
+        };
+        entry.sa.heard(last_inbound.min(now));
+        self.keep_unchanged(entry);
     }
 
     /// The next datagram to send.
@@ -332,6 +360,12 @@ impl<R: Random> Endpoint<R> {
 
     /// Puts an IKE SA (back) into the tables, or forgets it when it is over.
     fn keep(&mut self, mut entry: Entry) {
+        self.saving.changed(&mut entry);
+        self.keep_unchanged(entry);
+    }
+
+    /// As `keep`, where nothing happened that a successor of this process must know of.
+    fn keep_unchanged(&mut self, mut entry: Entry) {
         let spi = entry.sa.local_spi();
         if let Some(deadline) = entry.deadline.take() {
             self.timers.remove(&(deadline, spi));
@@ -380,13 +414,9 @@ impl<R: Random> Endpoint<R> {
                     }
                     Effect::Failed { refusal, retry } => self.failed(now, &refusal, retry),
                     Effect::Down { connection, reason } => self.down(now, &connection, reason),
-                    Effect::Adopt(sa) => {
-                        self.keep(Entry {
-                            sa: *sa,
-                            deadline: None,
-                            half_open: None,
-                            init_key: None,
-                        });
+                    Effect::Adopt { sa, from } => {
+                        self.saving.handed_over(from, sa.local_spi());
+                        self.keep(Entry::new(*sa, None));
                     }
                 }
             }

@@ -65,12 +65,7 @@ impl<R: Random> Endpoint<R> {
         };
         match respond::accept(&mut cx, datagram, &payloads) {
             Ok(sa) => {
-                self.keep(Entry {
-                    sa,
-                    deadline: None,
-                    half_open: None,
-                    init_key: Some(key),
-                });
+                self.keep(Entry::new(sa, Some(key)));
             }
             Err(InitRefused {
                 kind,

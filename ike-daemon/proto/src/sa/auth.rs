@@ -65,7 +65,8 @@ pub(crate) fn id_body(identity: &Identity) -> Vec<u8> {
     body
 }
 
-/// Proof that the peer knows the key of the identity it claims. Only [`verify_peer`] makes one.
+/// Proof that the peer knows the key of the identity it claims. Only [`verify_peer`] makes one,
+/// here or in the process that we go on after.
 #[derive(Clone, Debug)]
 pub(crate) struct PeerProof {
     identity: Identity,
@@ -74,6 +75,11 @@ pub(crate) struct PeerProof {
 impl PeerProof {
     pub fn identity(&self) -> &Identity {
         &self.identity
+    }
+
+    /// The proof that the process before us had, taken from its state.
+    pub fn restored(identity: Identity) -> Self {
+        Self { identity }
     }
 }
 
@@ -169,9 +175,11 @@ impl AuthSent {
         });
         let child_spi = cx.child_spi();
         let offer = proposal::offer(&config.esp, &child_spi.to_be_bytes(), Groups::Ignored);
+        child::write_mode(&mut writer, config.mode);
         writer.add(PayloadType::SA, |out| sa::encode(&offer, out));
-        writer.add(PayloadType::TSI, |out| ts::encode(&config.local_ts, out));
-        writer.add(PayloadType::TSR, |out| ts::encode(&config.remote_ts, out));
+        let sides = child::sides(&config, common);
+        writer.add(PayloadType::TSI, |out| ts::encode(&sides.local, out));
+        writer.add(PayloadType::TSR, |out| ts::encode(&sides.remote, out));
         let header = protect::header(common, ExchangeType::IKE_AUTH, false, 1);
         let request = match protector.seal(cx, header, &writer) {
             Ok(request) => request,

@@ -1,6 +1,5 @@
 //! Child SAs: what the two ends agree on, their keys, and the pair the data plane gets.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -18,7 +17,7 @@ use crate::proposal::{self, DhGroup, EspChoice, Groups, Protocol, Transform, Wir
 use crate::refusal::{Refusal, RefusalKind};
 use crate::selector::{self, Sides};
 use crate::status::{ChildSaStatus, Role};
-use crate::wire::{NotifyType, Payload, PayloadType, Writer, sa, ts};
+use crate::wire::{Notify, NotifyType, Payload, PayloadType, Writer, sa, ts};
 
 /// Payloads of a message that are about a child SA.
 #[derive(Clone, Debug, Default)]
@@ -26,6 +25,8 @@ pub(crate) struct ChildOffer {
     pub proposals: Vec<WireProposal>,
     pub ts_i: Vec<TrafficSelector>,
     pub ts_r: Vec<TrafficSelector>,
+    /// USE_TRANSPORT_MODE is among them.
+    pub transport: bool,
 }
 
 impl ChildOffer {
@@ -37,6 +38,9 @@ impl ChildOffer {
             }
             Payload::TsI(selectors) => self.ts_i.clone_from(selectors),
             Payload::TsR(selectors) => self.ts_r.clone_from(selectors),
+            Payload::Notify(notify) if notify.kind == NotifyType::USE_TRANSPORT_MODE => {
+                self.transport = true;
+            }
             _ => {}
         }
     }
@@ -47,6 +51,9 @@ impl ChildOffer {
 pub(crate) struct Agreed {
     pub choice: EspChoice,
     pub peer_spi: u32,
+    mode: Mode,
+    /// The peer asked for transport mode and gets tunnel mode: what people are told.
+    pub declined: Option<Arc<Refusal>>,
     number: u8,
     transforms: Vec<Transform>,
     ts_i: Vec<TrafficSelector>,
@@ -62,11 +69,39 @@ impl Agreed {
             spi: spi.to_be_bytes().to_vec(),
             transforms: self.transforms.clone(),
         };
+        write_mode(writer, self.mode);
         writer.add(PayloadType::SA, |out| {
             sa::encode(std::slice::from_ref(&answer), out)
         });
         writer.add(PayloadType::TSI, |out| ts::encode(&self.ts_i, out));
         writer.add(PayloadType::TSR, |out| ts::encode(&self.ts_r, out));
+    }
+}
+
+/// The selectors of a connection between the ends of this IKE SA.
+pub(crate) fn sides(config: &ConnectionConfig, common: &Common) -> Sides {
+    config.sides(common.local.ip(), common.remote.ip())
+}
+
+/// Asks for transport mode, or agrees to it.
+pub(crate) fn write_mode(writer: &mut Writer, mode: Mode) {
+    if mode == Mode::Transport {
+        writer.notify(Notify::new(NotifyType::USE_TRANSPORT_MODE, &[]));
+    }
+}
+
+/// What the peer means by its selectors in transport mode: it calls hosts by the addresses that it
+/// sees, and where there is a NAT in front of one, that is another than the IKE SA's (section
+/// 2.23.1). `mine` and `its` are changed into the addresses of the IKE SA as we have it.
+fn see_through_nat(common: &Common, mine: &mut [TrafficSelector], its: &mut [TrafficSelector]) {
+    for (nat, selectors, address) in [
+        (common.nat.local, mine, common.local.ip()),
+        (common.nat.remote, its, common.remote.ip()),
+    ] {
+        let host = |selector: &&mut TrafficSelector| selector.start == selector.end;
+        for selector in selectors.iter_mut().filter(host).filter(|_| nat) {
+            (selector.start, selector.end) = (address, address);
+        }
     }
 }
 
@@ -111,18 +146,26 @@ pub(crate) fn select(
             "the ESP proposal has no SPI of four octets above 255",
         ),
     })?;
-    let ours = Sides {
-        local: config.local_ts.clone(),
-        remote: config.remote_ts.clone(),
-    };
-    let theirs = Sides {
+    if config.mode == Mode::Transport && !offer.transport {
+        return Err(ChildRefused {
+            notify: NotifyType::NO_PROPOSAL_CHOSEN,
+            refusal: explain::transport_wanted(config, common),
+        });
+    }
+    let mut theirs = Sides {
         local: offer.ts_r.clone(),
         remote: offer.ts_i.clone(),
     };
-    match selector::negotiate(&ours, &theirs) {
+    if config.mode == Mode::Transport {
+        see_through_nat(common, &mut theirs.local, &mut theirs.remote);
+    }
+    let declines = config.mode == Mode::Tunnel && offer.transport;
+    match selector::negotiate(&sides(config, common), &theirs) {
         Ok(narrowed) => Ok(Agreed {
             choice: selection.suite,
             peer_spi,
+            mode: config.mode,
+            declined: declines.then(|| explain::transport_unwanted(config, common, None)),
             number: selection.number,
             transforms: selection.transforms,
             ts_i: narrowed.remote,
@@ -130,7 +173,11 @@ pub(crate) fn select(
         }),
         Err(mismatch) => Err(ChildRefused {
             notify: NotifyType::TS_UNACCEPTABLE,
-            refusal: explain::selector_mismatch(config, common, &mismatch),
+            refusal: if declines {
+                explain::transport_unwanted(config, common, Some(&mismatch))
+            } else {
+                explain::selector_mismatch(config, common, &mismatch)
+            },
         }),
     }
 }
@@ -158,26 +205,46 @@ pub(crate) fn accept_answer(
             "the peer's ESP SPI is not four octets above 255",
         ));
     };
-    let within = !answer.ts_i.is_empty()
-        && !answer.ts_r.is_empty()
-        && selector::is_subset(&answer.ts_i, &config.local_ts)
-        && selector::is_subset(&answer.ts_r, &config.remote_ts);
+    match (config.mode, answer.transport) {
+        // "If the responder declines the request, the Child SA will be established in tunnel mode.
+        // If this is unacceptable to the initiator, the initiator MUST delete the SA" (1.3.1).
+        (Mode::Transport, false) => return Err(explain::transport_declined(config, common)),
+        (Mode::Tunnel, true) => {
+            let what = "the peer agrees to transport mode, which we did not ask for";
+            return Err(explain::protocol(config, common, what));
+        }
+        _ => {}
+    }
+    let (mut ts_i, mut ts_r) = (answer.ts_i.clone(), answer.ts_r.clone());
+    if config.mode == Mode::Transport {
+        see_through_nat(common, &mut ts_i, &mut ts_r);
+    }
+    let ours = sides(config, common);
+    let within = !ts_i.is_empty()
+        && !ts_r.is_empty()
+        && selector::is_subset(&ts_i, &ours.local)
+        && selector::is_subset(&ts_r, &ours.remote);
     if !within {
         return Err(explain::widened(config, common, answer));
     }
     Ok(Agreed {
         choice,
         peer_spi,
+        mode: config.mode,
+        declined: None,
         number: chosen.number,
         transforms: chosen.transforms.clone(),
-        ts_i: answer.ts_i.clone(),
-        ts_r: answer.ts_r.clone(),
+        ts_i,
+        ts_r,
     })
 }
 
-/// Everything about a child SA except its name and path.
+/// Everything about a child SA except its path.
 pub(crate) struct NewChild {
+    /// Its name, where it has one already.
+    pub id: Option<ChildSaId>,
     pub suite: EspSuite,
+    mode: Mode,
     spi_in: u32,
     spi_out: u32,
     inbound: DirectionKeys,
@@ -204,7 +271,9 @@ pub(crate) fn derive(
     );
     let (local_ts, remote_ts) = by_side(role, agreed.ts_i, agreed.ts_r);
     Ok(NewChild {
+        id: None,
         suite,
+        mode: agreed.mode,
         spi_in,
         spi_out: agreed.peer_spi,
         inbound,
@@ -220,11 +289,12 @@ pub(crate) struct Child {
     pub id: ChildSaId,
     pub spi_in: u32,
     pub spi_out: u32,
-    suite: EspSuite,
-    encapsulation: Encapsulation,
+    pub suite: EspSuite,
+    pub encapsulation: Encapsulation,
+    pub mode: Mode,
     pub local_ts: Vec<TrafficSelector>,
     pub remote_ts: Vec<TrafficSelector>,
-    since: Instant,
+    pub since: Instant,
     /// When it is rekeyed, unless that is under way.
     pub rekey_at: Option<Instant>,
     pub expires: Instant,
@@ -256,7 +326,7 @@ impl Child {
         old: Option<(ChildSaId, Takeover)>,
         rekey_at: Instant,
     ) -> Self {
-        let id = cx.out.next_child_id();
+        let id = new.id.unwrap_or_else(|| cx.out.next_child_id());
         let path = path(common);
         let child = Self {
             id,
@@ -264,6 +334,7 @@ impl Child {
             spi_out: new.spi_out,
             suite: new.suite,
             encapsulation: path.encapsulation,
+            mode: new.mode,
             local_ts: new.local_ts.clone(),
             remote_ts: new.remote_ts.clone(),
             since: cx.now,
@@ -283,7 +354,7 @@ impl Child {
             inbound: half(new.spi_in, new.inbound),
             outbound: half(new.spi_out, new.outbound),
             path,
-            mode: Mode::Tunnel,
+            mode: child.mode,
             local_ts: new.local_ts,
             remote_ts: new.remote_ts,
             replay_window: config.replay_window,
@@ -306,6 +377,7 @@ impl Child {
             spi_in: self.spi_in,
             spi_out: self.spi_out,
             encapsulation: self.encapsulation,
+            mode: self.mode,
             local_ts: self.local_ts.clone(),
             remote_ts: self.remote_ts.clone(),
             elapsed,
@@ -320,6 +392,7 @@ impl Child {
             spi_out: self.spi_out,
             suite: self.suite.to_string(),
             encapsulation: self.encapsulation,
+            mode: self.mode,
             local_ts: self.local_ts.clone(),
             remote_ts: self.remote_ts.clone(),
             age: now.saturating_duration_since(self.since),
@@ -328,14 +401,8 @@ impl Child {
     }
 }
 
-/// Moves children to a new address of the peer.
-pub(crate) fn move_all(
-    common: &mut Common,
-    cx: &mut Cx<'_>,
-    children: &[Child],
-    remote: SocketAddr,
-) {
-    common.remote = remote;
+/// Moves children to where the peer is.
+pub(crate) fn move_all(common: &Common, cx: &mut Cx<'_>, children: &[Child]) {
     for child in children {
         cx.out.move_path(child.id, path(common));
     }

@@ -1,6 +1,6 @@
 //! What every phase is given to work with, and where its effects go.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -89,7 +89,11 @@ pub(crate) enum Effect {
         reason: DownReason,
     },
     /// A rekeyed IKE SA takes over.
-    Adopt(Box<IkeSa>),
+    Adopt {
+        sa: Box<IkeSa>,
+        /// Our SPI of the one it replaces.
+        from: u64,
+    },
 }
 
 /// Where effects wait until the endpoint's owner fetches them.
@@ -104,6 +108,9 @@ pub(crate) struct Outbox {
     inbound_spis: HashMap<u32, ChildSaId>,
     /// IKE SA (our SPI) and inbound ESP SPI of every child SA.
     children: HashMap<ChildSaId, (u64, u32)>,
+    /// Pairs that the data plane carries although the answer that makes them is still to come: we
+    /// go on after a process that had it and left no word of it.
+    carried: HashSet<ChildSaId>,
     last_child: u64,
 }
 
@@ -136,6 +143,10 @@ impl Outbox {
     pub fn install(&mut self, ike_spi: u64, sa: ChildSa, old: Option<(ChildSaId, Takeover)>) {
         self.inbound_spis.insert(sa.inbound.spi, sa.id);
         self.children.insert(sa.id, (ike_spi, sa.inbound.spi));
+        if self.carried.remove(&sa.id) {
+            // Installing it again would begin its sequence numbers anew, under the same keys.
+            return;
+        }
         let sa = Box::new(sa);
         self.commands.push_back(match old {
             None => Command::InstallSa(sa),
@@ -145,6 +156,42 @@ impl Outbox {
                 takeover,
             },
         });
+    }
+
+    /// Takes over a pair that is installed.
+    pub fn adopt(&mut self, id: ChildSaId, ike_spi: u64, spi_in: u32) {
+        self.inbound_spis.insert(spi_in, id);
+        self.children.insert(id, (ike_spi, spi_in));
+        self.reserve(id);
+    }
+
+    /// Remembers that a pair is carried whose negotiation is still to end.
+    pub fn expect(&mut self, id: ChildSaId) {
+        self.carried.insert(id);
+    }
+
+    /// The negotiation of a pair has come to nothing.
+    pub fn release(&mut self, id: ChildSaId) {
+        if self.carried.remove(&id) {
+            self.commands.push_back(Command::RemoveSa { id });
+        }
+    }
+
+    /// Forgets a pair that the data plane does not have.
+    pub fn forget(&mut self, id: ChildSaId) {
+        if let Some((_, spi)) = self.children.remove(&id) {
+            self.inbound_spis.remove(&spi);
+        }
+    }
+
+    /// New pairs get names above this one.
+    pub fn reserve(&mut self, id: ChildSaId) {
+        self.last_child = self.last_child.max(id.0);
+    }
+
+    /// Whether an inbound SPI is in use.
+    pub fn has_inbound(&self, spi: u32) -> bool {
+        self.inbound_spis.contains_key(&spi)
     }
 
     /// Removes a pair.

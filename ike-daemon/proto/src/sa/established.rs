@@ -1,19 +1,20 @@
 //! An IKE SA whose two ends are authenticated: its message IDs, timers and child SAs.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use espada_common::sa::{ChildSaId, Takeover};
+use espada_common::sa::{ChildSaId, Mode, Takeover};
 
 use super::auth::{PeerProof, down};
 use super::child::{self, Child, NewChild};
 use super::context::{Common, Cx, Effect};
 use super::protect::{self, Protector};
 use super::rekey::{ChildRequest, IkeRequest};
-use super::respond::Lingering;
+use super::respond::{Answered, Lingering};
 use super::retransmit::{Due, Retransmit};
+use super::saved::Saved;
 use super::{Datagram, Phase};
 use crate::config::{ConnectionConfig, Lifetime};
 use crate::crypto::Random;
@@ -34,24 +35,24 @@ pub(crate) struct Established {
     pub config: Arc<ConnectionConfig>,
     pub suite: IkeSuite,
     pub keys: IkeKeys,
-    protector: Protector,
+    pub(super) protector: Protector,
     pub proof: PeerProof,
     pub local_id: Identity,
-    since: Instant,
+    pub(super) since: Instant,
     /// Message ID of our next request.
-    next_id: u32,
+    pub(super) next_id: u32,
     /// Message ID of the peer's next request.
-    expected_id: u32,
+    pub(super) expected_id: u32,
     /// The peer's last request and our response to it.
-    answered: Option<(Vec<u8>, Vec<u8>)>,
+    pub(super) answered: Option<Answered>,
     /// Our request that waits for its response: the window is one message (section 2.3).
-    outstanding: Option<Outstanding>,
+    pub(super) outstanding: Option<Outstanding>,
     pub queue: VecDeque<Task>,
     pub children: Vec<Child>,
-    last_heard: Instant,
-    last_sent: Instant,
+    pub(super) last_heard: Instant,
+    pub(super) last_sent: Instant,
     pub rekey_at: Instant,
-    expires: Instant,
+    pub(super) expires: Instant,
     /// A delete of it was sent or waits to be.
     pub deleting: bool,
     /// A rekeyed IKE SA took over; its end is nothing to tell of.
@@ -74,12 +75,12 @@ pub(crate) enum Task {
 }
 
 /// A request under way.
-struct Outstanding {
-    id: u32,
-    exchange: ExchangeType,
-    pending: Pending,
-    packet: Vec<u8>,
-    retransmit: Retransmit,
+pub(crate) struct Outstanding {
+    pub id: u32,
+    pub exchange: ExchangeType,
+    pub pending: Pending,
+    pub packet: Vec<u8>,
+    pub retransmit: Retransmit,
 }
 
 /// What a response is awaited for.
@@ -137,6 +138,104 @@ impl Established {
         }
     }
 
+    /// Goes on where another process has stopped. Its last word to the peer is said again, if it
+    /// still waits for the answer; otherwise the peer is asked at once whether it still has us.
+    pub fn restored(
+        cx: &mut Cx<'_>,
+        config: Arc<ConnectionConfig>,
+        protector: Protector,
+        saved: Saved,
+    ) -> Self {
+        let long_ago = |before: Duration| cx.now.checked_sub(before).unwrap_or(cx.now);
+        Self {
+            last_heard: long_ago(config.dpd.map_or(Duration::ZERO, |dpd| dpd.delay)),
+            last_sent: long_ago(cx.settings.nat_keepalive),
+            config,
+            suite: saved.suite,
+            keys: saved.keys,
+            protector,
+            proof: PeerProof::restored(saved.remote_id),
+            local_id: saved.local_id,
+            since: saved.since,
+            next_id: saved.next_id,
+            expected_id: saved.expected_id,
+            answered: saved.answered,
+            outstanding: saved.outstanding,
+            queue: saved.queue.into(),
+            children: saved.children,
+            rekey_at: saved.rekey_at,
+            expires: saved.expires,
+            deleting: saved.deleting,
+            superseded: saved.superseded,
+        }
+    }
+
+    /// A notice that it goes on.
+    pub fn taken_over(&self, common: &Common) -> Notice {
+        Notice::TakenOver {
+            connection: self.config.name.clone(),
+            role: common.role,
+            initiator_spi: common.spi_i,
+            responder_spi: common.spi_r,
+            local: common.local,
+            remote: common.remote,
+            children: self.children.iter().map(|child| child.id).collect(),
+        }
+    }
+
+    /// After a restart: drops the child SAs that the data plane does not carry any more. Gives
+    /// those that go on, and the one that is carried although its negotiation is still to end.
+    pub fn reconcile(
+        &mut self,
+        common: &Common,
+        cx: &mut Cx<'_>,
+        carried: &HashSet<ChildSaId>,
+    ) -> Vec<(ChildSaId, Mode)> {
+        let (kept, lost): (Vec<Child>, Vec<Child>) = std::mem::take(&mut self.children)
+            .into_iter()
+            .partition(|child| carried.contains(&child.id));
+        self.children = kept;
+        for child in &lost {
+            cx.out.forget(child.id);
+            cx.out.notice(Notice::ChildDown {
+                connection: self.config.name.clone(),
+                id: child.id,
+                reason: DownReason::NotCarried,
+            });
+            let (id, spi_in) = (child.id, child.spi_in);
+            let task = Task::DeleteChild { id, spi_in };
+            let sent =
+                matches!(self.pending(), Some(Pending::DeleteChild { id: other }) if *other == id);
+            self.queue
+                .retain(|task| *task != Task::CreateChild { old: Some(id) });
+            if !sent && !self.deleting && !self.queue.contains(&task) {
+                self.queue.push_back(task);
+            }
+        }
+        let mut going_on: Vec<_> = self.children.iter().map(|c| (c.id, c.mode)).collect();
+        if let Some(Pending::Child(request)) = self.pending()
+            && carried.contains(&request.id)
+        {
+            cx.out.expect(request.id);
+            going_on.push((request.id, self.config.mode));
+        } else if !lost.is_empty()
+            && !self.deleting
+            && !self.superseded
+            && self.children.iter().all(|child| child.replaced)
+        {
+            let task = Task::CreateChild { old: None };
+            if !self.queue.contains(&task) {
+                self.queue.push_back(task);
+            }
+        }
+        if common.nat.remote {
+            // The peer may have moved after the data plane was told of its path for the last time.
+            child::move_all(common, cx, &self.children);
+        }
+        self.pump(common, cx);
+        going_on
+    }
+
     pub fn is_deleting(&self) -> bool {
         self.deleting
     }
@@ -192,13 +291,16 @@ impl Established {
     }
 
     fn remove_children(&mut self, cx: &mut Cx<'_>, reason: DownReason) {
+        if let Some(Pending::Child(request)) = self.pending() {
+            cx.out.release(request.id);
+        }
         while let Some(id) = self.children.first().map(|child| child.id) {
             self.remove_child(cx, id, reason);
         }
     }
 
     /// Removes what hangs on it and asks the peer to forget it.
-    fn begin_delete(&mut self, cx: &mut Cx<'_>, reason: DownReason) {
+    pub(super) fn begin_delete(&mut self, cx: &mut Cx<'_>, reason: DownReason) {
         self.remove_children(cx, reason);
         self.deleting = true;
         self.queue.clear();
@@ -233,6 +335,16 @@ impl Established {
         Phase::Established(self)
     }
 
+    /// Tells the peer once that an IKE SA is deleted, which we forget.
+    pub fn farewell(common: &Common, cx: &mut Cx<'_>, protector: &mut Protector, message_id: u32) {
+        let mut writer = Writer::new();
+        super::informational::write_delete_ike(&mut writer);
+        let header = protect::header(common, ExchangeType::INFORMATIONAL, false, message_id);
+        if let Ok(bytes) = protector.seal(cx, header, &writer) {
+            cx.out.transmit(common.local, common.remote, bytes);
+        }
+    }
+
     /// Forgets it at once; the peer is told once, in case it is still there.
     pub fn abandon(
         mut self: Box<Self>,
@@ -241,12 +353,7 @@ impl Established {
         reason: DownReason,
     ) -> Phase {
         self.remove_children(cx, reason);
-        let mut writer = Writer::new();
-        super::informational::write_delete_ike(&mut writer);
-        let header = protect::header(common, ExchangeType::INFORMATIONAL, false, self.next_id);
-        if let Ok(bytes) = self.protector.seal(cx, header, &writer) {
-            cx.out.transmit(common.local, common.remote, bytes);
-        }
+        Self::farewell(common, cx, &mut self.protector, self.next_id);
         cx.out.notice(Notice::Down {
             connection: self.config.name.clone(),
             remote: common.remote,
@@ -262,9 +369,8 @@ impl Established {
             down(common, cx, &self.config.name, DownReason::PeerDeleted);
         }
         match self.answered {
-            Some((request, response)) => Phase::Lingering(Box::new(Lingering {
-                request,
-                response,
+            Some(answered) => Phase::Lingering(Box::new(Lingering {
+                answered,
                 expires: cx.now + LINGER,
                 half_open: false,
             })),
@@ -289,7 +395,10 @@ impl Established {
         if let Ok(response) = self.protector.seal(cx, header, writer) {
             cx.out
                 .transmit(datagram.local, datagram.remote, response.clone());
-            self.answered = Some((datagram.bytes.to_vec(), response));
+            self.answered = Some(Answered {
+                request: protect::fingerprint(datagram.bytes),
+                response,
+            });
             self.expected_id = self.expected_id.saturating_add(1);
             self.last_sent = cx.now;
         }
@@ -546,15 +655,15 @@ impl Established {
                 self.stray_response(common, cx, datagram);
                 return Phase::Established(self);
             }
-        } else if let Some((_, response)) = self
+        } else if let Some(answered) = self
             .answered
             .as_ref()
-            .filter(|(request, _)| request == datagram.bytes)
+            .filter(|answered| answered.request == protect::fingerprint(datagram.bytes))
         {
             // "retransmission of a request … the responder MUST resend its response" (section 2.1).
+            let response = answered.response.clone();
             cx.out.drop(IkeDrop::Retransmission);
-            cx.out
-                .transmit(datagram.local, datagram.remote, response.clone());
+            cx.out.transmit(datagram.local, datagram.remote, response);
             return Phase::Established(self);
         } else if header.message_id != self.expected_id {
             cx.out.drop(IkeDrop::MessageId);
@@ -637,7 +746,15 @@ impl Established {
             from: common.remote,
             to: remote,
         });
-        child::move_all(common, cx, &self.children, remote);
+        let readdressed = common.remote.ip() != remote.ip();
+        common.remote = remote;
+        child::move_all(common, cx, &self.children);
+        for child in &mut self.children {
+            // Its selectors name the peer's address (section 2.23.1).
+            if readdressed && child.mode == Mode::Transport && child.rekey_at.is_some() {
+                child.rekey_at = Some(cx.now);
+            }
+        }
     }
 
     pub fn fill_status(&self, now: Instant, status: &mut IkeSaStatus) {

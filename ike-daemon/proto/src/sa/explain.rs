@@ -1,8 +1,14 @@
 //! Refusals in words: everything known, and the setting that would cure it.
 
+mod mode;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use espada_common::sa::Mode;
+
+pub(crate) use mode::{transport_declined, transport_unwanted, transport_wanted};
 
 use super::Datagram;
 use super::child::ChildOffer;
@@ -594,7 +600,7 @@ pub(crate) fn selector_mismatch(
     common: &Common,
     mismatch: &TsMismatch,
 ) -> Arc<Refusal> {
-    let fix = mismatch.suggestions().first().map(|suggestion| {
+    let mut fix = mismatch.suggestions().first().map(|suggestion| {
         let (side, _) = suggestion
             .setting
             .split_once('.')
@@ -605,6 +611,11 @@ pub(crate) fn selector_mismatch(
             format!("{side}.{suggestion} would meet what the peer sent, or change the peer"),
         )
     });
+    if config.mode == Mode::Transport {
+        let hint = "in transport mode both ends must mean the two hosts by their selectors; \
+                    mode = \"tunnel\" on both ends protects networks";
+        fix = Some(Fix::new(&config.origin, "mode", hint));
+    }
     let summary = format!(
         "the traffic selectors of {} and ours have nothing in common",
         common.remote
@@ -626,11 +637,12 @@ pub(crate) fn widened(
     common: &Common,
     answer: &ChildOffer,
 ) -> Arc<Refusal> {
+    let ours = super::child::sides(config, common);
     let details = vec![
         format!(
             "we offered local {}, remote {}",
-            format_list(&config.local_ts),
-            format_list(&config.remote_ts)
+            format_list(&ours.local),
+            format_list(&ours.remote)
         ),
         format!(
             "the peer chose local {}, remote {}",
@@ -672,7 +684,7 @@ pub(crate) fn child_refused(
                 proposals: &config.esp,
                 groups,
             });
-            details.push("the peer does not say what it would accept; some peers answer so to selectors as well".into());
+            details.push("the peer does not say what it would accept; some peers answer so to selectors, or to tunnel or transport mode, as well".into());
             let fix = Fix::new(
                 &config.origin,
                 "esp",
@@ -686,9 +698,10 @@ pub(crate) fn child_refused(
             )
         }
         NotifyType::TS_UNACCEPTABLE | NotifyType::SINGLE_PAIR_REQUIRED => {
+            let ours = super::child::sides(config, common);
             let details = vec![
-                format!("we offered local {}", format_list(&config.local_ts)),
-                format!("we offered remote {}", format_list(&config.remote_ts)),
+                format!("we offered local {}", format_list(&ours.local)),
+                format!("we offered remote {}", format_list(&ours.remote)),
                 "the peer does not say what it would accept: its remote must be our local and the other way round".into(),
             ];
             let hint = if kind == NotifyType::SINGLE_PAIR_REQUIRED {

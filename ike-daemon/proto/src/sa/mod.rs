@@ -13,6 +13,7 @@ pub(crate) mod psk;
 pub(crate) mod rekey;
 pub(crate) mod respond;
 pub(crate) mod retransmit;
+pub(crate) mod saved;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -1,5 +1,6 @@
 //! Messages inside the encrypted payload (RFC 7296 section 3.14).
 
+use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 use super::context::{Common, Cx};
@@ -64,6 +65,16 @@ impl Protector {
         })
     }
 
+    /// The IV of our next message, as [`Self::resume`] takes it.
+    pub fn next_iv(&self) -> Option<u64> {
+        self.send.next_iv()
+    }
+
+    /// Goes on with the IV after the last that a predecessor has used.
+    pub fn resume(&mut self, iv: Option<u64>) {
+        self.send.resume(iv);
+    }
+
     /// A whole message with these payloads inside.
     pub fn seal(
         &mut self,
@@ -109,6 +120,11 @@ impl Protector {
             plaintext,
         })
     }
+}
+
+/// Tells messages apart without keeping them.
+pub(crate) fn fingerprint(message: &[u8]) -> [u8; 32] {
+    Sha256::digest(message).into()
 }
 
 /// The error notify of a message without encrypted payload: nothing proves who sent it.

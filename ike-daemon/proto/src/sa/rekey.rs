@@ -28,22 +28,25 @@ const PROTOCOL_ESP: u8 = 3;
 
 /// A CREATE_CHILD_SA request of ours for a child SA.
 pub(crate) struct ChildRequest {
-    old: Option<ChildSaId>,
-    spi_in: u32,
-    nonce: Vec<u8>,
-    exchange: Option<KeyExchange>,
-    began: Instant,
+    /// What the pair will be called: known beforehand, so that whoever goes on after us can tell
+    /// whether it was installed already.
+    pub id: ChildSaId,
+    pub old: Option<ChildSaId>,
+    pub spi_in: u32,
+    pub nonce: Vec<u8>,
+    pub exchange: Option<KeyExchange>,
+    pub began: Instant,
     /// The group was the peer's wish.
-    retried: bool,
+    pub retried: bool,
 }
 
 /// A CREATE_CHILD_SA request of ours for the successor of the IKE SA.
 pub(crate) struct IkeRequest {
-    spi: u64,
-    nonce: Vec<u8>,
-    exchange: KeyExchange,
-    began: Instant,
-    retried: bool,
+    pub spi: u64,
+    pub nonce: Vec<u8>,
+    pub exchange: KeyExchange,
+    pub began: Instant,
+    pub retried: bool,
 }
 
 /// The payloads of a CREATE_CHILD_SA message.
@@ -132,19 +135,18 @@ impl Established {
                 data: &[],
             });
         }
+        child::write_mode(&mut writer, self.config.mode);
         let offer = proposal::offer(&self.config.esp, &spi_in.to_be_bytes(), Groups::Negotiated);
         writer.add(PayloadType::SA, |out| sa::encode(&offer, out));
         writer.add(PayloadType::NONCE, |out| out.extend(&nonce));
         if let Some(exchange) = &exchange {
             write_ke(&mut writer, exchange);
         }
-        writer.add(PayloadType::TSI, |out| {
-            ts::encode(&self.config.local_ts, out)
-        });
-        writer.add(PayloadType::TSR, |out| {
-            ts::encode(&self.config.remote_ts, out)
-        });
+        let sides = child::sides(&self.config, common);
+        writer.add(PayloadType::TSI, |out| ts::encode(&sides.local, out));
+        writer.add(PayloadType::TSR, |out| ts::encode(&sides.remote, out));
         let pending = Pending::Child(Box::new(ChildRequest {
+            id: cx.out.next_child_id(),
             old,
             spi_in,
             nonce,
@@ -164,8 +166,13 @@ impl Established {
         payloads: &[Payload<'_>],
     ) {
         let parts = Parts::of(payloads);
-        let (old, spi_in, began) = (request.old, request.spi_in, request.began);
+        let (id, old, spi_in, began) = (request.id, request.old, request.spi_in, request.began);
+        if self.deleting {
+            // It goes with the IKE SA.
+            return cx.out.release(id);
+        }
         if let Some(notify) = parts.error {
+            cx.out.release(id);
             let wanted = wanted_group(&notify);
             let offered = |group: &DhGroup| {
                 self.config
@@ -216,7 +223,7 @@ impl Established {
                     retry: false,
                 });
                 // The peer has installed its half.
-                let id = cx.out.next_child_id();
+                cx.out.release(id);
                 self.queue.push_back(Task::DeleteChild { id, spi_in });
                 self.rekey_child_later(cx, old);
             }
@@ -261,7 +268,7 @@ impl Established {
                 ));
             }
         };
-        child::derive(
+        let mut new = child::derive(
             &self.keys,
             agreed,
             request.spi_in,
@@ -269,7 +276,9 @@ impl Established {
             shared.as_ref(),
             Role::Initiator,
         )
-        .map_err(|error| broken(&error.to_string()))
+        .map_err(|error| broken(&error.to_string()))?;
+        new.id = Some(request.id);
+        Ok(new)
     }
 
     /// Answers a CREATE_CHILD_SA request.
@@ -349,13 +358,19 @@ impl Established {
             Groups::Negotiated,
             parts.group(),
         );
-        let agreed = agreed.map_err(|refused| {
+        let mut agreed = agreed.map_err(|refused| {
             cx.out.effects.push(Effect::Failed {
                 refusal: refused.refusal,
                 retry: false,
             });
             NotifyOut::from(refused.notify)
         })?;
+        if let Some(refusal) = agreed.declined.take() {
+            cx.out.effects.push(Effect::Failed {
+                refusal,
+                retry: false,
+            });
+        }
         let spi_in = cx.child_spi();
         let nonce_r = cx.nonce();
         agreed.write(writer, spi_in);
@@ -440,7 +455,7 @@ impl Established {
         }
         match self.finish_rekey(common, request, &parts) {
             Ok((new, suite, keys)) => {
-                self.hand_over(cx, new, suite, keys);
+                self.hand_over(common, cx, new, suite, keys);
                 self.deleting = true;
                 self.queue.clear();
                 self.queue.push_back(Task::DeleteIke);
@@ -553,7 +568,7 @@ impl Established {
         let keys = self
             .successor_keys(&new, &suite, nonce_i, &nonce_r, &shared)
             .ok_or_else(|| NotifyOut::from(NotifyType::NO_PROPOSAL_CHOSEN))?;
-        self.hand_over(cx, new, suite, keys);
+        self.hand_over(common, cx, new, suite, keys);
         Ok(())
     }
 
@@ -578,7 +593,14 @@ impl Established {
 
     /// Gives the child SAs to the successor, which the endpoint adopts: "the new IKE SA inherits all
     /// of the original IKE SA's Child SAs" (section 2.8). The peers stay who they proved to be.
-    fn hand_over(&mut self, cx: &mut Cx<'_>, new: Common, suite: IkeSuite, keys: IkeKeys) {
+    fn hand_over(
+        &mut self,
+        common: &Common,
+        cx: &mut Cx<'_>,
+        new: Common,
+        suite: IkeSuite,
+        keys: IkeKeys,
+    ) {
         let Ok(protector) = Protector::new(&suite, &keys, new.role) else {
             return;
         };
@@ -599,11 +621,19 @@ impl Established {
             .filter(|task| matches!(task, Task::DeleteChild { .. }))
             .collect();
         self.superseded = true;
-        successor.announce(&new, cx, false);
+        if self.deleting {
+            // It was to go when this came; the peer has the successor by now.
+            successor.begin_delete(cx, DownReason::Terminated);
+            successor.superseded = true;
+            successor.pump(&new, cx);
+        } else {
+            successor.announce(&new, cx, false);
+        }
         let phase = Phase::Established(Box::new(successor));
-        cx.out
-            .effects
-            .push(Effect::Adopt(Box::new(IkeSa { common: new, phase })));
+        cx.out.effects.push(Effect::Adopt {
+            sa: Box::new(IkeSa { common: new, phase }),
+            from: common.local_spi(),
+        });
     }
 }
 

@@ -389,8 +389,14 @@ impl InitReplied {
         for config in &configs {
             match child::select(config, common, &request.offer, Groups::Ignored, None) {
                 Ok(child) => {
-                    agreed = Some((config.clone(), child));
-                    break;
+                    // One of the mode that the peer asks for is meant rather than another.
+                    let meant = child.declined.is_none();
+                    if meant || agreed.is_none() {
+                        agreed = Some((config.clone(), child));
+                    }
+                    if meant {
+                        break;
+                    }
                 }
                 Err(error) => refused = refused.or(Some((config.clone(), error))),
             }
@@ -443,7 +449,13 @@ impl InitReplied {
         let nonces = (&transcript.nonce_i[..], &transcript.nonce_r[..]);
         let child_spi = cx.child_spi();
         let new = match agreed {
-            Some((_, agreed)) => {
+            Some((_, mut agreed)) => {
+                if let Some(refusal) = agreed.declined.take() {
+                    cx.out.effects.push(Effect::Failed {
+                        refusal,
+                        retry: false,
+                    });
+                }
                 agreed.write(&mut writer, child_spi);
                 child::derive(
                     &established.keys,
@@ -570,18 +582,26 @@ impl InitReplied {
         cx.out
             .transmit(datagram.local, datagram.remote, response.clone());
         Phase::Lingering(Box::new(Lingering {
-            request: datagram.bytes.to_vec(),
-            response,
+            answered: Answered {
+                request: protect::fingerprint(datagram.bytes),
+                response,
+            },
             expires: self.expires,
             half_open: true,
         }))
     }
 }
 
+/// The peer's last request and our response to it.
+pub(crate) struct Answered {
+    /// Fingerprint of the request: the response is for a repetition of it, octet by octet.
+    pub request: [u8; 32],
+    pub response: Vec<u8>,
+}
+
 /// Over, except that the last response stays at hand in case its request comes again.
 pub(crate) struct Lingering {
-    pub request: Vec<u8>,
-    pub response: Vec<u8>,
+    pub answered: Answered,
     pub expires: Instant,
     /// The peer never authenticated.
     pub half_open: bool,
@@ -589,10 +609,10 @@ pub(crate) struct Lingering {
 
 impl Lingering {
     pub fn handle_datagram(self: Box<Self>, cx: &mut Cx<'_>, datagram: &Datagram<'_>) -> Phase {
-        if datagram.bytes == self.request {
+        if protect::fingerprint(datagram.bytes) == self.answered.request {
+            let response = self.answered.response.clone();
             cx.out.drop(IkeDrop::Retransmission);
-            cx.out
-                .transmit(datagram.local, datagram.remote, self.response.clone());
+            cx.out.transmit(datagram.local, datagram.remote, response);
         } else {
             cx.out.drop(IkeDrop::Unexpected);
         }

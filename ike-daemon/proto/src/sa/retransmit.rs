@@ -37,6 +37,11 @@ impl Retransmit {
         }
     }
 
+    /// Of a request that somebody else has sent: it is sent again at once.
+    pub fn again(now: Instant) -> Self {
+        Self { sent: 0, due: now }
+    }
+
     /// What is due at `now`; a transmission is counted when `Send` is returned.
     pub fn poll(&mut self, now: Instant, settings: &Retransmission) -> Due {
         if now < self.due {

@@ -4,4 +4,6 @@ mod loss;
 mod nat;
 mod pair;
 mod refusals;
+mod restart;
 mod robustness;
+mod transport;

@@ -5,14 +5,17 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use espada_common::sa::{ChildSa, ChildSaId, Command, Policy, SecretBytes};
+use espada_common::sa::{ChildSa, ChildSaId, Command, Mode, Policy, SecretBytes};
 
 use crate::config::*;
 use crate::crypto::Random;
 use crate::proposal::{Proposal, Protocol};
 use crate::refusal::Refusal;
 use crate::selector;
-use crate::{ConnectionConfig, Endpoint, EndpointConfig, Notice, PskSecret, Transmit};
+use crate::wire::{HEADER_LEN, Header, PayloadType};
+use crate::{
+    ConnectionConfig, Endpoint, EndpointConfig, Notice, PskSecret, RestoreError, Transmit,
+};
 
 pub const A: &str = "192.0.2.1";
 pub const B: &str = "198.51.100.2";
@@ -75,12 +78,47 @@ pub struct End {
     pub policies: BTreeMap<String, Policy>,
     pub sent: Vec<Transmit>,
     pub keepalives: usize,
+    /// What a successor would find.
+    pub saved: BTreeMap<u64, Vec<u8>>,
+    /// Why a state was refused.
+    pub refused: Vec<RestoreError>,
+    /// What the endpoint was made with, to make another.
+    settings: EndpointConfig,
+    pub config: Vec<ConnectionConfig>,
+    pub secrets: Vec<PskSecret>,
+    /// Nothing runs until then.
+    down_until: Option<Instant>,
+    seed: u64,
+    /// Protected messages by what must not be used twice: SPI, direction and message ID, or IV.
+    protected: HashMap<Vec<u8>, Vec<u8>>,
+}
+
+/// When an endpoint is killed.
+#[derive(Clone, Copy, Debug)]
+pub struct Kill {
+    pub of_a: bool,
+    /// At its how-manieth datagram.
+    pub at: usize,
+    pub when: KillWhen,
+    /// How long nothing runs.
+    pub down: Duration,
+}
+
+/// Where in the work on a datagram an endpoint is killed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KillWhen {
+    /// Commands are carried out, only so many states are stored.
+    Saved(usize),
+    /// The state is stored, the datagram not sent yet.
+    Unsent,
+    /// The datagram is sent.
+    Sent,
 }
 
 impl End {
     fn new(address: &str, settings: EndpointConfig, seed: u64) -> Self {
         Self {
-            endpoint: Endpoint::new(settings, TestRng(seed)),
+            endpoint: Endpoint::new(settings.clone(), TestRng(seed)),
             address: address.parse().unwrap(),
             commands: Vec::new(),
             notices: Vec::new(),
@@ -88,6 +126,84 @@ impl End {
             policies: BTreeMap::new(),
             sent: Vec::new(),
             keepalives: 0,
+            saved: BTreeMap::new(),
+            refused: Vec::new(),
+            settings,
+            config: Vec::new(),
+            secrets: vec![psk("correct horse")],
+            down_until: None,
+            seed,
+            protected: HashMap::new(),
+        }
+    }
+
+    /// Kills it: what it did not store is gone. The next one comes after `down`.
+    pub fn kill(&mut self, now: Instant, down: Duration) {
+        self.seed += 1000;
+        self.endpoint = Endpoint::new(self.settings.clone(), TestRng(self.seed));
+        self.down_until = Some(now + down);
+    }
+
+    /// Starts the successor of a killed one.
+    fn restart(&mut self, now: Instant, boot: Duration) {
+        self.down_until = None;
+        self.endpoint.set_clock(now, boot);
+        self.endpoint.set_secrets(self.secrets.clone());
+        self.endpoint.load_connections(now, self.config.clone());
+        for (key, state) in self.saved.clone() {
+            match self.endpoint.restore(now, &state) {
+                Ok(restored) => assert!(restored.keys.is_empty() || restored.keys.contains(&key)),
+                Err(error) => {
+                    self.saved.remove(&key);
+                    self.refused.push(error);
+                }
+            }
+        }
+        let carried: Vec<_> = self.sas.keys().copied().collect();
+        let reconciled = self.endpoint.reconcile(now, &carried);
+        for id in &reconciled.orphans {
+            self.sas.remove(id);
+        }
+        assert_eq!(self.sas.len(), reconciled.carried.len());
+        self.endpoint.handle_timeout(now);
+    }
+
+    /// No message ID and no IV is used for two messages.
+    fn check_protected(&mut self, message: &[u8]) {
+        let Ok((header, _)) = Header::split(message) else {
+            return;
+        };
+        if header.next_payload != PayloadType::SK {
+            return;
+        }
+        let mut id = message[..16].to_vec();
+        id.push(header.flags.0);
+        let mut iv = id.clone();
+        id.extend(header.message_id.to_be_bytes());
+        iv.truncate(16);
+        iv.push(header.flags.0 & 8);
+        iv.extend(b"iv");
+        iv.extend(&message[HEADER_LEN + 4..HEADER_LEN + 12]);
+        for key in [id, iv] {
+            let before = self
+                .protected
+                .entry(key)
+                .or_insert_with(|| message.to_vec());
+            assert_eq!(before, message, "used twice, and not for the same message");
+        }
+    }
+
+    fn save(&mut self, count: usize) {
+        for (key, state) in std::iter::from_fn(|| self.endpoint.poll_saved()).take(count) {
+            match state {
+                Some(state) => {
+                    assert!(state.len() <= 16 * 1024, "{} octets", state.len());
+                    self.saved.insert(key, state.to_vec());
+                }
+                None => {
+                    self.saved.remove(&key).expect("a state that is there");
+                }
+            }
         }
     }
 
@@ -166,6 +282,9 @@ pub struct Pair {
     pub nat: Option<Translator>,
     /// Datagrams from A, or to A, that are swallowed.
     pub cut: bool,
+    pub kill: Option<Kill>,
+    /// The boot clock's zero, less what [`Pair::boot`] adds.
+    booted: Instant,
     rng: TestRng,
     /// By arrival and number: to, from, payload.
     flying: BTreeMap<(Instant, u64), (SocketAddr, SocketAddr, Vec<u8>)>,
@@ -184,17 +303,25 @@ impl Pair {
         a: ConnectionConfig,
         b: ConnectionConfig,
     ) -> Self {
+        let now = Instant::now();
         let mut pair = Self {
-            now: Instant::now(),
+            now,
             a: End::new(A, settings.clone(), seed * 3 + 1),
             b: End::new(B, settings, seed * 3 + 2),
             network: Network::default(),
             nat: None,
             cut: false,
+            kill: None,
+            booted: now,
             rng: TestRng(seed * 3),
             flying: BTreeMap::new(),
             count: 0,
         };
+        let boot = pair.boot();
+        pair.a.endpoint.set_clock(pair.now, boot);
+        pair.b.endpoint.set_clock(pair.now, boot);
+        pair.a.config = vec![a.clone()];
+        pair.b.config = vec![b.clone()];
         pair.a.endpoint.set_secrets(vec![psk("correct horse")]);
         pair.b.endpoint.set_secrets(vec![psk("correct horse")]);
         pair.b.endpoint.set_connections(pair.now, vec![b]);
@@ -202,12 +329,39 @@ impl Pair {
         pair
     }
 
+    /// The clock that outlives endpoints.
+    pub fn boot(&self) -> Duration {
+        Duration::from_secs(1000) + self.now.saturating_duration_since(self.booted)
+    }
+
     /// Sends what waits to be sent.
     pub fn flush(&mut self) {
         for from_a in [true, false] {
             let end = if from_a { &mut self.a } else { &mut self.b };
+            let now = self.now;
+            let kill = self.kill.filter(|kill| kill.of_a == from_a);
             end.collect();
+            let waiting = end.sent.len() + end.endpoint.out.transmits.len();
+            if let Some(kill) = kill
+                && let KillWhen::Saved(count) = kill.when
+                && waiting > kill.at
+            {
+                self.kill = None;
+                end.save(count);
+                end.kill(now, kill.down);
+                continue;
+            }
+            end.save(usize::MAX);
             while let Some(transmit) = end.endpoint.poll_transmit() {
+                let last = kill.filter(|kill| kill.at == end.sent.len());
+                if let Some(kill) = last {
+                    self.kill = None;
+                    end.kill(now, kill.down);
+                    if kill.when == KillWhen::Unsent {
+                        break;
+                    }
+                }
+                end.check_protected(&transmit.payload);
                 end.sent.push(transmit.clone());
                 let Transmit {
                     mut local,
@@ -253,10 +407,7 @@ impl Pair {
     fn step(&mut self, end: Instant) -> bool {
         self.flush();
         let arrival = self.flying.keys().next().map(|(at, _)| *at);
-        let timers = [
-            self.a.endpoint.poll_timeout(),
-            self.b.endpoint.poll_timeout(),
-        ];
+        let timers = [&self.a, &self.b].map(|end| end.down_until.or(end.endpoint.poll_timeout()));
         let Some(next) = timers.into_iter().flatten().chain(arrival).min() else {
             return false;
         };
@@ -264,6 +415,12 @@ impl Pair {
             return false;
         }
         self.now = self.now.max(next);
+        let boot = self.boot();
+        for end in [&mut self.a, &mut self.b] {
+            if end.down_until.is_some_and(|until| until <= self.now) {
+                end.restart(self.now, boot);
+            }
+        }
         if arrival.is_some_and(|at| at <= self.now) {
             let (_, (mut to, from, payload)) = self.flying.pop_first().unwrap();
             if let Some(nat) = self.nat.as_ref().filter(|_| to.ip().to_string() == NAT) {
@@ -277,7 +434,7 @@ impl Pair {
             } else {
                 &mut self.b
             };
-            if to.ip() == end.address {
+            if to.ip() == end.address && end.down_until.is_none() {
                 end.endpoint.handle_datagram(self.now, to, from, &payload);
             }
         }
@@ -410,6 +567,7 @@ pub fn connection(local: &str, remote: &str, ike: &str, esp: &str) -> Connection
         "remote.id",
         "remote.subnets",
         "remote.address",
+        "mode",
     ];
     let settings = settings.iter().enumerate().map(|(index, name)| {
         let value = match *name {
@@ -434,6 +592,7 @@ pub fn connection(local: &str, remote: &str, ike: &str, esp: &str) -> Connection
         remote_id: RemoteIdentity::Address,
         ike: proposals(Protocol::Ike, ike),
         esp: proposals(Protocol::Esp, esp),
+        mode: Mode::Tunnel,
         local_ts: vec![selector::parse("10.1.0.0/16").unwrap()],
         remote_ts: vec![selector::parse("10.2.0.0/16").unwrap()],
         dpd: Some(Dpd {

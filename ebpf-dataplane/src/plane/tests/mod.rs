@@ -1,5 +1,7 @@
-//! Two engines in two network namespaces with hand-made SAs: packets through every WAN port.
-//! These need root; without it they say so and pass.
+//! Two data planes in two network namespaces with hand-made SAs: packets through every engine and
+//! WAN port. These need root; without it they say so and pass.
+
+mod ebpf;
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -9,8 +11,8 @@ use std::time::Duration;
 
 use espada_common::drops::DropReason;
 use espada_common::sa::{
-    ChildSa, ChildSaId, Cipher, Encapsulation, Event, HalfSa, Path, Policy, SecretBytes, Takeover,
-    TrafficSelector,
+    ChildSa, Cipher, Encapsulation, EspSuite, Event, HalfSa, Mode, Path, Policy, SecretBytes,
+    Takeover, TrafficSelector,
 };
 
 use super::*;
@@ -124,17 +126,25 @@ impl Drop for Pair {
     }
 }
 
-fn start(pair: &Pair, side: usize, sink: EventSink) -> UserspaceEngine {
+fn start(pair: &Pair, side: usize, sink: EventSink) -> Plane {
     start_behind(pair, side, sink, None)
 }
 
+/// Sockets on the ESP-in-UDP port.
+fn sockets() -> Vec<UdpSocket> {
+    vec![UdpSocket::bind("0.0.0.0:4500").unwrap(), {
+        use socket2::{Domain, Socket, Type};
+        let socket = Socket::new(Domain::IPV6, Type::DGRAM, None).unwrap();
+        socket.set_only_v6(true).unwrap();
+        socket
+            .bind(&"[::]:4500".parse::<SocketAddr>().unwrap().into())
+            .unwrap();
+        socket.into()
+    }]
+}
+
 /// With the front end attached in a mode.
-fn start_behind(
-    pair: &Pair,
-    side: usize,
-    sink: EventSink,
-    mode: Option<ModeChoice>,
-) -> UserspaceEngine {
+fn start_behind(pair: &Pair, side: usize, sink: EventSink, mode: Option<ModeChoice>) -> Plane {
     pair.inside(side, || {
         let front_end = mode.map(|mode| {
             FrontEnd::attach(&Options {
@@ -145,20 +155,12 @@ fn start_behind(
             })
             .unwrap()
         });
-        let udp = vec![UdpSocket::bind("0.0.0.0:4500").unwrap(), {
-            use socket2::{Domain, Socket, Type};
-            let socket = Socket::new(Domain::IPV6, Type::DGRAM, None).unwrap();
-            socket.set_only_v6(true).unwrap();
-            socket
-                .bind(&"[::]:4500".parse::<SocketAddr>().unwrap().into())
-                .unwrap();
-            socket.into()
-        }];
-        UserspaceEngine::start(Config {
+        Plane::start(Config {
+            engines: vec![EngineKind::Userspace],
             tun: "espada0".into(),
             mtu: None,
             wan: vec!["wan0".into()],
-            udp,
+            udp: sockets(),
             esp: esp::Config::default(),
             front_end,
             xsk: XskMode::Auto,
@@ -233,7 +235,7 @@ fn quiet() -> EventSink {
     Arc::new(|_| {})
 }
 
-fn up(pair: &Pair, v6: bool, encapsulation: Encapsulation) -> [UserspaceEngine; 2] {
+fn up(pair: &Pair, v6: bool, encapsulation: Encapsulation) -> [Plane; 2] {
     up_behind(pair, v6, encapsulation, None)
 }
 
@@ -242,7 +244,7 @@ fn up_behind(
     v6: bool,
     encapsulation: Encapsulation,
     mode: Option<ModeChoice>,
-) -> [UserspaceEngine; 2] {
+) -> [Plane; 2] {
     let mut engines = [0, 1].map(|side| start_behind(pair, side, quiet(), mode));
     for (side, engine) in engines.iter_mut().enumerate() {
         engine.apply(Command::InstallPolicy(policy(side))).unwrap();
@@ -302,7 +304,7 @@ fn tcp(pair: &Pair, v6: bool, octets: usize) {
 }
 
 /// Everything that either sent arrived at the other.
-fn carried(engines: &mut [UserspaceEngine; 2]) {
+fn carried(engines: &mut [Plane; 2]) {
     let mut rounds = 0;
     loop {
         let [a, b] = engines
@@ -480,7 +482,10 @@ fn stream(pair: &Pair, from: usize, to: usize) -> std::thread::JoinHandle<()> {
         let mut octets = [0; 4];
         let mut numbers = std::collections::BTreeSet::new();
         while numbers.len() < 2000 {
-            receiver.recv(&mut octets).unwrap();
+            if receiver.recv(&mut octets).is_err() {
+                let missing: Vec<u32> = (0..2000).filter(|n| !numbers.contains(n)).collect();
+                panic!("{} missing: {missing:?}", missing.len());
+            }
             assert!(numbers.insert(u32::from_ne_bytes(octets)));
         }
         traffic.join().unwrap();
@@ -491,26 +496,36 @@ fn stream(pair: &Pair, from: usize, to: usize) -> std::thread::JoinHandle<()> {
 fn netns_rekey_under_traffic_loses_nothing() {
     let Some(pair) = Pair::new() else { return };
     let mut engines = up(&pair, false, Encapsulation::Udp);
+    rekey_under_traffic(&pair, &mut engines, &|side, id| {
+        sa(side, false, Encapsulation::Udp, id)
+    });
+}
+
+/// Ten rekeys while numbers pass both ways.
+fn rekey_under_traffic(
+    pair: &Pair,
+    engines: &mut [Plane; 2],
+    make: &dyn Fn(usize, u64) -> ChildSa,
+) {
     let streams: Vec<_> = [(0, 1), (1, 0)]
         .into_iter()
-        .map(|(from, to)| stream(&pair, from, to))
+        .map(|(from, to)| stream(pair, from, to))
         .collect();
     for id in 2..12u64 {
         std::thread::sleep(Duration::from_millis(60));
         // The responder has the new inbound SA before the initiator sends on it.
         for (side, engine) in engines.iter_mut().enumerate().rev() {
-            let new = Box::new(sa(side, false, Encapsulation::Udp, id));
             engine
                 .apply(Command::RekeySa {
                     old: ChildSaId(id - 1),
-                    new,
+                    new: Box::new(make(side, id)),
                     takeover: [Takeover::Now, Takeover::WithRemoval][side],
                 })
                 .unwrap();
         }
         // The initiator's delete reaches the responder, which then sends on the new pair; the
         // initiator hears of it behind the last packet of the old one.
-        let [initiator, responder] = &mut engines;
+        let [initiator, responder] = engines;
         std::thread::sleep(Duration::from_millis(20));
         for engine in [responder, initiator] {
             engine
@@ -522,7 +537,12 @@ fn netns_rekey_under_traffic_loses_nothing() {
         }
     }
     for stream in streams {
-        stream.join().unwrap();
+        let lost = stream.join().is_err();
+        let dropped = engines
+            .each_mut()
+            .map(|engine| engine.drop_totals().unwrap());
+        let carried = engines.each_mut().map(|engine| engine.sa_stats().unwrap());
+        assert!(!lost, "packets were lost: {carried:?} {dropped:?}");
     }
 }
 

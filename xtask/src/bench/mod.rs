@@ -1,4 +1,7 @@
-//! `cargo xtask bench`: measurements of parts of the data plane, with a release build.
+//! `cargo xtask bench`: measurements of the data plane, with a release build.
+
+mod engines;
+mod table;
 
 use std::process::Command;
 
@@ -21,11 +24,20 @@ enum What {
         #[arg(long)]
         json: bool,
     },
+    /// Throughput and latency of every engine side by side, and of plain forwarding, between two
+    /// gateways in network namespaces
+    Engines(engines::Args),
 }
 
 /// Runs the subcommand.
 pub fn run(args: &Args) -> Result<()> {
-    let What::Engine { json } = args.what;
+    match &args.what {
+        What::Engine { json } => engine(*json),
+        What::Engines(args) => engines::run(args),
+    }
+}
+
+fn engine(json: bool) -> Result<()> {
     build::refresh_object()?;
     let mut command = Command::new(build::build_espada()?);
     command.args(["bench", "engine"]);

@@ -32,9 +32,13 @@ struct Entry {
     route: Route,
 }
 
-/// The routes of one engine.
+/// The routes of all engines.
 pub struct Routes {
-    tun: u32,
+    /// Plaintext interfaces.
+    links: Vec<u32>,
+    /// Routes that a predecessor left where its SAs are still carried, until they are wanted again
+    /// or [`Routes::settle`] removes them.
+    inherited: Vec<Route>,
     entries: BTreeMap<Prefix, Entry>,
     /// Peers, and the host route that keeps one out of the tunnel where that is needed.
     peers: BTreeMap<IpAddr, Option<Route>>,
@@ -42,15 +46,17 @@ pub struct Routes {
 }
 
 impl Routes {
-    /// No routes yet, except those a predecessor left on the same interface, which are removed.
-    pub fn new(netlink: &mut Netlink, tun: u32) -> Result<Self, NetlinkError> {
-        for route in netlink.routes()? {
-            if route.protocol == PROTOCOL && route.link == tun {
-                netlink.route_delete(&route)?;
-            }
-        }
+    /// No routes yet, except those a predecessor left on the same interfaces: they stay for now,
+    /// since SAs that outlived it may be using them.
+    pub fn new(netlink: &mut Netlink, links: Vec<u32>) -> Result<Self, NetlinkError> {
+        let inherited = netlink
+            .routes()?
+            .into_iter()
+            .filter(|route| route.protocol == PROTOCOL && links.contains(&route.link))
+            .collect();
         Ok(Self {
-            tun,
+            links,
+            inherited,
             entries: BTreeMap::new(),
             peers: BTreeMap::new(),
             policies: BTreeMap::new(),
@@ -62,9 +68,23 @@ impl Routes {
         self.policies.values()
     }
 
-    /// Brings a policy's remote networks to the tunnel interface, in place of those of a former
+    /// Removes what a predecessor left and nobody wanted.
+    pub fn settle(&mut self, netlink: &mut Netlink) {
+        for route in std::mem::take(&mut self.inherited) {
+            if let Err(error) = netlink.route_delete(&route) {
+                tracing::warn!(%error, "a route of an earlier run stays behind");
+            }
+        }
+    }
+
+    /// Brings a policy's remote networks to a plaintext interface, in place of those of a former
     /// policy of its connection. On an error nothing of either stays.
-    pub fn install(&mut self, netlink: &mut Netlink, policy: &Policy) -> Result<(), BackendError> {
+    pub fn install(
+        &mut self,
+        netlink: &mut Netlink,
+        policy: &Policy,
+        link: u32,
+    ) -> Result<(), BackendError> {
         let wanted: BTreeSet<Prefix> = policy
             .remote_ts
             .iter()
@@ -74,7 +94,7 @@ impl Routes {
             .insert(Arc::clone(&policy.connection), policy.clone());
         // Before the routes that would swallow them.
         self.refresh_peers(netlink);
-        if let Err(error) = self.add_all(netlink, policy, &wanted) {
+        if let Err(error) = self.add_all(netlink, policy, &wanted, link) {
             let _ = self.remove(netlink, &policy.connection);
             return Err(error);
         }
@@ -86,6 +106,7 @@ impl Routes {
         netlink: &mut Netlink,
         policy: &Policy,
         wanted: &BTreeSet<Prefix>,
+        link: u32,
     ) -> Result<(), BackendError> {
         let addresses = netlink.addresses()?;
         let existing = netlink.routes()?;
@@ -96,7 +117,7 @@ impl Routes {
             }
             let source = addresses
                 .iter()
-                .filter(|address| address.link != self.tun && address.global)
+                .filter(|address| !self.links.contains(&address.link) && address.global)
                 .map(|address| address.prefix.address)
                 .find(|address| {
                     address.is_ipv4() == destination.address.is_ipv4()
@@ -104,7 +125,7 @@ impl Routes {
                 });
             let route = Route {
                 destination,
-                link: self.tun,
+                link,
                 gateway: None,
                 source,
                 mtu: None,
@@ -112,20 +133,27 @@ impl Routes {
                 protocol: PROTOCOL,
             };
             self.report_overlaps(&existing, &route, &policy.connection);
-            netlink
-                .route_add(&route)
-                .map_err(|error| match error.errno() {
-                    libc::EEXIST => BackendError::System {
-                        what: format!(
-                            "connection {}: there is a route to {destination} already, so traffic \
+            let known = self.inherited.len();
+            self.inherited
+                .retain(|old| (old.destination, old.priority) != (destination, route.priority));
+            let added = if self.inherited.len() < known {
+                // In place of the predecessor's, without a moment between.
+                netlink.route_replace(&route)
+            } else {
+                netlink.route_add(&route)
+            };
+            added.map_err(|error| match error.errno() {
+                libc::EEXIST => BackendError::System {
+                    what: format!(
+                        "connection {}: there is a route to {destination} already, so traffic \
                          to it would bypass the tunnel; see `ip route show {destination}`, and \
                          remove that route or take the network out of remote.subnets",
-                            policy.connection
-                        ),
-                        source: std::io::Error::from_raw_os_error(libc::EEXIST),
-                    },
-                    _ => error.into(),
-                })?;
+                        policy.connection
+                    ),
+                    source: std::io::Error::from_raw_os_error(libc::EEXIST),
+                },
+                _ => error.into(),
+            })?;
             let source = source.map(tracing::field::display);
             tracing::info!(connection = %policy.connection, %destination, source, "route into the tunnel");
             let connections = BTreeSet::from([Arc::clone(&policy.connection)]);
@@ -136,7 +164,10 @@ impl Routes {
     }
 
     fn report_overlaps(&self, existing: &[Route], route: &Route, connection: &str) {
-        for other in existing.iter().filter(|other| other.link != self.tun) {
+        for other in existing
+            .iter()
+            .filter(|other| !self.links.contains(&other.link))
+        {
             let narrower = other.destination.length > route.destination.length
                 && route.destination.contains(other.destination.address);
             if narrower && other.protocol != PROTOCOL {
@@ -148,6 +179,26 @@ impl Routes {
                 );
             } else if other.destination == route.destination {
                 tracing::warn!(connection, "route `{other}` is overridden by the tunnel's");
+            }
+        }
+    }
+
+    /// Brings a connection's networks to another plaintext interface. Those that another connection
+    /// wants as well go along: one destination has one way.
+    pub fn rehome(&mut self, netlink: &mut Netlink, connection: &str, link: u32) {
+        for entry in self.entries.values_mut() {
+            if !entry.connections.contains(connection) || entry.route.link == link {
+                continue;
+            }
+            let route = Route {
+                link,
+                ..entry.route
+            };
+            match netlink.route_replace(&route) {
+                Ok(()) => entry.route = route,
+                Err(error) => {
+                    tracing::error!(connection, %error, "traffic stays with the engine it had");
+                }
             }
         }
     }
@@ -228,7 +279,7 @@ impl Routes {
             .routes()?
             .into_iter()
             .filter(|route| {
-                route.link != self.tun
+                !self.links.contains(&route.link)
                     && route.protocol != PROTOCOL
                     && route.destination.contains(peer)
             })
@@ -261,6 +312,7 @@ impl Routes {
 
     /// Removes every route.
     pub fn clear(&mut self, netlink: &mut Netlink) {
+        self.settle(netlink);
         let entries = std::mem::take(&mut self.entries)
             .into_values()
             .map(|entry| entry.route);

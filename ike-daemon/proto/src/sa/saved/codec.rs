@@ -1,0 +1,325 @@
+//! Fields of a saved state. Numbers are big-endian; what varies in length has it in front.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::time::Instant;
+
+use espada_common::sa::{
+    ChildSaId, Cipher, Encapsulation, EspSuite, Integrity, Mode, TrafficSelector,
+};
+use zeroize::Zeroizing;
+
+use super::{MAX_STATE, invalid};
+use crate::crypto::dh::KeyExchange;
+use crate::identity::Identity;
+use crate::proposal::{DhGroup, IkeSuite, Prf};
+use crate::sa::child::Child;
+use crate::wire::reader::{DecodeError, Reader};
+
+const INTEGRITIES: [Integrity; 4] = [
+    Integrity::HmacSha1_96,
+    Integrity::HmacSha256_128,
+    Integrity::HmacSha384_192,
+    Integrity::HmacSha512_256,
+];
+
+/// Collects a state.
+pub(super) struct Out {
+    bytes: Zeroizing<Vec<u8>>,
+    overflow: bool,
+}
+
+impl Out {
+    pub fn new() -> Self {
+        Self {
+            // Reserved at once: growth would leave keys behind in freed memory.
+            bytes: Zeroizing::new(Vec::with_capacity(MAX_STATE)),
+            overflow: false,
+        }
+    }
+
+    /// What was written; `None` if it was more than a state may hold.
+    pub fn finish(self) -> Option<Zeroizing<Vec<u8>>> {
+        (!self.overflow).then_some(self.bytes)
+    }
+
+    pub fn put(&mut self, octets: &[u8]) {
+        if self.bytes.len().saturating_add(octets.len()) > MAX_STATE {
+            self.overflow = true;
+        } else {
+            self.bytes.extend_from_slice(octets);
+        }
+    }
+
+    pub fn u8(&mut self, value: u8) {
+        self.put(&[value]);
+    }
+
+    pub fn u16(&mut self, value: u16) {
+        self.put(&value.to_be_bytes());
+    }
+
+    pub fn u32(&mut self, value: u32) {
+        self.put(&value.to_be_bytes());
+    }
+
+    pub fn u64(&mut self, value: u64) {
+        self.put(&value.to_be_bytes());
+    }
+
+    /// Octets with their number in front.
+    pub fn block(&mut self, octets: &[u8]) {
+        // What is longer does not fit in any case.
+        self.u16(u16::try_from(octets.len()).unwrap_or(u16::MAX));
+        self.put(octets);
+    }
+
+    pub fn option<T>(&mut self, value: Option<T>, write: impl FnOnce(&mut Self, T)) {
+        self.u8(u8::from(value.is_some()));
+        if let Some(value) = value {
+            write(self, value);
+        }
+    }
+
+    fn ip(&mut self, address: IpAddr) {
+        match address {
+            IpAddr::V4(address) => self.put(&address.octets()),
+            IpAddr::V6(address) => self.put(&address.octets()),
+        }
+    }
+
+    pub fn address(&mut self, address: SocketAddr) {
+        self.u8(family(address.ip()));
+        self.ip(address.ip());
+        self.u16(address.port());
+        if let SocketAddr::V6(address) = address {
+            self.u32(address.scope_id());
+        }
+    }
+
+    pub fn identity(&mut self, identity: &Identity) {
+        self.u8(identity.kind());
+        self.block(&identity.data());
+    }
+
+    fn cipher(&mut self, cipher: Cipher, integrity: Option<Integrity>) {
+        let (kind, bits) = match cipher {
+            Cipher::AesGcm16(bits) => (1, bits),
+            Cipher::ChaCha20Poly1305 => (2, 256),
+            Cipher::AesCbc(bits) => (3, bits),
+        };
+        self.u8(kind);
+        self.u16(bits);
+        let known = |integrity| INTEGRITIES.iter().position(|known| *known == integrity);
+        let index = integrity.and_then(known);
+        self.u8(index.map_or(0, |index| index as u8 + 1));
+    }
+
+    pub fn ike_suite(&mut self, suite: &IkeSuite) {
+        self.cipher(suite.cipher, suite.integrity);
+        let prf = Prf::ALL.iter().position(|prf| *prf == suite.prf);
+        self.u8(prf.unwrap_or_default() as u8);
+        self.u16(suite.group.id());
+    }
+
+    pub fn exchange(&mut self, exchange: &KeyExchange) {
+        self.u16(exchange.group().id());
+        self.block(exchange.drawn());
+    }
+
+    fn selectors(&mut self, selectors: &[TrafficSelector]) {
+        self.u16(selectors.len() as u16);
+        for selector in selectors {
+            self.u8(family(selector.start));
+            self.u8(selector.protocol);
+            self.u16(selector.start_port);
+            self.u16(selector.end_port);
+            self.ip(selector.start);
+            self.ip(selector.end);
+        }
+    }
+
+    /// A child SA; selectors are not repeated where they are those of the `previous` one, as with
+    /// every rekey.
+    pub fn child(
+        &mut self,
+        child: &Child,
+        previous: Option<&Child>,
+        time: impl Fn(Instant) -> u64,
+    ) {
+        self.u64(child.id.0);
+        self.u32(child.spi_in);
+        self.u32(child.spi_out);
+        self.cipher(child.suite.cipher, child.suite.integrity);
+        self.u8(u8::from(child.suite.esn));
+        self.u8(u8::from(child.encapsulation == Encapsulation::Udp));
+        self.u8(u8::from(child.mode == Mode::Transport));
+        self.u8(u8::from(child.replaced));
+        self.u64(time(child.since));
+        self.u64(time(child.expires));
+        self.option(child.rekey_at, |out, at| out.u64(time(at)));
+        let same = previous.is_some_and(|previous| {
+            previous.local_ts == child.local_ts && previous.remote_ts == child.remote_ts
+        });
+        self.u8(u8::from(same));
+        if !same {
+            self.selectors(&child.local_ts);
+            self.selectors(&child.remote_ts);
+        }
+    }
+}
+
+fn family(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 4 } else { 6 }
+}
+
+pub(super) fn block<'a>(reader: &mut Reader<'a>) -> Result<&'a [u8], DecodeError> {
+    let length = reader.u16()?;
+    reader.bytes(usize::from(length))
+}
+
+pub(super) fn flag(reader: &mut Reader<'_>) -> Result<bool, DecodeError> {
+    match reader.u8()? {
+        0 => Ok(false),
+        1 => Ok(true),
+        _ => Err(invalid("a flag that is neither set nor clear")),
+    }
+}
+
+pub(super) fn option<'a, T>(
+    reader: &mut Reader<'a>,
+    read: impl FnOnce(&mut Reader<'a>) -> Result<T, DecodeError>,
+) -> Result<Option<T>, DecodeError> {
+    flag(reader)?.then(|| read(reader)).transpose()
+}
+
+/// Elements with their number in front.
+pub(super) fn list<'a, T>(
+    reader: &mut Reader<'a>,
+    read: impl Fn(&mut Reader<'a>) -> Result<T, DecodeError>,
+) -> Result<Vec<T>, DecodeError> {
+    let count = usize::from(reader.u16()?);
+    (0..count).map(|_| read(reader)).collect()
+}
+
+fn ip(reader: &mut Reader<'_>, family: u8) -> Result<IpAddr, DecodeError> {
+    match family {
+        4 => Ok(Ipv4Addr::from(reader.array::<4>()?).into()),
+        6 => Ok(Ipv6Addr::from(reader.array::<16>()?).into()),
+        _ => Err(invalid("an address of an unknown family")),
+    }
+}
+
+pub(super) fn address(reader: &mut Reader<'_>) -> Result<SocketAddr, DecodeError> {
+    let family = reader.u8()?;
+    let address = ip(reader, family)?;
+    let port = reader.u16()?;
+    Ok(match address {
+        IpAddr::V4(_) => SocketAddr::new(address, port),
+        IpAddr::V6(address) => SocketAddrV6::new(address, port, 0, reader.u32()?).into(),
+    })
+}
+
+pub(super) fn identity(reader: &mut Reader<'_>) -> Result<Identity, DecodeError> {
+    let kind = reader.u8()?;
+    Ok(Identity::from_wire(kind, block(reader)?))
+}
+
+fn cipher(reader: &mut Reader<'_>) -> Result<(Cipher, Option<Integrity>), DecodeError> {
+    let cipher = match (reader.u8()?, reader.u16()?) {
+        (1, bits @ (128 | 192 | 256)) => Cipher::AesGcm16(bits),
+        (2, 256) => Cipher::ChaCha20Poly1305,
+        (3, bits @ (128 | 192 | 256)) => Cipher::AesCbc(bits),
+        _ => return Err(invalid("an unknown cipher")),
+    };
+    let integrity = match reader.u8()? {
+        0 => None,
+        number => {
+            let known = INTEGRITIES.get(usize::from(number) - 1).copied();
+            Some(known.ok_or_else(|| invalid("an unknown integrity algorithm"))?)
+        }
+    };
+    if cipher.is_aead() == integrity.is_some() {
+        return Err(invalid(
+            "a cipher and an integrity algorithm that do not go together",
+        ));
+    }
+    Ok((cipher, integrity))
+}
+
+pub(super) fn group(reader: &mut Reader<'_>) -> Result<DhGroup, DecodeError> {
+    DhGroup::from_id(reader.u16()?).ok_or_else(|| invalid("an unknown DH group"))
+}
+
+pub(super) fn ike_suite(reader: &mut Reader<'_>) -> Result<IkeSuite, DecodeError> {
+    let (cipher, integrity) = cipher(reader)?;
+    let prf = Prf::ALL.get(usize::from(reader.u8()?)).copied();
+    Ok(IkeSuite {
+        cipher,
+        integrity,
+        prf: prf.ok_or_else(|| invalid("an unknown PRF"))?,
+        group: group(reader)?,
+    })
+}
+
+fn selector(reader: &mut Reader<'_>) -> Result<TrafficSelector, DecodeError> {
+    let family = reader.u8()?;
+    let protocol = reader.u8()?;
+    let (start_port, end_port) = (reader.u16()?, reader.u16()?);
+    let (start, end) = (ip(reader, family)?, ip(reader, family)?);
+    let range = TrafficSelector::range(start, end)
+        .ok_or_else(|| invalid("addresses the wrong way round"))?;
+    let selector = range.with_ports(protocol, start_port, end_port);
+    if start_port > end_port && !selector.is_opaque() {
+        return Err(invalid("ports the wrong way round"));
+    }
+    Ok(selector)
+}
+
+pub(super) fn child(
+    reader: &mut Reader<'_>,
+    previous: Option<&Child>,
+    time: impl Fn(&mut Reader<'_>) -> Result<Instant, DecodeError>,
+) -> Result<Child, DecodeError> {
+    let id = ChildSaId(reader.u64()?);
+    let (spi_in, spi_out) = (reader.u32()?, reader.u32()?);
+    let (cipher, integrity) = cipher(reader)?;
+    let suite = EspSuite {
+        cipher,
+        integrity,
+        esn: flag(reader)?,
+    };
+    let encapsulation = if flag(reader)? {
+        Encapsulation::Udp
+    } else {
+        Encapsulation::Esp
+    };
+    let mode = if flag(reader)? {
+        Mode::Transport
+    } else {
+        Mode::Tunnel
+    };
+    let replaced = flag(reader)?;
+    let (since, expires) = (time(reader)?, time(reader)?);
+    let rekey_at = option(reader, &time)?;
+    let (local_ts, remote_ts) = if flag(reader)? {
+        let previous =
+            previous.ok_or_else(|| invalid("the selectors of a child SA that is not there"))?;
+        (previous.local_ts.clone(), previous.remote_ts.clone())
+    } else {
+        (list(reader, selector)?, list(reader, selector)?)
+    };
+    Ok(Child {
+        id,
+        spi_in,
+        spi_out,
+        suite,
+        encapsulation,
+        mode,
+        local_ts,
+        remote_ts,
+        since,
+        rekey_at,
+        expires,
+        replaced,
+    })
+}

@@ -87,14 +87,25 @@ pub fn have(program: &str) -> bool {
         .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).exists()))
 }
 
-/// Calls `poll` until it gives a value; after `limit` the error says what was waited for.
+/// True in the virtual machines of `cargo xtask vm`, whose software emulation is several times
+/// slower than the machine it runs on.
+pub fn in_virtual_machine() -> bool {
+    std::env::var_os("ESPADA_VM").is_some()
+}
+
+/// Calls `poll` until it gives a value; after `limit` (longer in a virtual machine) the error says
+/// what was waited for.
 pub fn wait_for<T>(
     what: &str,
     limit: Duration,
     mut poll: impl FnMut() -> Result<Option<T>>,
 ) -> Result<T> {
+    let slowness = if in_virtual_machine() { 4 } else { 1 };
+    let limit = limit * slowness;
     let deadline = Instant::now() + limit;
-    let mut pause = Duration::from_millis(5);
+    // What is asked again and again costs the machine time as well.
+    let mut pause = Duration::from_millis(5) * slowness;
+    let longest = Duration::from_millis(100) * slowness;
     loop {
         let outcome = poll();
         if let Ok(Some(value)) = outcome {
@@ -108,6 +119,6 @@ pub fn wait_for<T>(
             };
         }
         std::thread::sleep(pause);
-        pause = (pause * 2).min(Duration::from_millis(100));
+        pause = (pause * 2).min(longest);
     }
 }

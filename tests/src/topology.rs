@@ -110,8 +110,12 @@ impl Line {
         match &line.middle {
             None => line.gw_a.link(WAN_DEVICE, &line.gw_b, WAN_DEVICE)?,
             Some(middle) => {
-                middle.link("to-a", &line.gw_a, WAN_DEVICE)?;
-                middle.link("to-b", &line.gw_b, WAN_DEVICE)?;
+                for (port, gateway) in [("to-a", &line.gw_a), ("to-b", &line.gw_b)] {
+                    middle.link(port, gateway, WAN_DEVICE)?;
+                    // A veth takes what an XDP program at its other end sends only with GRO, unlike
+                    // the network cards that it stands for.
+                    middle.run(&["ethtool", "-K", port, "gro", "on"])?;
+                }
             }
         }
         if let (Wan::Switch, Some(switch)) = (wan, &line.middle) {
@@ -255,10 +259,12 @@ impl Line {
 
 /// What the harness needs of the machine, as a list of what is missing.
 pub fn missing_programs() -> Vec<&'static str> {
-    ["ip", "nsenter", "ping", "tcpdump", "iperf3", "nft"]
-        .into_iter()
-        .filter(|program| !cmd::have(program))
-        .collect()
+    [
+        "ethtool", "ip", "nsenter", "ping", "tcpdump", "iperf3", "nft",
+    ]
+    .into_iter()
+    .filter(|program| !cmd::have(program))
+    .collect()
 }
 
 /// Stops captures and gives all their packets.

@@ -1,8 +1,9 @@
 //! The harness itself, tested with strongSwan at both ends: what fails here is not Espada.
 
 use anyhow::Result;
+use espada_tests::peer::{Connection, Peer};
 use espada_tests::process::WorkDir;
-use espada_tests::strongswan::{self, Carrier, Connection, StrongSwan};
+use espada_tests::strongswan::{self, Kind, StrongSwan};
 use espada_tests::topology::{Line, Wan, addr};
 use espada_tests::{cannot_run, capture, skip, topology, traffic};
 
@@ -28,7 +29,7 @@ fn connection(local: &'static str, remote: &'static str) -> Connection<'static> 
         local_ts,
         remote_ts,
         psk: "nine herons",
-        carrier: Carrier::Libipsec,
+        extra: "",
     }
 }
 
@@ -36,11 +37,18 @@ fn tunnel_of_two_strongswans(wan: Wan) -> Result<()> {
     let line = Line::new(wan)?;
     let work = WorkDir::new()?;
     let peer = if wan == Wan::Nat { "%any" } else { addr::WAN_A };
-    let _b = StrongSwan::start(&line.gw_b, &work, &connection(addr::WAN_B, peer), false)?;
+    let _b = StrongSwan::start(
+        &line.gw_b,
+        &work,
+        &connection(addr::WAN_B, peer),
+        Kind::Libipsec,
+        false,
+    )?;
     let a = StrongSwan::start(
         &line.gw_a,
         &work,
         &connection(line.wan_a(), addr::WAN_B),
+        Kind::Libipsec,
         false,
     )?;
     let capture = line.capture(&work, "")?;

@@ -37,7 +37,9 @@ impl Archive {
             work,
             suite: suite.to_owned(),
         };
-        process::output(archive.apt("apt-get").args(["update", "-qq"]))
+        // By itself apt takes an archive that it cannot reach for an empty one.
+        let strict = "APT::Update::Error-Mode=any";
+        process::output(archive.apt("apt-get").args(["update", "-qq", "-o", strict]))
             .with_context(|| format!("cannot read the package list of {suite}"))?;
         Ok(archive)
     }
@@ -84,6 +86,36 @@ impl Archive {
         process::output(Command::new("dpkg-deb").arg("-x").arg(&file).arg(place)).map(drop)
     }
 
+    /// Downloads packages and all they depend on (apt resolves that) and unpacks them into `place`.
+    /// No maintainer script is run.
+    pub fn unpack_with_dependencies(&self, packages: &[&str], place: &Path) -> Result<()> {
+        let names = packages.join(" ");
+        let install = |option: &str| {
+            let mut command = self.apt("apt-get");
+            command
+                .args(["install", "-y", "-qq", "--no-install-recommends", option])
+                .args(packages);
+            process::output(&mut command)
+        };
+        let planned = install("--simulate")
+            .with_context(|| format!("{} has not all that {names} need", self.suite))?;
+        install("--download-only")
+            .with_context(|| format!("cannot download {names} from {}", self.suite))?;
+        fs::create_dir_all(place).with_context(|| format!("cannot make {}", place.display()))?;
+        let downloads = self.work.0.join("cache/archives");
+        for line in planned.lines().filter(|line| line.starts_with("Inst ")) {
+            let file = planned_file(line)
+                .with_context(|| format!("apt's plan has a line of an unknown form: {line}"))?;
+            process::output(
+                Command::new("dpkg-deb")
+                    .arg("-x")
+                    .arg(downloads.join(file))
+                    .arg(place),
+            )?;
+        }
+        Ok(())
+    }
+
     /// An apt program that sees only this archive.
     fn apt(&self, program: &str) -> Command {
         let mut command = Command::new(program);
@@ -93,6 +125,8 @@ impl Archive {
             option("Dir::Etc::SourceParts", &self.work.0.join("parts")),
             option("Dir::State::Lists", &self.work.0.join("lists")),
             option("Dir::Cache", &self.work.0.join("cache")),
+            // Nothing counts as installed: what is unpacked elsewhere needs all of it.
+            option("Dir::State::Status", Path::new("/dev/null")),
             // apt's own user cannot read a private temporary folder.
             "APT::Sandbox::User=root".to_owned(),
         ] {
@@ -126,6 +160,17 @@ fn mirror_in(text: &str) -> Option<String> {
         .map(str::to_owned)
 }
 
+/// The name of the downloaded file of a line of apt's plan:
+/// `Inst NAME (VERSION ORIGIN [ARCHITECTURE]) …`.
+fn planned_file(line: &str) -> Option<String> {
+    let (name, rest) = line.strip_prefix("Inst ")?.split_once(" (")?;
+    let (version, rest) = rest.split_once(' ')?;
+    let (_, rest) = rest.split_once('[')?;
+    let (architecture, _) = rest.split_once(']')?;
+    let version = version.replace(':', "%3a");
+    Some(format!("{name}_{version}_{architecture}.deb"))
+}
+
 /// A temporary folder that only we can read, removed when dropped.
 pub struct TempDir(pub PathBuf);
 
@@ -148,7 +193,24 @@ impl Drop for TempDir {
 
 #[cfg(test)]
 mod tests {
-    use super::mirror_in;
+    use super::{mirror_in, planned_file};
+
+    #[test]
+    fn a_plan_names_the_files() {
+        for (line, file) in [
+            (
+                "Inst libnss3 (2:3.110-1+deb13u1 Debian:13.5/stable [amd64])",
+                "libnss3_2%3a3.110-1+deb13u1_amd64.deb",
+            ),
+            (
+                "Inst netbase (6.5 Debian:13.5/stable, Debian:13.5/stable [all]) []",
+                "netbase_6.5_all.deb",
+            ),
+        ] {
+            assert_eq!(planned_file(line).as_deref(), Some(file));
+        }
+        assert_eq!(planned_file("Inst libnss3"), None);
+    }
 
     #[test]
     fn mirror_is_read_from_both_formats() {

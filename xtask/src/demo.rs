@@ -8,8 +8,9 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use espada_tests::capture;
 use espada_tests::espada::{Config, Espada, PSK};
+use espada_tests::peer;
 use espada_tests::process::WorkDir;
-use espada_tests::strongswan::{self, Carrier, Connection, StrongSwan};
+use espada_tests::strongswan::{self, Kind, StrongSwan};
 use espada_tests::topology::{self, Line, Wan, addr};
 use espada_tests::{cleanup, traffic};
 use serde_json::Value;
@@ -240,7 +241,7 @@ fn start_peer(args: &Args, line: &Line, work: &WorkDir) -> Result<Peer> {
             Peer::Espada(Espada::start(&line.gw_b, work, &config, args.keep)?)
         }
         PeerKind::Strongswan => {
-            let connection = Connection {
+            let connection = peer::Connection {
                 local: addr::WAN_B,
                 remote: addr::WAN_A,
                 local_id: "b.example",
@@ -250,9 +251,15 @@ fn start_peer(args: &Args, line: &Line, work: &WorkDir) -> Result<Peer> {
                 local_ts: addr::LAN_B,
                 remote_ts: addr::LAN_A,
                 psk: PSK,
-                carrier: Carrier::Libipsec,
+                extra: "",
             };
-            Peer::StrongSwan(StrongSwan::start(&line.gw_b, work, &connection, args.keep)?)
+            Peer::StrongSwan(StrongSwan::start(
+                &line.gw_b,
+                work,
+                &connection,
+                Kind::Libipsec,
+                args.keep,
+            )?)
         }
     })
 }

@@ -6,6 +6,7 @@ mod build;
 mod debian;
 mod demo;
 mod frontend;
+mod peers;
 mod process;
 mod progress;
 mod setup;

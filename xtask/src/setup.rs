@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use espada_tests::cmd::cargo;
 
 use crate::debian::{Archive, TempDir};
+use crate::peers;
 use crate::process::{self, say};
 use crate::toolchain::{self, Rustc, sources};
 use crate::vm;
@@ -48,7 +49,13 @@ pub struct Args {
 
 /// Runs the subcommand.
 pub fn run(args: &Args) -> Result<()> {
-    if args.check { check() } else { install_all() }
+    if args.check {
+        return check();
+    }
+    install_all()?;
+    // Without them the tests that need them say so.
+    peers::environment();
+    Ok(())
 }
 
 /// Installs whatever is missing: the first step of `demo` and `test`.
@@ -82,6 +89,13 @@ fn check() -> Result<()> {
                 parts.join(" and ")
             ));
             missing.extend(parts);
+        }
+    }
+    match peers::check(&peers::place()) {
+        Ok(versions) => say(format_args!("{:32} {:10} {versions}", "peers", "installed")),
+        Err(reason) => {
+            say(format_args!("{:32} {:10} {reason:#}", "peers", "missing"));
+            missing.push("the peers".to_owned());
         }
     }
     if missing.is_empty() {

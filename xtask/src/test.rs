@@ -1,5 +1,6 @@
 //! `cargo xtask test`: set-up, every tier of tests, and a summary with the runners' own counts.
 
+mod tables;
 mod tally;
 mod vm_tier;
 
@@ -11,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use espada_tests::cmd::cargo;
 
 use crate::process::{self, say};
-use crate::{build, setup};
+use crate::{build, peers, setup};
 use tally::Tally;
 
 /// Arguments of `cargo xtask test`.
@@ -32,7 +33,7 @@ enum Tier {
     Unit,
     /// Gateways, clients and servers in network namespaces
     Netns,
-    /// strongSwan at the other end
+    /// strongSwan at the other end, and other peers where the kernel has ESP
     Interop,
     /// Other kernels in virtual machines: their eBPF verifiers, their own ESP
     Vm,
@@ -45,7 +46,7 @@ impl Tier {
         match self {
             Self::Unit => "unit, property, virtual time, BPF",
             Self::Netns => "network namespaces",
-            Self::Interop => "interop with strongSwan",
+            Self::Interop => "interop",
             Self::Vm => "virtual machines",
         }
     }
@@ -77,12 +78,16 @@ pub fn run(args: &Args) -> Result<()> {
         .into_iter()
         .filter(|tier| args.tiers.is_empty() || args.tiers.contains(tier))
         .collect();
+    let needs_peers = [Tier::Interop, Tier::Vm]
+        .iter()
+        .any(|tier| tiers.contains(tier));
+    let peers = needs_peers.then(peers::environment);
     let mut results = Vec::new();
     for tier in tiers {
         if tier == Tier::Vm {
             // Its selection of tests is its own.
             if args.filter.is_none() {
-                results.extend(vm_tier::run(&espada)?);
+                results.extend(vm_tier::run(&espada, peers.as_ref())?);
             }
             continue;
         }
@@ -91,6 +96,7 @@ pub fn run(args: &Args) -> Result<()> {
         command
             .current_dir(process::root())
             .env("ESPADA_BIN", &espada)
+            .envs(peers.clone())
             .args(["test", "--release", "--no-fail-fast"])
             .args(tier.selection())
             .arg("--")
@@ -101,13 +107,16 @@ pub fn run(args: &Args) -> Result<()> {
         let (tally, success) = run_tests(&mut command)?;
         results.push(Outcome {
             title: tier.title().to_owned(),
+            kernel: "host",
             tally,
             success,
             took: started.elapsed(),
         });
     }
     let mut out = std::io::stdout();
-    write!(out, "{}", summary(&results)).context("cannot write the summary")?;
+    let text = summary(&results) + &tables::programs(&results) + &tables::matrix(&results);
+    out.write_all(text.as_bytes())
+        .context("cannot write the summary")?;
     if results
         .iter()
         .any(|outcome| !outcome.success || outcome.tally.failed > 0)
@@ -120,8 +129,11 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
+/// What a tier, or a part of one, came to.
 struct Outcome {
     title: String,
+    /// `host`, or the kernel of the virtual machine as `cargo xtask vm` calls it.
+    kernel: &'static str,
     tally: Tally,
     success: bool,
     took: Duration,
@@ -168,7 +180,7 @@ fn summary(results: &[Outcome]) -> String {
         for name in &outcome.tally.failures {
             text += &format!("FAILED  {name}\n");
         }
-        for reason in &outcome.tally.skips {
+        for reason in outcome.tally.skip_reasons() {
             text += &format!("SKIPPED {reason}\n");
         }
     }

@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use clap::builder::PossibleValuesParser;
 
 use crate::debian::{Archive, TempDir};
 use crate::process::{self, say};
@@ -39,22 +40,33 @@ const BEGIN_MARK: &str = "ESPADA-VM-BEGIN";
 /// Arguments of `cargo xtask vm`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Kernel to boot: 6.1, 6.12 or 7.x (the newest of Debian's backports)
-    #[arg(long, default_value = "6.1")]
+    /// Kernel to boot; 7.x is the newest of Debian's backports
+    #[arg(long, default_value = "6.1", value_parser = PossibleValuesParser::new(names()))]
     kernel: String,
-    /// Command for the VM's shell, run as root in this directory
-    #[arg(long, default_value = "uname -a; ip -brief link")]
-    cmd: String,
+    /// Command for the VM's shell. It runs as root in this source tree and sees this machine's
+    /// files; what it writes is gone afterwards. Without it the VM shows what kernel it is
+    #[arg(long, value_name = "COMMAND")]
+    cmd: Option<String>,
     /// Seconds until the VM is stopped
-    #[arg(long, default_value_t = 300)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     timeout: u64,
 }
+
+/// What a VM does that was not told.
+const DEFAULT_COMMAND: &str = "uname -a; ip -brief link; lsmod";
 
 /// Runs the subcommand; the exit code is the command's.
 pub fn run(args: &Args) -> Result<()> {
     let kernel = Kernel::fetch(&args.kernel)?;
+    let command = args.cmd.as_deref().unwrap_or_else(|| {
+        say(format_args!(
+            "vm: running `{DEFAULT_COMMAND}`; give another command with --cmd, such as --cmd 'ip xfrm state' \
+             or --cmd 'target/release/espada --help'"
+        ));
+        DEFAULT_COMMAND
+    });
     let mut out = std::io::stdout();
-    let code = kernel.run(&args.cmd, Duration::from_secs(args.timeout), |line| {
+    let code = kernel.run(command, Duration::from_secs(args.timeout), |line| {
         // A closed pipe only means that nobody reads on.
         let _ = writeln!(out, "{line}");
     })?;
@@ -232,7 +244,7 @@ impl Kernel {
             format!(
                 "the VM ended without an exit code: {}",
                 if began {
-                    "the command took too long or the kernel crashed"
+                    "the command took longer than the timeout, or the kernel crashed"
                 } else {
                     "it did not boot"
                 }

@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use espada_tests::capture;
+use espada_tests::matrix::{self, Outcome};
+use espada_tests::peer::Peer as _;
 use espada_tests::scenario::{child, count, ensure_nothing_clear, verify_v4};
 use espada_tests::topology::{self, Wan};
-use espada_tests::{skip_unless_possible, strongswan, traffic};
+use espada_tests::{strongswan, traffic};
 
 use super::{Pair, start, start_swapped};
 
@@ -24,6 +26,17 @@ struct Suites {
     esp: &'static str,
     /// More lines of Espada's connection.
     extra: &'static str,
+}
+
+/// A case of the matrix against this machine's strongSwan with its userspace ESP.
+fn libipsec(name: &str, test: impl FnOnce() -> Result<()>) -> Result<()> {
+    matrix::case("auto", "strongswan5-libipsec", name, "", || {
+        if let Some(reason) = strongswan::missing() {
+            return Ok(Outcome::Skipped(reason));
+        }
+        test()?;
+        Ok(Outcome::Passed)
+    })
 }
 
 fn bring_up(pair: &Pair, begins: Begins) -> Result<()> {
@@ -108,11 +121,12 @@ macro_rules! agreeing {
     ($($name:ident: $wan:expr, $ike:literal, $esp:literal, $extra:literal, [$($begins:ident),*];)*) => {$(
         #[test]
         fn $name() -> Result<()> {
-            skip_unless_possible!(stringify!($name), strongswan::missing);
-            for begins in [$(Begins::$begins),*] {
-                agree($wan, Suites { ike: $ike, esp: $esp, extra: $extra }, begins)?;
-            }
-            Ok(())
+            libipsec(stringify!($name), || {
+                for begins in [$(Begins::$begins),*] {
+                    agree($wan, Suites { ike: $ike, esp: $esp, extra: $extra }, begins)?;
+                }
+                Ok(())
+            })
         }
     )*};
 }
@@ -139,139 +153,144 @@ agreeing! {
 /// strongSwan answers INVALID_KE_PAYLOAD; the second group is the one it takes.
 #[test]
 fn invalid_ke_is_retried() -> Result<()> {
-    skip_unless_possible!("invalid_ke_is_retried", strongswan::missing);
-    let pair = start(Wan::Switch, |ours, theirs| {
-        ours.ike = "aes256gcm16-prfsha256-x25519-ecp256";
-        theirs.ike = "aes256gcm16-prfsha256-ecp256";
-    })?;
-    bring_up(&pair, Begins::Espada)?;
-    verify_v4(&pair.line)?;
-    let connection = pair.espada.connection()?;
-    let suite = connection["ike"]["suite"].as_str().unwrap_or_default();
-    ensure!(suite.ends_with("ecp256"), "{suite}");
-    Ok(())
+    libipsec("invalid_ke_is_retried", || {
+        let pair = start(Wan::Switch, |ours, theirs| {
+            ours.ike = "aes256gcm16-prfsha256-x25519-ecp256";
+            theirs.ike = "aes256gcm16-prfsha256-ecp256";
+        })?;
+        bring_up(&pair, Begins::Espada)?;
+        verify_v4(&pair.line)?;
+        let connection = pair.espada.connection()?;
+        let suite = connection["ike"]["suite"].as_str().unwrap_or_default();
+        ensure!(suite.ends_with("ecp256"), "{suite}");
+        Ok(())
+    })
 }
 
 /// What strongSwan offers is more than we take: narrowed, and its traffic follows.
 #[test]
 fn selectors_are_narrowed() -> Result<()> {
-    skip_unless_possible!("selectors_are_narrowed", strongswan::missing);
-    let pair = start(Wan::Switch, |_, theirs| {
-        theirs.remote_ts = "10.61.0.0/16";
-        theirs.local_ts = "10.61.2.0/24,10.77.0.0/24";
-    })?;
-    bring_up(&pair, Begins::StrongSwan)?;
-    let connection = pair.espada.connection()?;
-    let child = child(&connection);
-    ensure!(
-        child["local_ts"] == serde_json::json!(["10.61.1.0/24"]),
-        "{child:#}"
-    );
-    ensure!(
-        child["remote_ts"] == serde_json::json!(["10.61.2.0/24"]),
-        "{child:#}"
-    );
-    verify_v4(&pair.line)
+    libipsec("selectors_are_narrowed", || {
+        let pair = start(Wan::Switch, |_, theirs| {
+            theirs.remote_ts = "10.61.0.0/16";
+            theirs.local_ts = "10.61.2.0/24,10.77.0.0/24";
+        })?;
+        bring_up(&pair, Begins::StrongSwan)?;
+        let connection = pair.espada.connection()?;
+        let child = child(&connection);
+        ensure!(
+            child["local_ts"] == serde_json::json!(["10.61.1.0/24"]),
+            "{child:#}"
+        );
+        ensure!(
+            child["remote_ts"] == serde_json::json!(["10.61.2.0/24"]),
+            "{child:#}"
+        );
+        verify_v4(&pair.line)
+    })
 }
 
 /// An idle peer asks whether we live (strongSwan does after 5 s), and we ask it.
 #[test]
 fn liveness_checks_are_answered() -> Result<()> {
-    skip_unless_possible!("liveness_checks_are_answered", strongswan::missing);
-    for (dpd, asked) in [
-        ("dpd = { delay = \"1h\" }", "sending DPD request"),
-        ("dpd = { delay = \"1s\" }", "parsed INFORMATIONAL request 2"),
-    ] {
-        let pair = start(Wan::Switch, |ours, _| ours.extra = dpd)?;
-        bring_up(&pair, Begins::Espada)?;
-        pair.strongswan.wait_log(asked)?;
-        // Long enough for strongSwan's retransmissions, had the answer been missing.
-        std::thread::sleep(Duration::from_secs(2));
-        let log = pair.strongswan.log();
-        ensure!(!log.contains("retransmit"), "{log}");
-        pair.espada.wait_established()?;
-        let ping = traffic::ping(&pair.line.client, topology::addr::SERVER, 5, &[])?;
-        ensure!(ping.is_complete(), "{ping:?}");
-    }
-    Ok(())
+    libipsec("liveness_checks_are_answered", || {
+        for (dpd, asked) in [
+            ("dpd = { delay = \"1h\" }", "sending DPD request"),
+            ("dpd = { delay = \"1s\" }", "parsed INFORMATIONAL request 2"),
+        ] {
+            let pair = start(Wan::Switch, |ours, _| ours.extra = dpd)?;
+            bring_up(&pair, Begins::Espada)?;
+            pair.strongswan.wait_log(asked)?;
+            // Long enough for strongSwan's retransmissions, had the answer been missing.
+            std::thread::sleep(Duration::from_secs(2));
+            let log = pair.strongswan.log();
+            ensure!(!log.contains("retransmit"), "{log}");
+            pair.espada.wait_established()?;
+            let ping = traffic::ping(&pair.line.client, topology::addr::SERVER, 5, &[])?;
+            ensure!(ping.is_complete(), "{ping:?}");
+        }
+        Ok(())
+    })
 }
 
 /// strongSwan rekeys the child SA and the IKE SA under traffic: nothing is lost, and the old pair
 /// goes away.
 #[test]
 fn rekeying_by_strongswan_loses_nothing() -> Result<()> {
-    skip_unless_possible!("rekeying_by_strongswan_loses_nothing", strongswan::missing);
-    for (ike, esp) in [
-        ("aes256gcm16-prfsha256-x25519", "aes256gcm16-x25519"),
-        ("aes256-sha256-modp2048", "aes256-sha256"),
-    ] {
-        let pair = start(Wan::Switch, |ours, theirs| {
-            (ours.ike, ours.esp) = (ike, esp);
-            (theirs.ike, theirs.esp) = (ike, esp);
-        })?;
-        bring_up(&pair, Begins::Espada)?;
-        let old = pair.espada.connection()?;
-        std::thread::scope(|scope| -> Result<()> {
-            let pinging = scope.spawn(|| {
-                traffic::ping(
-                    &pair.line.client,
-                    topology::addr::SERVER,
-                    400,
-                    &["-i", "0.01", "-w", "8"],
-                )
-            });
-            std::thread::sleep(Duration::from_millis(500));
-            pair.strongswan.swanctl(&["--rekey", "--child", "net"])?;
-            std::thread::sleep(Duration::from_millis(1000));
-            pair.strongswan.swanctl(&["--rekey", "--ike", "net"])?;
-            let ping = pinging
-                .join()
-                .map_err(|_| anyhow::anyhow!("the pinging thread panicked"))??;
-            ensure!(
-                ping.is_complete(),
-                "{ping:?}\n{:#}\n{}\n{}",
-                pair.espada.status()?,
-                pair.espada.log(),
-                pair.strongswan.log()
-            );
-            Ok(())
-        })?;
-        let new = pair
-            .espada
-            .wait_connection("the old child SA's end", |connection| {
-                connection["children"]
-                    .as_array()
-                    .is_some_and(|list| list.len() == 1)
+    libipsec("rekeying_by_strongswan_loses_nothing", || {
+        for (ike, esp) in [
+            ("aes256gcm16-prfsha256-x25519", "aes256gcm16-x25519"),
+            ("aes256-sha256-modp2048", "aes256-sha256"),
+        ] {
+            let pair = start(Wan::Switch, |ours, theirs| {
+                (ours.ike, ours.esp) = (ike, esp);
+                (theirs.ike, theirs.esp) = (ike, esp);
             })?;
-        let spi = |connection: &serde_json::Value| child(connection)["inbound"]["spi"].clone();
-        ensure!(
-            spi(&old) != spi(&new),
-            "the child SA was not replaced: {new:#}"
-        );
-        ensure!(
-            old["ike"]["spi_initiator"] != new["ike"]["spi_initiator"],
-            "the IKE SA was not replaced: {new:#}"
-        );
-        verify_v4(&pair.line)?;
-    }
-    Ok(())
+            bring_up(&pair, Begins::Espada)?;
+            let old = pair.espada.connection()?;
+            std::thread::scope(|scope| -> Result<()> {
+                let pinging = scope.spawn(|| {
+                    traffic::ping(
+                        &pair.line.client,
+                        topology::addr::SERVER,
+                        400,
+                        &["-i", "0.01", "-w", "8"],
+                    )
+                });
+                std::thread::sleep(Duration::from_millis(500));
+                pair.strongswan.rekey_child()?;
+                std::thread::sleep(Duration::from_millis(1000));
+                pair.strongswan.swanctl(&["--rekey", "--ike", "net"])?;
+                let ping = pinging
+                    .join()
+                    .map_err(|_| anyhow::anyhow!("the pinging thread panicked"))??;
+                ensure!(
+                    ping.is_complete(),
+                    "{ping:?}\n{:#}\n{}\n{}",
+                    pair.espada.status()?,
+                    pair.espada.log(),
+                    pair.strongswan.log()
+                );
+                Ok(())
+            })?;
+            let new = pair
+                .espada
+                .wait_connection("the old child SA's end", |connection| {
+                    connection["children"]
+                        .as_array()
+                        .is_some_and(|list| list.len() == 1)
+                })?;
+            let spi = |connection: &serde_json::Value| child(connection)["inbound"]["spi"].clone();
+            ensure!(
+                spi(&old) != spi(&new),
+                "the child SA was not replaced: {new:#}"
+            );
+            ensure!(
+                old["ike"]["spi_initiator"] != new["ike"]["spi_initiator"],
+                "the IKE SA was not replaced: {new:#}"
+            );
+            verify_v4(&pair.line)?;
+        }
+        Ok(())
+    })
 }
 
 /// strongSwan behind the NAT calls Espada, which sees the router's address and answers there.
 #[test]
 fn strongswan_behind_nat() -> Result<()> {
-    skip_unless_possible!("strongswan_behind_nat", strongswan::missing);
-    let pair = start_swapped()?;
-    let recording = pair.line.capture(&pair.work, "")?;
-    bring_up(&pair, Begins::StrongSwan)?;
-    verify_v4(&pair.line)?;
-    ensure_nothing_clear(&topology::finish(recording)?)?;
-    let connection = pair.espada.connection()?;
-    ensure!(connection["ike"]["nat"]["remote"] == true, "{connection:#}");
-    let remote = connection["ike"]["remote"].as_str().unwrap_or_default();
-    ensure!(
-        remote.starts_with(topology::addr::WAN_A) && !remote.ends_with(":4500"),
-        "Espada sees strongSwan at {remote}"
-    );
-    end(&pair, Begins::StrongSwan)
+    libipsec("strongswan_behind_nat", || {
+        let pair = start_swapped()?;
+        let recording = pair.line.capture(&pair.work, "")?;
+        bring_up(&pair, Begins::StrongSwan)?;
+        verify_v4(&pair.line)?;
+        ensure_nothing_clear(&topology::finish(recording)?)?;
+        let connection = pair.espada.connection()?;
+        ensure!(connection["ike"]["nat"]["remote"] == true, "{connection:#}");
+        let remote = connection["ike"]["remote"].as_str().unwrap_or_default();
+        ensure!(
+            remote.starts_with(topology::addr::WAN_A) && !remote.ends_with(":4500"),
+            "Espada sees strongSwan at {remote}"
+        );
+        end(&pair, Begins::StrongSwan)
+    })
 }

@@ -2,13 +2,15 @@
 
 mod agree;
 mod kernel;
+mod pairs;
 mod refuse;
 
 use anyhow::Result;
 use espada_tests::espada::{Config, Espada, PSK};
+use espada_tests::peer::Connection;
 use espada_tests::process::WorkDir;
 use espada_tests::scenario::{self, ID_A, ID_B};
-use espada_tests::strongswan::{Carrier, Connection, StrongSwan};
+use espada_tests::strongswan::{Kind, StrongSwan};
 use espada_tests::topology::{Line, Wan, addr};
 
 /// Espada and strongSwan, running. Fields are dropped in this order.
@@ -39,10 +41,10 @@ fn start(
         local_ts: addr::LAN_B,
         remote_ts: addr::LAN_A,
         psk: PSK,
-        carrier: Carrier::Libipsec,
+        extra: "",
     };
     change(&mut ours, &mut theirs);
-    let strongswan = StrongSwan::start(&line.gw_b, &work, &theirs, false)?;
+    let strongswan = StrongSwan::start(&line.gw_b, &work, &theirs, Kind::Libipsec, false)?;
     let espada = Espada::start(&line.gw_a, &work, &ours, false)?;
     Ok(Pair {
         espada,
@@ -69,10 +71,10 @@ fn start_swapped() -> Result<Pair> {
         local_ts: addr::LAN_A,
         remote_ts: addr::LAN_B,
         psk: PSK,
-        carrier: Carrier::Libipsec,
+        extra: "",
     };
     let espada = Espada::start(&line.gw_b, &work, &ours, false)?;
-    let strongswan = StrongSwan::start(&line.gw_a, &work, &theirs, false)?;
+    let strongswan = StrongSwan::start(&line.gw_a, &work, &theirs, Kind::Libipsec, false)?;
     Ok(Pair {
         espada,
         strongswan,

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use espada_tests::espada::{CONNECTION, Config};
-use espada_tests::strongswan::Connection;
+use espada_tests::peer::{Connection, Peer as _};
 use espada_tests::topology::Wan;
 use espada_tests::{skip_unless_possible, strongswan};
 use serde_json::Value;

@@ -1,6 +1,7 @@
 //! The tier that needs other kernels: the eBPF programs under each kernel's verifier, the XFRM
-//! engine, and strongSwan with the kernel's own ESP as the peer.
+//! engine, and peers with the kernel's own ESP.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -17,34 +18,63 @@ use crate::vm::{self, Kernel};
 /// Software emulation is slow; a run that takes longer than this hangs.
 const TIMEOUT: Duration = Duration::from_secs(900);
 
-/// What runs under a kernel, as filters of the test runner.
-struct Selection {
-    /// Of the data plane's tests, one at a time: they share the BPF file system. The programs under the
-    /// verifier, and that what is probed can be used.
-    front_end: &'static str,
-    /// Of the data plane's tests, side by side.
-    xfrm: &'static str,
-    /// Of the interop tests.
-    interop: &'static str,
-}
+/// Of the data plane's tests, under each kernel: the programs under the verifier, that what is probed
+/// can be used, and what the XFRM engine makes of states and policies.
+const DATAPLANE_SELECTION: &str = "frontend::tests features::tests device::tests xfrm::tests";
 
-/// The oldest kernel gets every case of kernel ESP with strongSwan, the others one per kind: they
-/// differ in the verifier more than in ESP. What the XFRM engine makes of states and policies
-/// differs from kernel to kernel, so that runs under each.
-fn selection(kernel: &str) -> Selection {
-    Selection {
-        front_end: "frontend::tests features::tests device::tests",
-        xfrm: "xfrm::tests",
-        interop: if kernel == "6.1" {
-            "kernel::"
-        } else {
-            "kernel::kernel_aes_gcm"
-        },
+/// Interop cases under each kernel but for those with OpenIKED, as filters of the test runner. The
+/// oldest kernel gets every case of the userspace and eBPF engines, and of the kernel's own ESP at
+/// both ends every suite once; the others get one case per peer and engine: they differ in the
+/// verifier more than in ESP.
+fn interop_selection(kernel: &str) -> &'static [&'static str] {
+    if kernel == "6.1" {
+        &[
+            "::userspace",
+            "::ebpf",
+            "strongswan::five::",
+            "::native_gcm::xfrm",
+            "::native_gcm_begins::xfrm",
+            "::transport::",
+            "pairs::",
+        ]
+    } else {
+        &[
+            "::native_gcm::userspace",
+            "::native_gcm::xfrm",
+            "::native_chacha20::ebpf",
+            "pairs::chacha20::ebpf_ebpf",
+            "pairs::chacha20::xfrm_userspace",
+        ]
     }
 }
 
+/// Cases with OpenIKED under each kernel.
+fn openiked_selection(kernel: &str) -> &'static [&'static str] {
+    if kernel == "6.1" {
+        &["openiked::"]
+    } else {
+        &["openiked::native_cbc::"]
+    }
+}
+
+/// What OpenIKED's cases need of the kernel is loaded, then modules are no longer looked for:
+/// iked registers with PF_KEY, and PF_KEY probes every algorithm that Linux ever had. Each that a
+/// kernel is built without costs two runs of modprobe, together up to half a minute each time.
+const NO_MORE_MODULES: &str = "
+modprobe af_key
+spi=4096
+for hash in sha1 sha384 sha512; do
+    spi=$((spi + 1))
+    ip xfrm state add src 192.0.2.1 dst 192.0.2.2 proto esp spi $spi mode tunnel \\
+        enc 'cbc(aes)' 0x00112233445566778899001122334455 \\
+        auth-trunc \"hmac($hash)\" 0x00112233445566778899 96
+done
+ip xfrm state flush
+echo > /proc/sys/kernel/modprobe";
+
 /// Runs the tier under every kernel. What cannot run is in the outcome as skipped, with why.
-pub fn run(espada: &Path) -> Result<Vec<Outcome>> {
+/// `peers` is what the tests are told of the peers' folder.
+pub fn run(espada: &Path, peers: Option<&(&'static str, OsString)>) -> Result<Vec<Outcome>> {
     let programs = TestPrograms::build()?;
     Ok(vm::names()
         .map(|name| {
@@ -52,7 +82,10 @@ pub fn run(espada: &Path) -> Result<Vec<Outcome>> {
             let started = Instant::now();
             let mut tally = Tally::default();
             let success = match Kernel::fetch(name) {
-                Ok(kernel) => under(&kernel, name, espada, &programs, &mut tally),
+                Ok(kernel) => {
+                    let command = command(name, espada, peers, &programs);
+                    under(&kernel, name, &command, &mut tally)
+                }
                 Err(error) => {
                     tally.skips.push(format!("Linux {name}: {error:#}"));
                     true
@@ -60,6 +93,7 @@ pub fn run(espada: &Path) -> Result<Vec<Outcome>> {
             };
             Outcome {
                 title: format!("Linux {name} in a virtual machine"),
+                kernel: name,
                 tally,
                 success,
                 took: started.elapsed(),
@@ -68,29 +102,38 @@ pub fn run(espada: &Path) -> Result<Vec<Outcome>> {
         .collect())
 }
 
-fn under(
-    kernel: &Kernel,
-    name: &str,
+/// The shell command that runs the tests in a virtual machine.
+fn command(
+    kernel: &str,
     espada: &Path,
+    peers: Option<&(&'static str, OsString)>,
     programs: &TestPrograms,
-    tally: &mut Tally,
-) -> bool {
-    let Selection {
-        front_end,
-        xfrm,
-        interop,
-    } = selection(name);
-    let command = format!(
-        "export ESPADA_BIN='{}' NO_COLOR=1 RUST_BACKTRACE=0
-'{}' --color=never --test-threads=1 {front_end}; failed=$?
-'{}' --color=never --test-threads=2 {xfrm}; failed=$((failed | $?))
-'{}' --color=never --test-threads=2 {interop}; exit $((failed | $?))",
-        espada.display(),
-        programs.dataplane.display(),
-        programs.dataplane.display(),
-        programs.interop.display(),
-    );
-    let result = kernel.run(&command, TIMEOUT, |line| {
+) -> String {
+    let mut variables = vec![format!("ESPADA_BIN={}", quoted(&espada.to_string_lossy()))];
+    if let Some((name, value)) = peers {
+        variables.push(format!("{name}={}", quoted(&value.to_string_lossy())));
+    }
+    format!(
+        "export NO_COLOR=1 RUST_BACKTRACE=0 {variables}
+{dataplane} --color=never --test-threads=2 {DATAPLANE_SELECTION}; result=$?
+{interop} --color=never --test-threads=2 --skip openiked:: {peers}; result=$((result | $?))
+{NO_MORE_MODULES}
+{interop} --color=never --test-threads=2 {openiked}; exit $((result | $?))",
+        variables = variables.join(" "),
+        dataplane = quoted(&programs.dataplane.to_string_lossy()),
+        interop = quoted(&programs.interop.to_string_lossy()),
+        peers = interop_selection(kernel).join(" "),
+        openiked = openiked_selection(kernel).join(" "),
+    )
+}
+
+/// A word for the shell, whatever is in it.
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "'\\''"))
+}
+
+fn under(kernel: &Kernel, name: &str, command: &str, tally: &mut Tally) -> bool {
+    let result = kernel.run(command, TIMEOUT, |line| {
         say(line);
         tally.read(line);
     });

@@ -3,6 +3,7 @@
 
 mod attach;
 mod verdicts;
+mod verifier;
 
 use std::io::Write;
 use std::net::IpAddr;

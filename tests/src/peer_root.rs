@@ -1,0 +1,79 @@
+//! The folder with peers of a newer Debian release that `cargo xtask setup` unpacks, and running
+//! programs in it.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::netns::Netns;
+
+/// Environment variable with the folder's place.
+pub const PLACE: &str = "ESPADA_PEERS";
+/// Environment variable with the reason why there is no such folder.
+pub const REASON: &str = "ESPADA_PEERS_MISSING";
+
+/// The folder: what `$ESPADA_PEERS` names, else where `cargo xtask setup` puts it.
+pub fn place() -> PathBuf {
+    match std::env::var_os(PLACE) {
+        Some(place) => PathBuf::from(place),
+        None => Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../target/peers/trixie")
+            .components()
+            .collect(),
+    }
+}
+
+/// Why a program of the folder cannot run here, if it cannot.
+pub fn missing(program: &str) -> Option<String> {
+    let place = place();
+    if place.join(program.trim_start_matches('/')).is_file() {
+        return None;
+    }
+    let reason = std::env::var(REASON).unwrap_or_else(|_| "run `cargo xtask setup`".to_owned());
+    Some(format!("no {program} in {}: {reason}", place.display()))
+}
+
+/// The command line that becomes a program of the folder, in a gateway's namespace. It sees
+/// `files` under the same name as we do, the machine's devices and processes, and a /run and /tmp
+/// of its own.
+pub fn argv(netns: &Netns, files: &Path, program: &[&str]) -> Result<Vec<String>> {
+    let root = place();
+    let root = root.to_str().context("the peers' folder in UTF-8")?;
+    let files = files.to_str().context("a path in UTF-8")?;
+    // The mounts are in a namespace of their own and end with the program.
+    let script = format!(
+        "set -e
+for dir in run tmp; do mount -t tmpfs tmpfs '{root}/'$dir; done
+mkdir -p '{root}/run/lock' '{root}{files}'
+mount --bind '{files}' '{root}{files}'
+for dir in proc sys dev; do mount --rbind /$dir '{root}/'$dir; done
+exec chroot '{root}' \"$@\""
+    );
+    let mut argv = vec![
+        "unshare",
+        "--mount",
+        "--propagation",
+        "private",
+        "sh",
+        "-c",
+        &script,
+        "sh",
+    ];
+    argv.extend_from_slice(program);
+    netns.argv(&argv)
+}
+
+/// The command line that runs a program beside one that `argv` started.
+pub fn beside(pid: u32, program: &[&str]) -> Vec<String> {
+    let mut argv = vec![
+        "nsenter".to_owned(),
+        format!("--target={pid}"),
+        "--mount".to_owned(),
+        "--net".to_owned(),
+        "--root".to_owned(),
+        "--wd".to_owned(),
+        "--".to_owned(),
+    ];
+    argv.extend(program.iter().map(|&word| word.to_owned()));
+    argv
+}

@@ -1,0 +1,111 @@
+//! Espada at both ends, every engine with every engine.
+
+use anyhow::{Context, Result, ensure};
+use espada_tests::espada::Espada;
+use espada_tests::matrix::{self, Outcome};
+use espada_tests::peer;
+use espada_tests::scenario::{Gateways, child, count, ensure_nothing_clear};
+use espada_tests::topology::Wan;
+
+use super::kernel::lacks;
+
+fn pair(
+    engines: [&'static str; 2],
+    name: &str,
+    ike: &'static str,
+    esp: &'static str,
+) -> Result<()> {
+    let [begins, waits] = engines;
+    matrix::case(begins, "espada", &format!("{name}-{waits}"), "", || {
+        let reason = engines.iter().find_map(|engine| {
+            matrix::refused(engine, "")
+                .or_else(|| lacks(engine, esp))
+                .or_else(|| (*engine == "xfrm").then(peer::missing_kernel_esp).flatten())
+        });
+        if let Some(reason) = reason {
+            return Ok(Outcome::Skipped(reason));
+        }
+        let gateways = Gateways::start(Wan::Switch, |a, b| {
+            for (config, engine) in [(a, begins), (b, waits)] {
+                (config.ike, config.esp) = (ike, esp);
+                config.global = matrix::engine_setting(engine);
+            }
+        })?;
+        carry(&gateways, engines).with_context(|| {
+            format!(
+                "A, {begins}:\n{}\nB, {waits}:\n{}",
+                gateways.a.log(),
+                gateways.b.log()
+            )
+        })?;
+        Ok(Outcome::Passed)
+    })
+}
+
+fn carry(gateways: &Gateways, engines: [&str; 2]) -> Result<()> {
+    let packets = gateways.record(|| {
+        gateways.up()?;
+        gateways.verify_traffic()
+    })?;
+    ensure_nothing_clear(&packets)?;
+    for (gateway, engine) in [(&gateways.a, engines[0]), (&gateways.b, engines[1])] {
+        carried(gateway, engine)?;
+    }
+    Ok(())
+}
+
+/// The tunnel's child SA is of this engine and dropped nothing.
+fn carried(gateway: &Espada, engine: &str) -> Result<()> {
+    let status = gateway.status()?;
+    let connection = gateway.connection()?;
+    let child = child(&connection);
+    let carrier = child["engine"].as_str().or(status["engine"].as_str());
+    ensure!(
+        carrier == Some(engine),
+        "not carried by {engine}: {status:#}"
+    );
+    for direction in ["inbound", "outbound"] {
+        ensure!(count(&child[direction]["packets"]) > 40, "{child:#}");
+        ensure!(
+            child[direction]["drops"]
+                .as_object()
+                .is_none_or(serde_json::Map::is_empty),
+            "{child:#}"
+        );
+    }
+    Ok(())
+}
+
+macro_rules! pairs {
+    ($($name:ident: $ike:literal, $esp:literal, [$($test:ident: $begins:ident $waits:ident),*];)*) => {$(
+        mod $name {
+            $(#[test]
+            fn $test() -> anyhow::Result<()> {
+                super::pair(
+                    [stringify!($begins), stringify!($waits)],
+                    stringify!($name),
+                    $ike,
+                    $esp,
+                )
+            })*
+        }
+    )*};
+}
+
+pairs! {
+    gcm: "aes256gcm16-prfsha256-x25519", "aes256gcm16", [
+        userspace_userspace: userspace userspace,
+        userspace_xfrm: userspace xfrm,
+        xfrm_userspace: xfrm userspace,
+        xfrm_xfrm: xfrm xfrm
+    ];
+    chacha20: "chacha20poly1305-prfsha256-x25519", "chacha20poly1305-esn", [
+        userspace_userspace: userspace userspace,
+        userspace_ebpf: userspace ebpf,
+        ebpf_userspace: ebpf userspace,
+        ebpf_ebpf: ebpf ebpf,
+        ebpf_xfrm: ebpf xfrm,
+        xfrm_ebpf: xfrm ebpf,
+        xfrm_userspace: xfrm userspace
+    ];
+}

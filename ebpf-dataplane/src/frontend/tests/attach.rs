@@ -236,6 +236,9 @@ fn bpf_programs_pass_the_verifier_unattached() {
     assert_eq!(
         names,
         [
+            "espada_esp_in",
+            "espada_esp_neigh",
+            "espada_esp_out",
             "espada_tc_in",
             "espada_tc_ip_in",
             "espada_tc_ip_out",
@@ -244,7 +247,13 @@ fn bpf_programs_pass_the_verifier_unattached() {
         ]
     );
     for program in &verified {
-        assert!(program.instructions.is_none_or(|count| count > 100));
+        // The smallest only looks for a word and hands the packet on.
+        let least = if program.name == "espada_esp_neigh" {
+            10
+        } else {
+            100
+        };
+        assert!(program.instructions.is_none_or(|count| count > least));
     }
 }
 

@@ -16,7 +16,7 @@ use crate::process::{self, say};
 use crate::vm::{self, Kernel};
 
 /// Software emulation is slow; a run that takes longer than this hangs.
-const TIMEOUT: Duration = Duration::from_secs(900);
+const TIMEOUT: Duration = Duration::from_secs(1500);
 
 /// Of the data plane's tests, under each kernel: the programs under the verifier, that what is probed
 /// can be used, and what the XFRM engine makes of states and policies, against itself and against the

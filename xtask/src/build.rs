@@ -1,7 +1,10 @@
 //! `cargo xtask build`: the eBPF object from its sources, then the espada binary.
 
+use std::ffi::OsString;
 use std::fs;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use espada_tests::cmd::cargo;
@@ -139,7 +142,7 @@ fn check() -> Result<()> {
 /// Compiles the object and returns its octets.
 fn compile(toolchain: &Toolchain) -> Result<Vec<u8>> {
     let root = process::root();
-    let target = process::target_dir().join("ebpf");
+    let target = process::target_dir().join("bpf");
     let mut flags: Vec<String> = sources::RUSTFLAGS
         .iter()
         .map(|flag| (*flag).to_owned())
@@ -173,6 +176,8 @@ fn compile(toolchain: &Toolchain) -> Result<Vec<u8>> {
             // the target bpfel-unknown-none, which is shipped without a built library.
             .env("RUSTC_BOOTSTRAP", "1")
             .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
+            .env("RUSTC_WRAPPER", std::env::current_exe()?)
+            .env(WRAPPER_MARK, "1")
             .env(
                 "CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER",
                 &toolchain.bpf_linker,
@@ -184,6 +189,36 @@ fn compile(toolchain: &Toolchain) -> Result<Vec<u8>> {
         fs::read(&object).with_context(|| format!("the build left no {}", object.display()))?;
     strip(&linked).with_context(|| format!("cannot strip {}", object.display()))
 }
+
+/// Set for the compilers of the object, which are started through this program.
+const WRAPPER_MARK: &str = "ESPADA_XTASK_WRAPS_RUSTC";
+
+/// Plays the compiler (`PROGRAM RUSTC ARGUMENTS…`) where `compile` started this program as one;
+/// none where it is `cargo xtask`.
+///
+/// Cargo hashes the absolute folder of a package outside its workspace, as espada-common is for
+/// the programs, into the names of its functions, and those names are in the object. Espada's
+/// own crates get a constant in place of that hash: the same names wherever the tree lies.
+pub fn as_compiler() -> Option<Result<()>> {
+    std::env::var_os(WRAPPER_MARK)?;
+    let mut args: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let own = args
+        .windows(2)
+        .any(|pair| pair[0] == "--crate-name" && OWN_CRATES.iter().any(|name| pair[1] == *name));
+    if own {
+        for arg in &mut args {
+            if arg.as_encoded_bytes().starts_with(b"metadata=") {
+                *arg = "metadata=espada".into();
+            }
+        }
+    }
+    let mut args = args.into_iter();
+    let rustc = args.next()?;
+    let error = Command::new(&rustc).args(args).exec();
+    Some(Err(error).with_context(|| format!("cannot run `{}`", rustc.display())))
+}
+
+const OWN_CRATES: [&str; 2] = ["espada_common", "espada_ebpf"];
 
 fn cargo_home() -> PathBuf {
     match std::env::var_os("CARGO_HOME") {

@@ -70,7 +70,7 @@ fn openiked_selection(kernel: &str) -> &'static [&'static str] {
 /// iked registers with PF_KEY, and PF_KEY probes every algorithm that Linux ever had. Each that a
 /// kernel is built without costs two runs of modprobe, together up to half a minute each time.
 const NO_MORE_MODULES: &str = "
-modprobe af_key
+modprobe -a af_key nft_chain_nat nft_masq
 spi=4096
 for hash in sha1 sha384 sha512; do
     spi=$((spi + 1))

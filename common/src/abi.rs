@@ -9,7 +9,7 @@ use crate::wire::Address;
 
 /// Version of everything in this module; the loader refuses pinned maps of another version, and
 /// the programs pass every packet untouched while the configuration states another.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// Most SAs of each direction that the front end can know.
 pub const MAX_SAS: u32 = 65_536;

@@ -6,6 +6,7 @@
 pub mod abi;
 pub mod chacha20;
 pub mod drops;
+pub mod keystream;
 pub mod poly1305;
 pub mod replay;
 #[cfg(feature = "std")]

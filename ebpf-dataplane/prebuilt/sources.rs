@@ -14,11 +14,12 @@ pub const RUSTFLAGS: [&str; 4] = [
 ];
 
 /// Files and folders that end up in the object, from the root of the tree.
-pub const SOURCES: [&str; 12] = [
+pub const SOURCES: [&str; 13] = [
     "common/src/abi",
     "common/src/abi.rs",
     "common/src/chacha20.rs",
     "common/src/drops.rs",
+    "common/src/keystream.rs",
     "common/src/poly1305.rs",
     "common/src/replay.rs",
     "common/src/shared_window.rs",

@@ -9,6 +9,7 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::drops::DropReason;
+use crate::keystream;
 use crate::shared_window;
 use crate::wire::Address;
 
@@ -26,6 +27,15 @@ pub const MAX_NAME: usize = 64;
 
 /// Octets of the ring of events.
 pub const EVENT_RING: u32 = 1 << 16;
+
+/// Pairs at most that have keystream prepared ahead.
+pub const MAX_RINGS: u32 = 8;
+
+/// The control side is woken whenever so many packets of a direction had keystream prepared for them.
+pub const WAKE_EVERY: u64 = keystream::SLOTS as u64 / 4;
+
+/// Octets of the ring of `espada_esp_wake`.
+pub const WAKE_RING: u32 = 1 << 12;
 
 /// Octets of state that one entry of `espada_keep` holds.
 pub const MAX_KEPT: usize = 16_376;
@@ -83,6 +93,8 @@ pub struct EspCounters {
     pub bytes: u64,
     /// CLOCK_BOOTTIME of the last one, ns; 0 before the first.
     pub last_used_ns: u64,
+    /// Of the packets carried, those whose keystream was prepared ahead.
+    pub prepared: u64,
     /// Packets dropped, by `DropReason` number.
     pub drops: [u64; DropReason::COUNT],
 }
@@ -114,7 +126,7 @@ pub struct EspInEntry {
     /// The replay window.
     pub window: [u64; shared_window::WORDS],
 }
-const _: () = assert!(size_of::<EspInEntry>() == 2_576);
+const _: () = assert!(size_of::<EspInEntry>() == 2_584);
 
 /// Value of `espada_esp_saout` (hash by handle, BPF_F_NO_PREALLOC): an outbound SA.
 #[repr(C)]
@@ -139,7 +151,7 @@ pub struct EspOutEntry {
     /// What was carried.
     pub counters: EspCounters,
 }
-const _: () = assert!(size_of::<EspOutEntry>() == 272);
+const _: () = assert!(size_of::<EspOutEntry>() == 280);
 
 /// `flags` of an SA: extended sequence numbers.
 pub const ESP_ESN: u32 = 1;
@@ -171,17 +183,45 @@ pub struct PairEntry {
     pub spi_in_be: u32,
     /// SPI of the outbound SA.
     pub spi_out_be: u32,
+    /// Which ring of `espada_esp_ahead` is the pair's, from 1 on; 0 for none.
+    pub ring: u32,
+    /// Zero.
+    pub padding: u32,
     /// Name of the pair for the control side.
     pub id: u64,
     /// Name of the connection, filled up with zeros.
     pub connection: [u8; MAX_NAME],
 }
-const _: () = assert!(size_of::<PairEntry>() == 136);
+const _: () = assert!(size_of::<PairEntry>() == 144);
 
 /// `flags` of a pair: ESP in UDP.
 pub const PAIR_UDP: u32 = 1;
 /// `flags` of a pair: outer IPv6.
 pub const PAIR_V6: u32 = 2;
+
+/// Value of `espada_esp_ahead` (array, BPF_F_MMAPABLE): keystream for one packet, prepared ahead. Each
+/// ring has [`keystream::SLOTS`] for the packets sent, then as many for the packets received.
+#[repr(C)]
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct KeystreamSlot {
+    /// One of [`keystream::state`].
+    pub state: u64,
+    /// IV of the packet.
+    pub iv: u64,
+    /// Handle of its pair.
+    pub handle: u32,
+    /// How many blocks there are.
+    pub blocks: u32,
+    /// The blocks, from number 0 on.
+    pub keystream: [[u32; 16]; keystream::BLOCKS],
+}
+const _: () = assert!(size_of::<KeystreamSlot>() == keystream::WORDS * 8);
+
+/// Where the first slot of a pair's ring is, for packets sent or received.
+#[inline(always)]
+pub const fn first_slot(ring: u32, inbound: bool) -> u32 {
+    (ring.wrapping_sub(1) * 2 + inbound as u32) * keystream::SLOTS
+}
 
 /// Value of `espada_esp_flows` (array, BPF_F_MMAPABLE): what the SPD tries lead to. The pair that
 /// sends is one aligned word: a rekey is one store.
@@ -252,6 +292,23 @@ pub const EVENT_MOVED: u32 = 2;
 /// Sequence numbers run low.
 pub const EVENT_SEQ_LOW: u32 = 3;
 
+/// A record of the ring `espada_esp_wake`: more keystream is wanted.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct AheadWake {
+    /// Sequence number of the packet that asks.
+    pub seq: u64,
+    /// Handle of its pair.
+    pub handle: u32,
+    /// 1: it was received.
+    pub inbound: u32,
+    /// 1: keystream was there for it.
+    pub prepared: u32,
+    /// Octets of its ciphertext.
+    pub encrypted: u32,
+}
+const _: () = assert!(size_of::<AheadWake>() == 24);
+
 /// Value of `espada_keep` (hash by u64, BPF_F_NO_PREALLOC): what the control side wants a successor
 /// to find. The programs do not look at it.
 #[repr(C)]
@@ -290,6 +347,10 @@ pub mod maps {
     pub const DEVICES: &str = "espada_esp_devs";
     /// Program array: [`super::TAIL_IN`].
     pub const PROGRAMS: &str = "espada_esp_progs";
+    /// Array (BPF_F_MMAPABLE): [`super::KeystreamSlot`].
+    pub const AHEAD: &str = "espada_esp_ahead";
+    /// Ring of [`super::AheadWake`].
+    pub const WAKE: &str = "espada_esp_wake";
     /// Hash: u64 to [`super::KeptState`].
     pub const KEEP: &str = "espada_keep";
 }

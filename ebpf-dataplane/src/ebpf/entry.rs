@@ -63,7 +63,7 @@ fn ranges(selectors: &[TrafficSelector]) -> [Range; MAX_SELECTORS] {
 
 /// The inbound entry of a pair.
 pub fn inbound(sa: &ChildSa, handle: u32) -> Option<Wiped<EspInEntry>> {
-    Some(Wiped(Box::new(EspInEntry {
+    Some(Wiped::new(EspInEntry {
         spi_be: sa.inbound.spi.to_be(),
         handle,
         key: key(&sa.inbound)?,
@@ -75,7 +75,7 @@ pub fn inbound(sa: &ChildSa, handle: u32) -> Option<Wiped<EspInEntry>> {
         selectors: [sa.local_ts.len() as u32, sa.remote_ts.len() as u32],
         counters: EspCounters::default(),
         window: [0; shared_window::WORDS],
-    })))
+    }))
 }
 
 /// The outbound entry of a pair.
@@ -87,7 +87,7 @@ pub fn outbound(sa: &ChildSa, handle: u32) -> Option<Wiped<EspOutEntry>> {
     } else {
         u64::from(u32::MAX) - u64::from(u32::MAX) / SEQ_LOW_FRACTION
     };
-    Some(Wiped(Box::new(EspOutEntry {
+    Some(Wiped::new(EspOutEntry {
         spi_be: sa.outbound.spi.to_be(),
         handle,
         key: key(&sa.outbound)?,
@@ -97,11 +97,18 @@ pub fn outbound(sa: &ChildSa, handle: u32) -> Option<Wiped<EspOutEntry>> {
         seq: 0,
         seq_low,
         counters: EspCounters::default(),
-    })))
+    }))
 }
 
 /// An entry whose octets are wiped when it is dropped.
 pub struct Wiped<T: IntoBytes + FromBytes>(Box<T>);
+
+impl<T: IntoBytes + FromBytes> Wiped<T> {
+    /// Has an entry wiped.
+    pub fn new(entry: T) -> Self {
+        Self(Box::new(entry))
+    }
+}
 
 impl<T: IntoBytes + FromBytes> std::ops::Deref for Wiped<T> {
     type Target = T;

@@ -12,6 +12,7 @@ use espada_common::drops::DropReason;
 use zerocopy::{FromZeros, IntoBytes, transmute, transmute_ref};
 use zeroize::{Zeroize, Zeroizing};
 
+use super::entry::Wiped;
 use super::syscall;
 use crate::backend::KeptStates;
 use crate::frontend::maps::{Octets, failed, gone, raw, typed};
@@ -30,18 +31,26 @@ pub(super) struct Maps {
     pub(super) flows: MapData,
     pub(super) spd: Tries,
     pub(super) events: Option<RingBuf<MapData>>,
+    pub(super) ahead: MapData,
+    pub(super) wakes: Option<RingBuf<MapData>>,
     /// Something was deleted that a program may still be reading.
     deleted: bool,
 }
 
+fn array(ebpf: &mut Ebpf, name: &'static str) -> Result<MapData, FrontEndError> {
+    match raw(ebpf, name)? {
+        Map::Array(map) => Ok(map),
+        _ => Err(FrontEndError::Map {
+            map: name,
+            reason: "is no array".to_owned(),
+        }),
+    }
+}
+
 impl Maps {
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, FrontEndError> {
-        let Map::Array(flows) = raw(ebpf, maps::FLOWS)? else {
-            return Err(FrontEndError::Map {
-                map: maps::FLOWS,
-                reason: "is no array".to_owned(),
-            });
-        };
+        let flows = array(ebpf, maps::FLOWS)?;
+        let ahead = array(ebpf, maps::AHEAD)?;
         Ok(Self {
             config: typed(ebpf, maps::CONFIG)?,
             inbound: typed(ebpf, maps::IN)?,
@@ -54,6 +63,8 @@ impl Maps {
             flows,
             spd: Tries::take(ebpf, [maps::SPD_REMOTE, maps::SPD_LOCAL])?,
             events: Some(typed(ebpf, maps::EVENTS)?),
+            ahead,
+            wakes: Some(typed(ebpf, maps::WAKE)?),
             deleted: false,
         })
     }
@@ -141,29 +152,25 @@ impl Maps {
             .map_err(failed(maps::PAIRS, "read the pairs"))
     }
 
-    /// An inbound SA, without its key.
-    pub(super) fn inbound(&self, spi_be: u32) -> Result<EspInEntry, FrontEndError> {
+    /// An inbound SA.
+    pub(super) fn inbound(&self, spi_be: u32) -> Result<Wiped<EspInEntry>, FrontEndError> {
         let key: Octets<SpiKey> = transmute!(SpiKey { spi_be });
         let octets = self
             .inbound
             .get(&key, 0)
             .map_err(failed(maps::IN, "read an SA"))?;
         let octets = Zeroizing::new(octets);
-        let mut entry: EspInEntry = transmute!(*octets);
-        entry.key.words.zeroize();
-        Ok(entry)
+        Ok(Wiped::new(transmute!(*octets)))
     }
 
-    /// An outbound SA, without its key.
-    pub(super) fn outbound(&self, handle: u32) -> Result<EspOutEntry, FrontEndError> {
+    /// An outbound SA.
+    pub(super) fn outbound(&self, handle: u32) -> Result<Wiped<EspOutEntry>, FrontEndError> {
         let octets = self
             .outbound
             .get(&handle, 0)
             .map_err(failed(maps::OUT, "read an SA"))?;
         let octets = Zeroizing::new(octets);
-        let mut entry: EspOutEntry = transmute!(*octets);
-        entry.key.words.zeroize();
-        Ok(entry)
+        Ok(Wiped::new(transmute!(*octets)))
     }
 
     /// Drops that belong to no SA: inbound, outbound.

@@ -1,6 +1,7 @@
 //! The eBPF engine: ESP wholly in XDP programs (`ebpf/src/esp`), keys in BPF maps, no packet through
 //! userspace. What it carries goes on when this process is killed, and a later one takes it over.
 
+mod ahead;
 mod entry;
 mod events;
 mod flows;
@@ -34,6 +35,7 @@ use crate::frontend::policy::{compile, is_whole, pairs_of};
 use crate::netlink::Netlink;
 use crate::plane::{Pair, SharedFrontEnd, lock_front_end};
 
+use ahead::Ahead;
 use events::{EventReader, Names};
 use flows::{Flows, Selectors};
 use maps::Maps;
@@ -79,6 +81,7 @@ pub struct EbpfEngine {
     netlink: Netlink,
     front_end: SharedFrontEnd,
     maps: Maps,
+    ahead: Ahead,
     flows: Flows,
     pairs: BTreeMap<ChildSaId, Known>,
     next_handle: u32,
@@ -171,12 +174,17 @@ impl EbpfEngine {
             return Err(unsupported("has no ring of events"));
         };
         let events = EventReader::start(ring, Arc::clone(&names), config.sink)?;
+        let Some(wakes) = maps.wakes.take() else {
+            return Err(unsupported("has no ring of wake-ups"));
+        };
+        let ahead = Ahead::start(&maps.ahead, wakes)?;
         let mut this = Self {
             device,
             drivers,
             netlink,
             front_end,
             maps,
+            ahead,
             flows,
             pairs: BTreeMap::new(),
             next_handle: 1,
@@ -201,11 +209,18 @@ impl EbpfEngine {
             self.next_handle = self.next_handle.max(entry.handle.saturating_add(1));
             let inbound = self.maps.inbound(entry.spi_in_be);
             let outbound = self.maps.outbound(entry.handle);
-            let (Ok(inbound), Ok(_)) = (inbound, outbound) else {
+            let (Ok(inbound), Ok(outbound)) = (inbound, outbound) else {
                 // Half a pair: its installation or removal was cut short.
                 self.maps.remove(&entry)?;
                 continue;
             };
+            let [newest, ..] = inbound.window;
+            self.ahead.add(
+                entry.ring,
+                entry.handle,
+                [&outbound.key, &inbound.key],
+                [outbound.seq, newest],
+            );
             let selectors = selectors_of(&entry, &inbound);
             if let Some(number) = sending.get(&entry.handle) {
                 self.flows.adopt(selectors.clone(), *number, entry.handle);
@@ -293,11 +308,15 @@ impl EbpfEngine {
             slot: self.slot(&sa.path, sa.outbound.spi),
             spi_in_be: sa.inbound.spi.to_be(),
             spi_out_be: sa.outbound.spi.to_be(),
+            ring: self.ahead.free(),
+            padding: 0,
             id: sa.id.0,
             connection: entry::name(&sa.connection),
         };
         entry::set_path(&mut pair, &sa.path);
         self.set_way(&mut pair, sa.suite.esn);
+        self.ahead
+            .add(pair.ring, handle, [&outbound.key, &inbound.key], [0, 0]);
         // Inbound first: when the peer sees our first packet it may answer at once.
         let inserted = self
             .maps
@@ -306,6 +325,7 @@ impl EbpfEngine {
             .and_then(|()| self.maps.insert_out(&outbound));
         if let Err(error) = inserted {
             let _ = self.maps.remove(&pair);
+            self.ahead.remove(handle);
             return Err(map_error(error));
         }
         let selectors = Selectors {
@@ -350,7 +370,9 @@ impl EbpfEngine {
         self.spread()?;
         // A program that has just read the old handle finds its SA yet.
         self.maps.settle();
-        self.maps.remove(&known.entry).map_err(map_error)
+        let removed = self.maps.remove(&known.entry).map_err(map_error);
+        self.ahead.remove(known.entry.handle);
+        removed
     }
 
     fn move_path(&mut self, id: ChildSaId, path: &Path) -> Result<(), BackendError> {
@@ -573,6 +595,7 @@ impl Engine for EbpfEngine {
     fn shut_down(&mut self) {
         if let Some(mut events) = self.events.take() {
             events.stop();
+            self.ahead.stop();
             for known in self.pairs.values() {
                 if let Err(error) = self.maps.remove(&known.entry) {
                     tracing::warn!(%error, "an SA stays in the maps");

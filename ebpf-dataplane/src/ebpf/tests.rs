@@ -1,6 +1,8 @@
 //! The programs run by BPF_PROG_TEST_RUN against the userspace engine: the same octets, whatever the
 //! length. Without the rights for it each test says so and does nothing.
 
+mod ahead;
+
 use std::io::Write;
 
 use aya::programs::{TestRun, TestRunOptions, Xdp};
@@ -28,14 +30,21 @@ const REDIRECT: u32 = 4;
 struct Bench {
     front_end: FrontEnd,
     maps: Maps,
+    ahead: Ahead,
     pair: PairEntry,
 }
 
 impl Bench {
     fn new(test: &str, sa: &ChildSa) -> Option<Self> {
+        Self::with(test, sa, false)
+    }
+
+    /// Perhaps with keystream prepared ahead.
+    fn with(test: &str, sa: &ChildSa, keystream_ahead: bool) -> Option<Self> {
         let options = Options {
             drop_unknown_spi: true,
             engine: true,
+            keystream_ahead,
             ..Options::default()
         };
         let mut front_end = match FrontEnd::attach(&options) {
@@ -65,6 +74,7 @@ impl Bench {
             .add_sa(sa.inbound.spi, local, Steering::Decrypt)
             .unwrap();
         front_end.add_out(remote, sa.outbound.spi).unwrap();
+        let ahead = Ahead::start(&maps.ahead, maps.wakes.take().unwrap()).unwrap();
         let mut pair = PairEntry {
             handle: 7,
             flags: 0,
@@ -77,15 +87,19 @@ impl Bench {
             slot: front_end.out_slot(remote, sa.outbound.spi).unwrap(),
             spi_in_be: sa.inbound.spi.to_be(),
             spi_out_be: sa.outbound.spi.to_be(),
+            ring: ahead.free(),
+            padding: 0,
             id: sa.id.0,
             connection: entry::name(&sa.connection),
         };
         entry::set_path(&mut pair, &sa.path);
         maps.insert_pair(&pair).unwrap();
-        maps.insert_in(&entry::inbound(sa, pair.handle).unwrap())
-            .unwrap();
-        maps.insert_out(&entry::outbound(sa, pair.handle).unwrap())
-            .unwrap();
+        let inbound = entry::inbound(sa, pair.handle).unwrap();
+        let outbound = entry::outbound(sa, pair.handle).unwrap();
+        let keys = [&outbound.key, &inbound.key];
+        ahead.add(pair.ring, pair.handle, keys, [0, 0]);
+        maps.insert_in(&inbound).unwrap();
+        maps.insert_out(&outbound).unwrap();
         let mut flows = Flows::new(
             std::os::fd::AsFd::as_fd(maps.flows.fd()),
             &maps.spd.values(),
@@ -106,6 +120,7 @@ impl Bench {
         Some(Self {
             front_end,
             maps,
+            ahead,
             pair,
         })
     }

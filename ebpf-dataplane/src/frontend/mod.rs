@@ -63,6 +63,8 @@ pub struct Options {
     /// Make room for the eBPF engine's SAs, and pin the links as well, so that the programs go on when
     /// this process is killed. Needs `pin_dir`.
     pub engine: bool,
+    /// Make room for keystream that the engine prepares ahead, 13 MB.
+    pub keystream_ahead: bool,
 }
 
 /// What becomes of attached programs that an earlier process left in a pin folder.
@@ -162,6 +164,9 @@ impl FrontEnd {
             for map in [esp::FLOWS, esp::IN, esp::OUT, esp::PAIRS, esp::KEEP] {
                 loader.map_max_entries(map, 1);
             }
+        }
+        if !options.engine || !options.keystream_ahead {
+            loader.map_max_entries(esp::AHEAD, 1);
         }
         let mut ebpf = loader.load(OBJECT).map_err(load_error)?;
         if let Some(pins) = &pins {

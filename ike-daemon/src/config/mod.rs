@@ -81,6 +81,8 @@ pub struct DataplaneConfig {
     pub front_end: FrontEndMode,
     /// `xsk`.
     pub xsk: XskMode,
+    /// `keystream_ahead`: the eBPF engine's keystream is prepared in userspace.
+    pub keystream_ahead: bool,
 }
 
 impl Default for DataplaneConfig {
@@ -93,6 +95,7 @@ impl Default for DataplaneConfig {
             mss_clamp: true,
             front_end: FrontEndMode::Auto,
             xsk: XskMode::Auto,
+            keystream_ahead: false,
         }
     }
 }
@@ -202,6 +205,7 @@ const DATAPLANE_KEYS: &[&str] = &[
     "mss_clamp",
     "front_end",
     "xsk",
+    "keystream_ahead",
 ];
 const IKE_KEYS: &[&str] = &[
     "retransmit_first",
@@ -330,6 +334,9 @@ fn read_dataplane(table: &Table<'_, '_>) -> DataplaneConfig {
     }
     if let Some(mode) = table.choice("xsk", &[("auto", XskMode::Auto), ("off", XskMode::Off)]) {
         config.xsk = mode.value;
+    }
+    if let Some(ahead) = table.boolean("keystream_ahead") {
+        config.keystream_ahead = ahead.value;
     }
     config
 }

@@ -85,6 +85,7 @@ pub fn attach(
             Wanted::Asked | Wanted::Possible => Leftovers::Adopt,
         },
         engine: ebpf != Wanted::No,
+        keystream_ahead: config.dataplane.keystream_ahead,
     };
     match attach_pinned(options) {
         Ok(front_end) => {

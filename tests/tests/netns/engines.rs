@@ -12,12 +12,13 @@ use serde_json::Value;
 
 const CHACHA: &str = "chacha20poly1305";
 const EBPF: &str = "engine = \"ebpf\"";
+const EBPF_AHEAD: &str = "engine = \"ebpf\"\nkeystream_ahead = true";
 
-fn ebpf_both(wan: Wan) -> Result<Gateways> {
+fn ebpf_both(wan: Wan, global: &'static str) -> Result<Gateways> {
     Gateways::established(wan, |a, b| {
         for end in [a, b] {
             end.esp = CHACHA;
-            end.global = EBPF;
+            end.global = global;
         }
     })
 }
@@ -32,7 +33,7 @@ fn carried_by(end: &Espada, engine: &str) -> Result<Value> {
 #[test]
 fn ebpf_carries_a_tunnel() -> Result<()> {
     skip_unless_possible!("ebpf_carries_a_tunnel");
-    let gateways = ebpf_both(Wan::Switch)?;
+    let gateways = ebpf_both(Wan::Switch, EBPF)?;
     let packets = gateways.record(|| gateways.verify_traffic())?;
     ensure_nothing_clear(&packets)?;
     ensure!(packets.iter().any(|packet| packet.is_esp()));
@@ -53,7 +54,7 @@ fn ebpf_carries_a_tunnel() -> Result<()> {
 #[test]
 fn ebpf_carries_a_tunnel_through_a_nat() -> Result<()> {
     skip_unless_possible!("ebpf_carries_a_tunnel_through_a_nat");
-    let gateways = ebpf_both(Wan::Nat)?;
+    let gateways = ebpf_both(Wan::Nat, EBPF)?;
     let packets = gateways.record(|| gateways.verify_traffic())?;
     ensure_nothing_clear(&packets)?;
     ensure!(packets.iter().any(|packet| packet.is_esp_in_udp()));
@@ -108,7 +109,17 @@ fn the_suite_decides_between_engines() -> Result<()> {
 #[test]
 fn ebpf_goes_on_without_a_daemon() -> Result<()> {
     skip_unless_possible!("ebpf_goes_on_without_a_daemon");
-    let mut gateways = ebpf_both(Wan::Switch)?;
+    goes_on_without_a_daemon(EBPF)
+}
+
+#[test]
+fn ebpf_goes_on_without_a_daemon_that_prepared_keystream() -> Result<()> {
+    skip_unless_possible!("ebpf_goes_on_without_a_daemon_that_prepared_keystream");
+    goes_on_without_a_daemon(EBPF_AHEAD)
+}
+
+fn goes_on_without_a_daemon(global: &'static str) -> Result<()> {
+    let mut gateways = ebpf_both(Wan::Switch, global)?;
     gateways.verify_traffic()?;
     let before = gateways.a.connection()?;
     // 500 packets a second for 8 s, each with its answer.

@@ -77,15 +77,18 @@ fn carry(ctx: *mut xdp_md, config: &EspConfig, work: &mut Work, sa: InboundSa) -
     if step < 0 {
         return step;
     }
-    let step = authenticate(work, sa);
-    if step < 0 {
-        return step;
+    aead::take(work, true);
+    let mut step = authenticate(work, sa);
+    if step >= 0 {
+        step = commit(work, sa);
     }
-    let step = commit(work, sa);
     if step < 0 {
+        // A forgery, or a copy that another processor was faster with.
+        aead::put_back(work);
         return step;
     }
     aead::xor(work, work.job.encrypted as usize);
+    aead::done(work, true);
     let step = unwrap(config, work, sa);
     if step < 0 {
         return step;
@@ -343,6 +346,6 @@ fn deliver(ctx: *mut xdp_md, config: &EspConfig, work: &mut Work, sa: InboundSa)
     let Ok(action) = maps::redirect(config.port) else {
         return failed(DropReason::TunFull);
     };
-    sa.carried(len as u64, maps::now());
+    sa.carried(len as u64, work.job.slot != 0, maps::now());
     action as Step
 }

@@ -9,15 +9,16 @@ use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::XdpContext;
 use espada_common::abi::esp::{
-    EVENT_RING, EspConfig, EspCounters, EspEvent, EspInEntry, EspOutEntry, FlowEntry, KeptState,
-    MAX_FLOWS, MAX_KEPT_STATES, PairEntry, TAIL_IN,
+    AheadWake, EVENT_RING, EspConfig, EspCounters, EspEvent, EspInEntry, EspOutEntry, FlowEntry,
+    KeptState, KeystreamSlot, MAX_FLOWS, MAX_KEPT_STATES, MAX_RINGS, PairEntry, TAIL_IN, WAKE_RING,
 };
 use espada_common::abi::{ClassedAddress, MAX_POLICY_ENTRIES, MAX_SAS, SpiKey};
 use espada_common::drops::DropReason;
+use espada_common::keystream::{self, SLOTS};
 use espada_common::shared_window::{SharedWords, WORDS};
 use espada_common::wire::Address;
 
-use super::packet::{Step, Work};
+use super::packet::{Step, Work, mask};
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 
@@ -51,6 +52,16 @@ static EVENTS: RingBuf<EspEvent, { EVENT_RING as usize }> = RingBuf::new();
 
 #[btf_map(name = "espada_esp_devs")]
 static DEVICES: DevMapHash<64> = DevMapHash::new();
+
+#[btf_map(name = "espada_esp_ahead")]
+static AHEAD: Array<
+    KeystreamSlot,
+    { (MAX_RINGS * 2 * SLOTS) as usize },
+    { BPF_F_MMAPABLE as usize },
+> = Array::new();
+
+#[btf_map(name = "espada_esp_wake")]
+static WAKE: RingBuf<AheadWake, { WAKE_RING as usize }> = RingBuf::new();
 
 #[btf_map(name = "espada_esp_progs")]
 static PROGRAMS: ProgramArray<1> = ProgramArray::new();
@@ -149,6 +160,18 @@ pub fn tell(event: EspEvent) {
     let _ = EVENTS.output(event, 0);
 }
 
+/// Asks for more keystream; without room somebody else has asked.
+#[inline(always)]
+pub fn wake(wake: AheadWake) {
+    let _ = WAKE.output(wake, 0);
+}
+
+/// A place for keystream prepared ahead.
+#[inline(always)]
+pub fn slot(index: u32) -> Option<Prepared> {
+    AHEAD.get_ptr_mut(index).map(Prepared)
+}
+
 /// Passes the frame to another interface. `Err`: not one that is known.
 #[inline(always)]
 pub fn redirect(link: u32) -> Result<u32, u32> {
@@ -196,9 +219,9 @@ impl InboundSa {
 
     /// Counts a packet.
     #[inline(always)]
-    pub fn carried(&self, bytes: u64, now: u64) {
+    pub fn carried(&self, bytes: u64, prepared: bool, now: u64) {
         // SAFETY: a map value that is only added to atomically.
-        unsafe { carried(&raw mut (*self.0).counters, bytes, now) };
+        unsafe { carried(&raw mut (*self.0).counters, bytes, prepared, now) };
     }
 
     /// Counts a drop, given how the step ended that failed.
@@ -240,6 +263,51 @@ impl SharedWords for InboundSa {
     }
 }
 
+/// Keystream prepared ahead.
+#[derive(Clone, Copy)]
+pub struct Prepared(*mut KeystreamSlot);
+
+impl Prepared {
+    /// How many blocks there are. For whoever has taken the slot.
+    #[inline(always)]
+    pub fn blocks(&self) -> u32 {
+        // SAFETY: a map value.
+        unsafe { (*self.0).blocks }
+    }
+
+    /// A block, for whoever has taken the slot.
+    #[inline(always)]
+    pub fn block(&self, index: u32) -> Option<&'static [u32; 16]> {
+        const { assert!(keystream::BLOCKS <= 32) };
+        // SAFETY: a map value.
+        let blocks = unsafe { &(*self.0).keystream };
+        blocks.get(mask::<31>(index as usize))
+    }
+}
+
+impl keystream::Slot for Prepared {
+    #[inline(always)]
+    fn exchange(&self, current: u64, new: u64) -> bool {
+        // SAFETY: a word of a map value.
+        unsafe { exchange(&raw mut (*self.0).state, current, new) }
+    }
+
+    #[inline(always)]
+    fn state(&self) -> u64 {
+        // SAFETY: a word of a map value.
+        unsafe { (&raw const (*self.0).state).read_volatile() }
+    }
+
+    #[inline(always)]
+    fn label(&self) -> (u32, u64) {
+        // SAFETY: words of a map value.
+        unsafe {
+            let handle = (&raw const (*self.0).handle).read_volatile();
+            (handle, (&raw const (*self.0).iv).read_volatile())
+        }
+    }
+}
+
 /// An outbound SA.
 #[derive(Clone, Copy)]
 pub struct OutboundSa(*mut EspOutEntry);
@@ -261,9 +329,9 @@ impl OutboundSa {
 
     /// Counts a packet.
     #[inline(always)]
-    pub fn carried(&self, bytes: u64, now: u64) {
+    pub fn carried(&self, bytes: u64, prepared: bool, now: u64) {
         // SAFETY: a map value that is only added to atomically.
-        unsafe { carried(&raw mut (*self.0).counters, bytes, now) };
+        unsafe { carried(&raw mut (*self.0).counters, bytes, prepared, now) };
     }
 
     /// Counts a drop, given how the step ended that failed.
@@ -277,11 +345,14 @@ impl OutboundSa {
 /// # Safety
 /// `counters` must point into a map value.
 #[inline(always)]
-unsafe fn carried(counters: *mut EspCounters, bytes: u64, now: u64) {
+unsafe fn carried(counters: *mut EspCounters, bytes: u64, prepared: bool, now: u64) {
     // SAFETY: the caller's.
     unsafe {
         crate::maps::atomic_add(&raw mut (*counters).packets, 1);
         crate::maps::atomic_add(&raw mut (*counters).bytes, bytes);
+        if prepared {
+            crate::maps::atomic_add(&raw mut (*counters).prepared, 1);
+        }
         (&raw mut (*counters).last_used_ns).write_volatile(now);
     }
 }

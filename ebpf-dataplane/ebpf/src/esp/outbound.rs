@@ -120,8 +120,10 @@ fn prepare(ctx: *mut xdp_md, config: &EspConfig, work: &mut Work, sa: OutboundSa
 fn seal(work: &mut Work, sa: OutboundSa) {
     let entry = sa.entry();
     let encrypted = work.job.encrypted as usize;
+    aead::take(work, false);
     aead::start(work, &entry.key, entry.spi_be, entry.flags & ESP_ESN != 0);
     aead::xor(work, encrypted);
+    aead::done(work, false);
     aead::tag(work, encrypted);
     append_tag(work);
 }
@@ -163,7 +165,7 @@ fn finish(ctx: *mut xdp_md, config: &EspConfig, work: &mut Work, sa: OutboundSa)
         let wire = (outer::outer_len(&work.pair) + esp_len) as u64;
         crate::maps::count_out_at(work.pair.slot, 1, wire);
     }
-    sa.carried(u64::from(work.job.len), maps::now());
+    sa.carried(u64::from(work.job.len), work.job.slot != 0, maps::now());
     action as Step
 }
 

@@ -65,6 +65,8 @@ pub struct Job {
     pub v6: u32,
     /// Where a TCP header is in the inner packet; 0 without one.
     pub tcp: u32,
+    /// Number of the slot with the packet's keystream, from 1 on; 0 without one.
+    pub slot: u32,
 }
 
 /// How a step ends: 0 or more for success, else the complement of a `DropReason` number.
@@ -245,7 +247,7 @@ fn countable(len: usize) -> Option<u32> {
 
 /// Masks a register out of the optimizer's sight, which would find the mask superfluous.
 #[inline(always)]
-fn mask<const MASK: usize>(value: usize) -> usize {
+pub fn mask<const MASK: usize>(value: usize) -> usize {
     const { assert!((MASK + 1).is_power_of_two()) };
     let mut masked = value;
     // SAFETY: masks a register, nothing else.

@@ -110,7 +110,8 @@ fn render(connection: &Connection<'_>, mode: &str) -> String {
         "ikev2 \"net\" {mode} {extra} esp from {local_ts} to {remote_ts} local {local} peer {remote} \
     ikesa {ike} childsa {esp} srcid {local_id} dstid {remote_id} \
     psk \"{psk}\"\n",
-        extra = connection.extra,
+        // A rule is one line.
+        extra = connection.extra.replace('\n', " "),
         local_ts = connection.local_ts,
         remote_ts = connection.remote_ts,
         local = connection.local,

@@ -239,6 +239,15 @@ fn check_stream(mut stream: &TcpStream, seed: u64, bytes: usize) -> Result<()> {
     Ok(())
 }
 
+/// What iperf3 counted of TCP streams.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TcpRun {
+    /// Gbit/s of all streams together at the receiver, without the first second.
+    pub gbps: f64,
+    /// Octets carried in all, the first second included.
+    pub octets: f64,
+}
+
 /// Gbit/s of one TCP stream from client to server, as iperf3 measures it at the receiver.
 pub fn tcp_throughput(
     client: &Netns,
@@ -247,6 +256,18 @@ pub fn tcp_throughput(
     seconds: u32,
     work: &WorkDir,
 ) -> Result<f64> {
+    tcp_streams(client, server, address, seconds, 1, work).map(|run| run.gbps)
+}
+
+/// Runs TCP streams from client to server for `seconds` after a second of warm-up.
+pub fn tcp_streams(
+    client: &Netns,
+    server: &Netns,
+    address: &str,
+    seconds: u32,
+    streams: u32,
+    work: &WorkDir,
+) -> Result<TcpRun> {
     let log = work.file("iperf3-server.log");
     let argv = server.argv(&[
         "iperf3",
@@ -267,25 +288,47 @@ pub fn tcp_throughput(
         },
     )
     .with_context(|| format!("{before} earlier runs are in its log"))?;
-    let seconds = seconds.to_string();
     let text = client.run(&[
         "iperf3",
         "--client",
         address,
         "--time",
-        &seconds,
+        &seconds.to_string(),
+        "--parallel",
+        &streams.to_string(),
         "--omit",
         "1",
         "--json",
         "--connect-timeout",
         "3000",
     ])?;
-    let report: Value = serde_json::from_str(&text).context("iperf3 gave no JSON")?;
-    let rate = report["end"]["sum_received"]["bits_per_second"]
+    let run = tcp_report(&text)?;
+    process.wait(Duration::from_secs(5))?;
+    Ok(run)
+}
+
+/// Reads the JSON of iperf3's client.
+fn tcp_report(text: &str) -> Result<TcpRun> {
+    let report: Value = serde_json::from_str(text).context("iperf3 gave no JSON")?;
+    let received = &report["end"]["sum_received"];
+    let rate = received["bits_per_second"]
         .as_f64()
         .with_context(|| format!("iperf3 reported no rate: {}", report["error"]))?;
-    process.wait(Duration::from_secs(5))?;
-    Ok(rate / 1e9)
+    let counted = received["bytes"]
+        .as_f64()
+        .context("iperf3 reported no octets")?;
+    let warm_up: f64 = report["intervals"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|interval| &interval["sum"])
+        .filter(|sum| sum["omitted"] == true)
+        .filter_map(|sum| sum["bytes"].as_f64())
+        .sum();
+    Ok(TcpRun {
+        gbps: rate / 1e9,
+        octets: counted + warm_up,
+    })
 }
 
 fn listens(netns: &Netns, port: u16) -> Result<bool> {
@@ -308,6 +351,18 @@ mod tests {
         assert_eq!(replies(text, 5), 2);
         assert_eq!(replies("", 5), 0);
         assert_eq!(times_us(text), [200.0, 200.0, 300.0, 200.0]);
+    }
+
+    #[test]
+    fn reports_of_iperf3_are_understood() {
+        let text = r#"{"intervals":[
+            {"sum":{"bytes":100,"omitted":true}},{"sum":{"bytes":900,"omitted":false}}],
+            "end":{"sum_sent":{"bytes":950},"sum_received":{"bytes":800,"bits_per_second":2e9}}}"#;
+        let run = tcp_report(text).unwrap();
+        assert_eq!((run.gbps, run.octets), (2.0, 900.0));
+        let error = tcp_report(r#"{"error":"unable to connect"}"#).unwrap_err();
+        assert!(error.to_string().contains("unable to connect"), "{error}");
+        assert!(tcp_report("iperf3: no such option").is_err());
     }
 
     #[test]

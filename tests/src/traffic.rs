@@ -81,6 +81,30 @@ pub fn round_trips(from: &Netns, to: &str, count: u32) -> Result<RoundTrips> {
     })
 }
 
+/// Round trip times beside a TCP stream at full speed.
+pub fn loaded_round_trips(
+    client: &Netns,
+    server: &Netns,
+    address: &str,
+    count: u32,
+    work: &WorkDir,
+) -> Result<RoundTrips> {
+    /// iperf3 leaves out its first second, and the pings wait until it is over.
+    const WARM_UP: Duration = Duration::from_millis(1200);
+    /// Long enough for a thousand pings a millisecond and a half apart.
+    const SECONDS: u32 = 3;
+    std::thread::scope(|scope| {
+        let stream = scope.spawn(|| tcp_throughput(client, server, address, SECONDS, work));
+        std::thread::sleep(WARM_UP);
+        let loaded = round_trips(client, address, count);
+        stream
+            .join()
+            .map_err(|_| anyhow!("the TCP stream's thread panicked"))?
+            .context("a TCP stream beside pings")?;
+        loaded.context("round trips beside a TCP stream")
+    })
+}
+
 /// Microseconds of every reply in ping's output.
 fn times_us(text: &str) -> Vec<f64> {
     text.lines()

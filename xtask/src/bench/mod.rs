@@ -1,7 +1,11 @@
 //! `cargo xtask bench`: measurements of the data plane, with a release build.
 
 mod engines;
+mod machine;
+mod pair;
+mod rounds;
 mod table;
+mod visits;
 
 use std::process::Command;
 

@@ -55,11 +55,8 @@ impl OpenVpn {
             ),
         )?;
         let mut pair = [a, b];
-        for (own, netns, network) in pair
-            .iter_mut()
-            .zip([(&line.gw_a, addr::LAN_B), (&line.gw_b, addr::LAN_A)])
-            .map(|(own, (netns, network))| (own, netns, network))
-        {
+        let routes = [(&line.gw_a, addr::LAN_B), (&line.gw_b, addr::LAN_A)];
+        for (own, (netns, network)) in pair.iter_mut().zip(routes) {
             cmd::wait_for("OpenVPN's tunnel", Duration::from_secs(20), || {
                 own.process.must_run()?;
                 let log = own.process.log();
@@ -71,6 +68,11 @@ impl OpenVpn {
             netns.ip(&["route", "add", network, "dev", DEVICE])?;
         }
         Ok(pair)
+    }
+
+    /// An error with the log when the daemon is no longer there.
+    pub fn must_run(&mut self) -> Result<()> {
+        self.process.must_run()
     }
 
     fn start(netns: &Netns, dir: &Path, config: &str) -> Result<Self> {

@@ -102,6 +102,11 @@ impl WireGuard {
         .map(drop)
     }
 
+    /// An error with the log when the daemon is no longer there.
+    pub fn must_run(&mut self) -> Result<()> {
+        self.process.must_run()
+    }
+
     /// Runs `wg` against this daemon.
     fn wg(&self, arguments: &[&str]) -> Result<String> {
         let target = format!("--target={}", self.process.pid());

@@ -1,9 +1,10 @@
 //! The peers of the comparison, installed where they are missing.
 
 use std::path::PathBuf;
+use std::process::Command;
 use std::{env, fs};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use espada_tests::cmd::cargo;
 
 use crate::debian::Archive;
@@ -12,8 +13,9 @@ use crate::{setup, toolchain};
 
 /// Debian packages with the peers that Debian 12 has, beyond those of the tests.
 const PACKAGES: [&str; 4] = ["openssl", "openvpn", "wireguard-go", "wireguard-tools"];
-/// The suite whose wireguard-go has segmentation offloads.
-const NEWER: &str = "trixie";
+/// Suites whose wireguard-go has segmentation offloads: first the one that uses them for UDP as well,
+/// which may one day want a newer C library than there is here.
+const NEWER: [&str; 2] = ["sid", "trixie"];
 const BORINGTUN_VERSION: &str = "0.7.1";
 
 /// Where boringtun is, or is to be.
@@ -54,10 +56,25 @@ fn packages() -> Result<()> {
 }
 
 fn newer_wireguard_go() -> Result<()> {
-    if wireguard_go_gso().is_file() {
+    let program = wireguard_go_gso();
+    if program.is_file() {
         return Ok(());
     }
-    Archive::open(NEWER)?.unpack("wireguard-go", &newer_dir())
+    let mut reasons = Vec::new();
+    for suite in NEWER {
+        let outcome = Archive::open(suite)
+            .and_then(|archive| archive.unpack("wireguard-go", &newer_dir()))
+            .and_then(|()| process::output(Command::new(&program).arg("--version")));
+        match outcome {
+            Ok(_) => return Ok(()),
+            Err(error) => reasons.push(format!("{suite}: {error:#}")),
+        }
+        if newer_dir().exists() {
+            fs::remove_dir_all(newer_dir())
+                .with_context(|| format!("cannot remove {}", newer_dir().display()))?;
+        }
+    }
+    bail!("{}", reasons.join("; "))
 }
 
 fn build_boringtun() -> Result<()> {

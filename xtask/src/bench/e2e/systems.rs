@@ -42,7 +42,7 @@ pub enum System {
     StrongSwan,
     /// wireguard-go of this machine's distribution.
     WireguardGo,
-    /// wireguard-go of Debian 13, which uses segmentation offloads.
+    /// A newer wireguard-go of Debian's, which uses segmentation offloads.
     WireguardGoGso,
     /// boringtun.
     Boringtun,
@@ -91,9 +91,7 @@ impl System {
             Self::EspadaEbpf => "eBPF engine, ChaCha20-Poly1305, native ESP: XDP",
             Self::StrongSwan => "kernel-libipsec, AES-256-GCM, ESP in UDP: TUN",
             Self::WireguardGo => "wireguard-go of the distribution, ChaCha20-Poly1305: TUN",
-            Self::WireguardGoGso => {
-                "wireguard-go of Debian 13, ChaCha20-Poly1305: TUN and UDP with GSO"
-            }
+            Self::WireguardGoGso => "newer wireguard-go, ChaCha20-Poly1305: TUN and UDP with GSO",
             Self::Boringtun => "boringtun-cli, ChaCha20-Poly1305: TUN",
             Self::OpenVpn => "OpenVPN over UDP, AES-256-GCM, no kernel module: TUN",
         }

@@ -312,7 +312,7 @@ pub fn tcp_streams(
         },
     )
     .with_context(|| format!("{before} earlier runs are in its log"))?;
-    let text = client.run(&[
+    let output = client.output(&[
         "iperf3",
         "--client",
         address,
@@ -326,7 +326,15 @@ pub fn tcp_streams(
         "--connect-timeout",
         "3000",
     ])?;
-    let run = tcp_report(&text)?;
+    // What went wrong is in the report as well.
+    let run = tcp_report(&String::from_utf8_lossy(&output.stdout)).with_context(|| {
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        format!(
+            "iperf3 to {address} ({}) {}",
+            output.status,
+            complaint.trim()
+        )
+    })?;
     process.wait(Duration::from_secs(5))?;
     Ok(run)
 }
@@ -334,10 +342,13 @@ pub fn tcp_streams(
 /// Reads the JSON of iperf3's client.
 fn tcp_report(text: &str) -> Result<TcpRun> {
     let report: Value = serde_json::from_str(text).context("iperf3 gave no JSON")?;
+    if let Some(error) = report["error"].as_str() {
+        bail!("iperf3: {error}");
+    }
     let received = &report["end"]["sum_received"];
     let rate = received["bits_per_second"]
         .as_f64()
-        .with_context(|| format!("iperf3 reported no rate: {}", report["error"]))?;
+        .context("iperf3 reported no rate")?;
     let counted = received["bytes"]
         .as_f64()
         .context("iperf3 reported no octets")?;

@@ -4,6 +4,7 @@ use std::fmt::Display;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use espada_tests::cleanup;
 
 use super::visits::{Skipped, Visit, Visits};
 use crate::process::say;
@@ -30,6 +31,7 @@ pub fn interleaved<K: Copy + PartialEq + Display, M>(
                 busy_before * 100.0
             ));
             let outcome = visit(case).or_else(|error| {
+                cleanup::yield_to_interruption();
                 say(format_args!("{case}: {error:#}; once more"));
                 visit(case)
             });
@@ -41,6 +43,7 @@ pub fn interleaved<K: Copy + PartialEq + Display, M>(
                     busy_before,
                 }),
                 Err(error) => {
+                    cleanup::yield_to_interruption();
                     let reason = format!("repetition {}: {error:#}", rep + 1);
                     say(format_args!("left out: {case}: {reason}"));
                     visits.skipped.push(Skipped { case, reason });

@@ -16,6 +16,8 @@ use crate::process::say;
 /// Octets of payload of small packets.
 pub const SMALL: usize = 64;
 const STREAMS: u32 = 4;
+/// What most hosts use: the machine's own preference would make results depend on it.
+pub const CONGESTION_CONTROL: &str = "cubic";
 
 /// How long is measured.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -48,6 +50,7 @@ impl Lines {
         };
         for line in [&lines.usual, &lines.single, &lines.seen] {
             line.limit_inner(INNER_MTU)?;
+            line.congestion_control(CONGESTION_CONTROL)?;
         }
         lines.single.without_offloads()?;
         Ok(lines)

@@ -153,6 +153,7 @@ fn measure(args: &Args, chosen: &[System], date: &str) -> Result<Value> {
                 versions.push(version);
             }
             Err(error) => {
+                cleanup::yield_to_interruption();
                 let reason = format!("{error:#}");
                 say(format_args!("left out: {system}: {reason}"));
                 let case = system;

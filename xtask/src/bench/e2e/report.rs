@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use espada_tests::blast::TOLERATED;
 use serde_json::{Map, Value, json};
 
-use super::measure::{COLUMNS, CPU, Column, Measures, Plan};
+use super::measure::{COLUMNS, CONGESTION_CONTROL, CPU, Column, Measures, Plan};
 use super::systems::{INNER_MTU, System};
 use crate::bench::machine;
 use crate::bench::visits::{Visits, median};
@@ -97,6 +97,7 @@ pub fn to_json(
         "udp_step_seconds": plan.step,
         "pings": plan.pings,
         "inner_mtu": INNER_MTU,
+        "congestion_control": CONGESTION_CONTROL,
         "tolerated_loss": TOLERATED,
         "others_before": visits.busy(),
         "others_during": median(others.collect()),

@@ -229,14 +229,6 @@ impl Line {
         Ok(())
     }
 
-    /// Has the TCP of client and server use this congestion control, whatever the machine prefers.
-    pub fn congestion_control(&self, name: &str) -> Result<()> {
-        for host in [&self.client, &self.server] {
-            host.sysctl("ipv4/tcp_congestion_control", name)?;
-        }
-        Ok(())
-    }
-
     /// Switches segmentation and receive offloads off at both ends of every link, so that packets
     /// cross it one by one (`Wan::Direct` only).
     pub fn without_offloads(&self) -> Result<()> {

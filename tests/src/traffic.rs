@@ -87,14 +87,19 @@ pub fn loaded_round_trips(
     server: &Netns,
     address: &str,
     count: u32,
+    congestion_control: Option<&str>,
     work: &WorkDir,
 ) -> Result<RoundTrips> {
     /// iperf3 leaves out its first second, and the pings wait until it is over.
     const WARM_UP: Duration = Duration::from_millis(1200);
     /// Long enough for a thousand pings a millisecond and a half apart.
-    const SECONDS: u32 = 3;
+    const STREAM: Streams<'_> = Streams::one(3);
+    let beside = Streams {
+        congestion_control,
+        ..STREAM
+    };
     std::thread::scope(|scope| {
-        let stream = scope.spawn(|| tcp_throughput(client, server, address, SECONDS, work));
+        let stream = scope.spawn(|| tcp_streams(client, server, address, &beside, work));
         std::thread::sleep(WARM_UP);
         let loaded = round_trips(client, address, count);
         stream
@@ -280,16 +285,38 @@ pub fn tcp_throughput(
     seconds: u32,
     work: &WorkDir,
 ) -> Result<f64> {
-    tcp_streams(client, server, address, seconds, 1, work).map(|run| run.gbps)
+    tcp_streams(client, server, address, &Streams::one(seconds), work).map(|run| run.gbps)
 }
 
-/// Runs TCP streams from client to server for `seconds` after a second of warm-up.
+/// TCP streams to run at the same time.
+#[derive(Clone, Copy, Debug)]
+pub struct Streams<'a> {
+    /// How long they are measured, after a second of warm-up.
+    pub seconds: u32,
+    /// How many.
+    pub count: u32,
+    /// Name of the congestion control, where it is not to be the machine's own choice. (Only of a
+    /// socket can every one be asked for: a namespace may not have what its machine restricts.)
+    pub congestion_control: Option<&'a str>,
+}
+
+impl Streams<'_> {
+    /// One stream.
+    pub const fn one(seconds: u32) -> Self {
+        Self {
+            seconds,
+            count: 1,
+            congestion_control: None,
+        }
+    }
+}
+
+/// Runs TCP streams from client to server.
 pub fn tcp_streams(
     client: &Netns,
     server: &Netns,
     address: &str,
-    seconds: u32,
-    streams: u32,
+    streams: &Streams<'_>,
     work: &WorkDir,
 ) -> Result<TcpRun> {
     let log = work.file("iperf3-server.log");
@@ -312,20 +339,25 @@ pub fn tcp_streams(
         },
     )
     .with_context(|| format!("{before} earlier runs are in its log"))?;
-    let output = client.output(&[
+    let (seconds, count) = (streams.seconds.to_string(), streams.count.to_string());
+    let mut argv = vec![
         "iperf3",
         "--client",
         address,
         "--time",
-        &seconds.to_string(),
+        &seconds,
         "--parallel",
-        &streams.to_string(),
+        &count,
         "--omit",
         "1",
         "--json",
         "--connect-timeout",
         "3000",
-    ])?;
+    ];
+    if let Some(name) = streams.congestion_control {
+        argv.extend(["--congestion", name]);
+    }
+    let output = client.output(&argv)?;
     // What went wrong is in the report as well.
     let run = tcp_report(&String::from_utf8_lossy(&output.stdout)).with_context(|| {
         let complaint = String::from_utf8_lossy(&output.stderr);

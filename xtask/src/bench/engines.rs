@@ -191,7 +191,7 @@ fn visit(args: &Args, line: &Line, case: &Case) -> Result<Measures> {
     let large = blast::highest(client, server, to, LARGE, args.step).context("large packets")?;
     let tcp_gbps =
         traffic::tcp_throughput(client, server, to, args.tcp, work).context("a TCP stream")?;
-    let loaded = traffic::loaded_round_trips(client, server, to, PINGS, work)?;
+    let loaded = traffic::loaded_round_trips(client, server, to, PINGS, None, work)?;
     carried.still_carries().context("after the measurements")?;
     Ok(Measures {
         small,

@@ -7,7 +7,7 @@ use espada_tests::blast::{self, Highest};
 use espada_tests::cgroup::{CpuGroup, seconds_per_gigabyte};
 use espada_tests::process::WorkDir;
 use espada_tests::topology::{Line, Wan, addr};
-use espada_tests::traffic::{self, RoundTrips};
+use espada_tests::traffic::{self, RoundTrips, Streams};
 
 use super::systems::{INNER_MTU, LARGE, Running, System, pings};
 use crate::bench::{machine, visits};
@@ -50,7 +50,6 @@ impl Lines {
         };
         for line in [&lines.usual, &lines.single, &lines.seen] {
             line.limit_inner(INNER_MTU)?;
-            line.congestion_control(CONGESTION_CONTROL)?;
         }
         lines.single.without_offloads()?;
         Ok(lines)
@@ -175,17 +174,16 @@ impl<'l> Carried<'l> {
         })
     }
 
-    fn tcp(&self, plan: &Plan, group: Option<&CpuGroup>, streams: u32) -> Result<Tcp> {
+    fn tcp(&self, plan: &Plan, group: Option<&CpuGroup>, count: u32) -> Result<Tcp> {
+        let streams = Streams {
+            seconds: plan.tcp,
+            count,
+            congestion_control: Some(CONGESTION_CONTROL),
+        };
+        let (client, server) = (&self.line.client, &self.line.server);
         let before = group.map(CpuGroup::usage).transpose()?;
-        let run = traffic::tcp_streams(
-            &self.line.client,
-            &self.line.server,
-            addr::SERVER,
-            plan.tcp,
-            streams,
-            &self.work,
-        )
-        .with_context(|| format!("{streams} TCP stream(s)"))?;
+        let run = traffic::tcp_streams(client, server, addr::SERVER, &streams, &self.work)
+            .with_context(|| format!("{count} TCP stream(s)"))?;
         let after = group.map(CpuGroup::usage).transpose()?;
         let cpu_s_per_gb = match (before, after) {
             (Some(before), Some(after)) => {
@@ -221,8 +219,14 @@ pub fn visit(
     let idle = traffic::round_trips(client, addr::SERVER, plan.pings).context("round trips")?;
     let tcp_1 = usual.tcp(plan, group, 1)?;
     let tcp_4 = usual.tcp(plan, group, STREAMS)?;
-    let loaded =
-        traffic::loaded_round_trips(client, server, addr::SERVER, plan.pings, &usual.work)?;
+    let loaded = traffic::loaded_round_trips(
+        client,
+        server,
+        addr::SERVER,
+        plan.pings,
+        Some(CONGESTION_CONTROL),
+        &usual.work,
+    )?;
     // Last, as some daemons take a while to recover.
     let small = usual.udp(plan, system, SMALL);
     let large = usual.udp(plan, system, LARGE);

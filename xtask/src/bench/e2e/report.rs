@@ -167,6 +167,7 @@ pub fn to_markdown(results: &Value) -> Result<String> {
             text(&system["version"])
         );
     }
+    out += "\nUDP ≥: the sender could send no faster; where plain forwarding has it, ratios to it are to that limit.\n";
     let percent = |name: &str| results[name].as_f64().map(|part| part * 100.0);
     if let Some(before) = percent("others_before") {
         out += &format!("\nOther programs used {before:.0} % of the processors before the visits");

@@ -243,6 +243,15 @@ pub fn clear_packets(packets: &[Packet]) -> Vec<&Packet> {
         .collect()
 }
 
+/// Names of those texts whose octets stand anywhere in any of the packets.
+pub fn readable<'a>(packets: &[Packet], texts: &[(&'a str, &[u8])]) -> Vec<&'a str> {
+    texts
+        .iter()
+        .filter(|(_, octets)| contains(packets, octets))
+        .map(|(name, _)| *name)
+        .collect()
+}
+
 /// True when these octets stand anywhere in any of the packets.
 pub fn contains(packets: &[Packet], octets: &[u8]) -> bool {
     packets.iter().any(|packet| {
@@ -317,6 +326,13 @@ mod tests {
         let packets = [first, second.clone()];
         assert!(clear_packets(&packets).is_empty());
         assert_eq!(clear_packets(&[second]).len(), 1);
+    }
+
+    #[test]
+    fn what_can_be_read_is_named() {
+        let packets = [ipv4(UDP, &[9; 16])];
+        let texts: [(&str, &[u8]); 2] = [("the source", &[198, 18, 0, 1]), ("a seven", &[7, 7])];
+        assert_eq!(readable(&packets, &texts), ["the source"]);
     }
 
     #[test]

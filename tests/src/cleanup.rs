@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::{cmd, syscall};
+use crate::{cgroup, cmd, syscall};
 
 /// Prefix of every namespace of the harness; the process id follows it.
 pub const PREFIX: &str = "esp-";
@@ -15,11 +15,14 @@ pub const PREFIX: &str = "esp-";
 struct Registry {
     namespaces: Vec<String>,
     directories: Vec<PathBuf>,
+    /// Control groups that this process is in, each with the one it came from.
+    cpu_groups: Vec<(PathBuf, PathBuf)>,
 }
 
 static REGISTRY: Mutex<Registry> = Mutex::new(Registry {
     namespaces: Vec::new(),
     directories: Vec::new(),
+    cpu_groups: Vec::new(),
 });
 
 fn registry() -> MutexGuard<'static, Registry> {
@@ -74,18 +77,26 @@ pub(crate) fn forget_directory(path: &Path) {
     registry().directories.retain(|other| other != path);
 }
 
-/// Removes everything that is registered: processes in the namespaces, namespaces, directories.
-/// Other threads may still be adding, so it looks until there is nothing left.
+pub(crate) fn register_cpu_group(group: &Path, home: &Path) {
+    registry()
+        .cpu_groups
+        .push((group.to_owned(), home.to_owned()));
+}
+
+pub(crate) fn forget_cpu_group(group: &Path) {
+    registry().cpu_groups.retain(|(other, _)| other != group);
+}
+
+/// Removes everything that is registered: processes in the namespaces, namespaces, directories,
+/// control groups. Other threads may still be adding, so it looks until there is nothing left.
 fn remove_all() {
     loop {
-        let (namespaces, directories) = {
-            let mut registry = registry();
-            (
-                std::mem::take(&mut registry.namespaces),
-                std::mem::take(&mut registry.directories),
-            )
-        };
-        if namespaces.is_empty() && directories.is_empty() {
+        let Registry {
+            namespaces,
+            directories,
+            cpu_groups,
+        } = std::mem::take(&mut *registry());
+        if namespaces.is_empty() && directories.is_empty() && cpu_groups.is_empty() {
             return;
         }
         end_processes(&namespaces);
@@ -95,6 +106,9 @@ fn remove_all() {
         }
         for directory in &directories {
             let _ = std::fs::remove_dir_all(directory);
+        }
+        for (group, home) in &cpu_groups {
+            let _ = cgroup::leave(group, home);
         }
     }
 }

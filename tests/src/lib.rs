@@ -3,6 +3,7 @@
 
 pub mod blast;
 pub mod capture;
+pub mod cgroup;
 pub mod cleanup;
 pub mod cmd;
 pub mod espada;
@@ -10,6 +11,7 @@ pub mod libreswan;
 pub mod matrix;
 pub mod netns;
 pub mod openiked;
+pub mod openvpn;
 pub mod peer;
 pub mod peer_root;
 pub mod process;
@@ -18,6 +20,7 @@ pub mod strongswan;
 pub mod syscall;
 pub mod topology;
 pub mod traffic;
+pub mod wireguard;
 
 use std::io::Write;
 

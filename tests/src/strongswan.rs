@@ -13,7 +13,8 @@ use crate::peer::{Connection, Peer};
 use crate::peer_root;
 use crate::process::{Process, WorkDir};
 
-const CHARON: &str = "/usr/lib/ipsec/charon";
+/// Its daemon.
+pub const CHARON: &str = "/usr/lib/ipsec/charon";
 const LIBIPSEC: &str = "/usr/lib/ipsec/plugins/libstrongswan-kernel-libipsec.so";
 const PLUGINS: &str = "random nonce openssl aes sha1 sha2 hmac kdf gcm gmp pem x509 pubkey \
                        constraints";

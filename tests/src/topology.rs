@@ -214,6 +214,39 @@ impl Line {
         self.gw_b.remove_route(addr::LAN_A)
     }
 
+    /// Has client and server send each other IPv4 packets of at most `mtu` octets, whatever the
+    /// tunnel between them would carry.
+    pub fn limit_inner(&self, mtu: u16) -> Result<()> {
+        let (mtu, mss) = (mtu.to_string(), mtu.saturating_sub(40).to_string());
+        for (host, network, gateway) in [
+            (&self.client, addr::LAN_B, addr::GW_A_LAN),
+            (&self.server, addr::LAN_A, addr::GW_B_LAN),
+        ] {
+            host.ip(&[
+                "route", "replace", network, "via", gateway, "mtu", &mtu, "advmss", &mss,
+            ])?;
+        }
+        Ok(())
+    }
+
+    /// Switches segmentation and receive offloads off at both ends of every link, so that packets
+    /// cross it one by one (`Wan::Direct` only).
+    pub fn without_offloads(&self) -> Result<()> {
+        for (netns, devices) in [
+            (&self.client, &["eth0"][..]),
+            (&self.gw_a, &[LAN_DEVICE, WAN_DEVICE]),
+            (&self.gw_b, &[WAN_DEVICE, LAN_DEVICE]),
+            (&self.server, &["eth0"]),
+        ] {
+            for device in devices {
+                netns.run(&[
+                    "ethtool", "-K", device, "tso", "off", "gso", "off", "gro", "off",
+                ])?;
+            }
+        }
+        Ok(())
+    }
+
     /// Puts an IP packet on gateway A's WAN link as if gateway B had sent it (`Wan::Switch` only).
     pub fn inject_to_a(&self, packet: &[u8]) -> Result<()> {
         let switch = match (self.wan, &self.middle) {

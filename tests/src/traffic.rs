@@ -81,6 +81,35 @@ pub fn round_trips(from: &Netns, to: &str, count: u32) -> Result<RoundTrips> {
     })
 }
 
+/// Round trip times beside a TCP stream at full speed.
+pub fn loaded_round_trips(
+    client: &Netns,
+    server: &Netns,
+    address: &str,
+    count: u32,
+    congestion_control: Option<&str>,
+    work: &WorkDir,
+) -> Result<RoundTrips> {
+    /// iperf3 leaves out its first second, and the pings wait until it is over.
+    const WARM_UP: Duration = Duration::from_millis(1200);
+    /// Long enough for a thousand pings a millisecond and a half apart.
+    const STREAM: Streams<'_> = Streams::one(3);
+    let beside = Streams {
+        congestion_control,
+        ..STREAM
+    };
+    std::thread::scope(|scope| {
+        let stream = scope.spawn(|| tcp_streams(client, server, address, &beside, work));
+        std::thread::sleep(WARM_UP);
+        let loaded = round_trips(client, address, count);
+        stream
+            .join()
+            .map_err(|_| anyhow!("the TCP stream's thread panicked"))?
+            .context("a TCP stream beside pings")?;
+        loaded.context("round trips beside a TCP stream")
+    })
+}
+
 /// Microseconds of every reply in ping's output.
 fn times_us(text: &str) -> Vec<f64> {
     text.lines()
@@ -239,6 +268,15 @@ fn check_stream(mut stream: &TcpStream, seed: u64, bytes: usize) -> Result<()> {
     Ok(())
 }
 
+/// What iperf3 counted of TCP streams.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TcpRun {
+    /// Gbit/s of all streams together at the receiver, without the first second.
+    pub gbps: f64,
+    /// Octets carried in all, the first second included.
+    pub octets: f64,
+}
+
 /// Gbit/s of one TCP stream from client to server, as iperf3 measures it at the receiver.
 pub fn tcp_throughput(
     client: &Netns,
@@ -247,6 +285,40 @@ pub fn tcp_throughput(
     seconds: u32,
     work: &WorkDir,
 ) -> Result<f64> {
+    tcp_streams(client, server, address, &Streams::one(seconds), work).map(|run| run.gbps)
+}
+
+/// TCP streams to run at the same time.
+#[derive(Clone, Copy, Debug)]
+pub struct Streams<'a> {
+    /// How long they are measured, after a second of warm-up.
+    pub seconds: u32,
+    /// How many.
+    pub count: u32,
+    /// Name of the congestion control, where it is not to be the machine's own choice. (Only of a
+    /// socket can every one be asked for: a namespace may not have what its machine restricts.)
+    pub congestion_control: Option<&'a str>,
+}
+
+impl Streams<'_> {
+    /// One stream.
+    pub const fn one(seconds: u32) -> Self {
+        Self {
+            seconds,
+            count: 1,
+            congestion_control: None,
+        }
+    }
+}
+
+/// Runs TCP streams from client to server.
+pub fn tcp_streams(
+    client: &Netns,
+    server: &Netns,
+    address: &str,
+    streams: &Streams<'_>,
+    work: &WorkDir,
+) -> Result<TcpRun> {
     let log = work.file("iperf3-server.log");
     let argv = server.argv(&[
         "iperf3",
@@ -267,25 +339,63 @@ pub fn tcp_throughput(
         },
     )
     .with_context(|| format!("{before} earlier runs are in its log"))?;
-    let seconds = seconds.to_string();
-    let text = client.run(&[
+    let (seconds, count) = (streams.seconds.to_string(), streams.count.to_string());
+    let mut argv = vec![
         "iperf3",
         "--client",
         address,
         "--time",
         &seconds,
+        "--parallel",
+        &count,
         "--omit",
         "1",
         "--json",
         "--connect-timeout",
         "3000",
-    ])?;
-    let report: Value = serde_json::from_str(&text).context("iperf3 gave no JSON")?;
-    let rate = report["end"]["sum_received"]["bits_per_second"]
-        .as_f64()
-        .with_context(|| format!("iperf3 reported no rate: {}", report["error"]))?;
+    ];
+    if let Some(name) = streams.congestion_control {
+        argv.extend(["--congestion", name]);
+    }
+    let output = client.output(&argv)?;
+    // What went wrong is in the report as well.
+    let run = tcp_report(&String::from_utf8_lossy(&output.stdout)).with_context(|| {
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        format!(
+            "iperf3 to {address} ({}) {}",
+            output.status,
+            complaint.trim()
+        )
+    })?;
     process.wait(Duration::from_secs(5))?;
-    Ok(rate / 1e9)
+    Ok(run)
+}
+
+/// Reads the JSON of iperf3's client.
+fn tcp_report(text: &str) -> Result<TcpRun> {
+    let report: Value = serde_json::from_str(text).context("iperf3 gave no JSON")?;
+    if let Some(error) = report["error"].as_str() {
+        bail!("iperf3: {error}");
+    }
+    let received = &report["end"]["sum_received"];
+    let rate = received["bits_per_second"]
+        .as_f64()
+        .context("iperf3 reported no rate")?;
+    let counted = received["bytes"]
+        .as_f64()
+        .context("iperf3 reported no octets")?;
+    let warm_up: f64 = report["intervals"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|interval| &interval["sum"])
+        .filter(|sum| sum["omitted"] == true)
+        .filter_map(|sum| sum["bytes"].as_f64())
+        .sum();
+    Ok(TcpRun {
+        gbps: rate / 1e9,
+        octets: counted + warm_up,
+    })
 }
 
 fn listens(netns: &Netns, port: u16) -> Result<bool> {
@@ -308,6 +418,18 @@ mod tests {
         assert_eq!(replies(text, 5), 2);
         assert_eq!(replies("", 5), 0);
         assert_eq!(times_us(text), [200.0, 200.0, 300.0, 200.0]);
+    }
+
+    #[test]
+    fn reports_of_iperf3_are_understood() {
+        let text = r#"{"intervals":[
+            {"sum":{"bytes":100,"omitted":true}},{"sum":{"bytes":900,"omitted":false}}],
+            "end":{"sum_sent":{"bytes":950},"sum_received":{"bytes":800,"bits_per_second":2e9}}}"#;
+        let run = tcp_report(text).unwrap();
+        assert_eq!((run.gbps, run.octets), (2.0, 900.0));
+        let error = tcp_report(r#"{"error":"unable to connect"}"#).unwrap_err();
+        assert!(error.to_string().contains("unable to connect"), "{error}");
+        assert!(tcp_report("iperf3: no such option").is_err());
     }
 
     #[test]

@@ -65,7 +65,7 @@ pub fn install_all() -> Result<()> {
 }
 
 fn check() -> Result<()> {
-    let mut missing = missing_packages()?;
+    let mut missing = missing_of(packages().map(|(package, _)| package).collect())?;
     for (package, purpose) in packages() {
         let state = if missing.iter().any(|name| name == package) {
             "missing"
@@ -107,7 +107,12 @@ fn check() -> Result<()> {
 
 /// Installs the Debian packages that are missing.
 pub fn install_packages() -> Result<()> {
-    let missing = missing_packages()?;
+    install_these(packages().map(|(package, _)| package))
+}
+
+/// Installs those of some Debian packages that are missing.
+pub fn install_these(names: impl Iterator<Item = &'static str>) -> Result<()> {
+    let missing = missing_of(names.collect())?;
     if missing.is_empty() {
         say("setup: Debian packages: all there");
         return Ok(());
@@ -139,26 +144,24 @@ fn apt_get() -> Command {
     command
 }
 
-fn missing_packages() -> Result<Vec<String>> {
+fn missing_of(names: Vec<&'static str>) -> Result<Vec<String>> {
     if process::which("dpkg-query").is_none() {
         bail!(
             "this is no Debian system (no dpkg-query): install by hand {}",
-            packages()
-                .map(|(package, _)| package)
-                .collect::<Vec<_>>()
-                .join(" ")
+            names.join(" ")
         );
     }
     // dpkg-query fails as soon as one package is unknown to it, yet prints the others.
     let output = Command::new("dpkg-query")
         .args(["-W", "-f", "${Package} ${db:Status-Status}\n"])
-        .args(packages().map(|(package, _)| package))
+        .args(&names)
         .output()
         .context("cannot run dpkg-query")?;
     let listed = String::from_utf8_lossy(&output.stdout).into_owned();
-    Ok(packages()
-        .map(|(package, _)| package.to_owned())
+    Ok(names
+        .into_iter()
         .filter(|package| sources::recorded(&listed, package) != Some("installed"))
+        .map(str::to_owned)
         .collect())
 }
 

@@ -22,6 +22,10 @@ const TICK: Duration = Duration::from_micros(200);
 const CATCH_UP: Duration = Duration::from_millis(5);
 /// Packets that come later than this after the last was sent are lost.
 const PATIENCE: Duration = Duration::from_millis(500);
+/// After a run the way counts as empty when nothing came for this long.
+const STILL: Duration = Duration::from_millis(100);
+/// That is waited for at most this long.
+const DRAINING: Duration = Duration::from_secs(10);
 /// Room of the receiver's socket: what is lost is lost on the way, not in front of the receiver.
 const RECEIVE_ROOM: i32 = 32 << 20;
 const SEND_ROOM: i32 = 8 << 20;
@@ -184,7 +188,16 @@ fn send(
 fn receive(socket: &UdpSocket, size: usize, number: u64, over: &AtomicBool) -> Result<u64> {
     let mut octets = vec![0; size * BATCH];
     let mut received = 0;
-    while !over.load(Ordering::Relaxed) {
+    // Some ways queue without bound: what is still in them would burden the next run.
+    let (mut counted, mut last, mut end) = (true, Instant::now(), None);
+    loop {
+        if counted && over.load(Ordering::Relaxed) {
+            counted = false;
+            end = Some(Instant::now() + DRAINING);
+        }
+        if end.is_some_and(|end| last.elapsed() >= STILL || Instant::now() >= end) {
+            return Ok(received);
+        }
         let count = match syscall::receive(socket, &mut octets, size) {
             Ok(count) => count,
             Err(error)
@@ -194,13 +207,15 @@ fn receive(socket: &UdpSocket, size: usize, number: u64, over: &AtomicBool) -> R
             }
             Err(error) => return Err(error).context("receiving"),
         };
-        received += octets
-            .chunks_exact(size)
-            .take(count)
-            .filter(|packet| packet[..8] == number.to_ne_bytes())
-            .count() as u64;
+        last = Instant::now();
+        if counted {
+            received += octets
+                .chunks_exact(size)
+                .take(count)
+                .filter(|packet| packet[..8] == number.to_ne_bytes())
+                .count() as u64;
+        }
     }
-    Ok(received)
 }
 
 /// Looks for the highest rate with at most [`TOLERATED`] loss: first as fast as the sender can, then

@@ -1,7 +1,12 @@
 //! `cargo xtask bench`: measurements of the data plane, with a release build.
 
+mod e2e;
 mod engines;
+mod machine;
+mod pair;
+mod rounds;
 mod table;
+mod visits;
 
 use std::process::Command;
 
@@ -27,6 +32,9 @@ enum What {
     /// Throughput and latency of every engine side by side, and of plain forwarding, between two
     /// gateways in network namespaces
     Engines(engines::Args),
+    /// Espada's ways beside plain forwarding, strongSwan, wireguard-go, boringtun and OpenVPN:
+    /// throughput, processor time and latency through two gateways in network namespaces
+    E2e(e2e::Args),
 }
 
 /// Runs the subcommand.
@@ -34,6 +42,7 @@ pub fn run(args: &Args) -> Result<()> {
     match &args.what {
         What::Engine { json } => engine(*json),
         What::Engines(args) => engines::run(args),
+        What::E2e(args) => e2e::run(args),
     }
 }
 

@@ -6,6 +6,9 @@ use espada_tests::blast::{Highest, TOLERATED};
 use espada_tests::traffic::RoundTrips;
 use serde_json::{Value, json};
 
+use super::machine;
+use super::visits::{self, Visits};
+
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Case {
@@ -56,101 +59,77 @@ pub struct Measures {
     pub idle: RoundTrips,
     /// Echo requests beside a TCP stream.
     pub loaded: RoundTrips,
-    /// Part of the processors that others used just before, 0 to 1.
-    pub busy_before: f64,
 }
 
-/// A column.
-struct Column {
-    /// Its name in JSON.
-    name: &'static str,
-    title: &'static str,
-    value: fn(&Measures) -> f64,
-    /// Whether the sender was the limit.
-    limited: fn(&Measures) -> bool,
-    digits: usize,
-}
+type Column = visits::Column<Measures>;
 
 const COLUMNS: [Column; 7] = [
     Column {
         name: "udp64_pps",
         title: "64 B, kpps",
-        value: |it| it.small.pps,
+        value: |it| Some(it.small.pps),
         limited: |it| it.small.sender_limited,
         digits: 0,
     },
     Column {
         name: "udp1372_pps",
         title: "1372 B, kpps",
-        value: |it| it.large.pps,
+        value: |it| Some(it.large.pps),
         limited: |it| it.large.sender_limited,
         digits: 0,
     },
     Column {
         name: "tcp_gbit_s",
         title: "TCP, Gbit/s",
-        value: |it| it.tcp_gbps,
+        value: |it| Some(it.tcp_gbps),
         limited: |_| false,
         digits: 2,
     },
     Column {
         name: "rtt_p50_us",
         title: "RTT p50, µs",
-        value: |it| it.idle.p50_us,
+        value: |it| Some(it.idle.p50_us),
         limited: |_| false,
         digits: 0,
     },
     Column {
         name: "rtt_p99_us",
         title: "RTT p99, µs",
-        value: |it| it.idle.p99_us,
+        value: |it| Some(it.idle.p99_us),
         limited: |_| false,
         digits: 0,
     },
     Column {
         name: "loaded_rtt_p50_us",
         title: "beside TCP p50, µs",
-        value: |it| it.loaded.p50_us,
+        value: |it| Some(it.loaded.p50_us),
         limited: |_| false,
         digits: 0,
     },
     Column {
         name: "loaded_rtt_p99_us",
         title: "beside TCP p99, µs",
-        value: |it| it.loaded.p99_us,
+        value: |it| Some(it.loaded.p99_us),
         limited: |_| false,
         digits: 0,
     },
 ];
 
-impl Column {
-    fn shown(&self, value: f64) -> String {
-        let value = if self.name.ends_with("_pps") {
-            value / 1000.0
-        } else {
-            value
-        };
-        format!("{value:.*}", self.digits)
-    }
-}
-
-/// A case that could not be measured.
-#[derive(Clone, Debug)]
-pub struct Skipped {
-    /// Which.
-    pub case: Case,
-    /// Why.
-    pub reason: String,
+fn shown(column: &Column, value: f64) -> String {
+    let value = if column.name.ends_with("_pps") {
+        value / 1000.0
+    } else {
+        value
+    };
+    format!("{value:.*}", column.digits)
 }
 
 /// All visits.
 #[derive(Debug)]
 pub struct Results {
     reps: u32,
-    cases: Vec<Case>,
-    visits: Vec<(u32, Case, Measures)>,
-    /// What could not be measured.
-    pub skipped: Vec<Skipped>,
+    /// What was measured and what could not be.
+    pub visits: Visits<Case, Measures>,
 }
 
 impl Results {
@@ -158,91 +137,48 @@ impl Results {
     pub fn new(reps: u32) -> Self {
         Self {
             reps,
-            cases: Vec::new(),
-            visits: Vec::new(),
-            skipped: Vec::new(),
+            visits: Visits::default(),
         }
-    }
-
-    /// A visit.
-    pub fn add(&mut self, rep: u32, case: &Case, measures: Measures) {
-        if !self.cases.contains(case) {
-            self.cases.push(*case);
-        }
-        self.visits.push((rep, *case, measures));
-    }
-
-    fn of(&self, case: Case) -> impl Iterator<Item = (u32, &Measures)> {
-        self.visits
-            .iter()
-            .filter(move |(_, other, _)| *other == case)
-            .map(|(rep, _, measures)| (*rep, measures))
-    }
-
-    fn at(&self, case: Case, rep: u32) -> Option<&Measures> {
-        self.of(case)
-            .find(|(other, _)| *other == rep)
-            .map(|(_, measures)| measures)
-    }
-
-    fn median(&self, case: Case, column: &Column) -> Option<f64> {
-        median(self.of(case).map(|(_, it)| (column.value)(it)).collect())
-    }
-
-    /// The median of the ratios within each repetition: what slows the whole machine down for a
-    /// while slows both down.
-    fn ratio(&self, case: Case, reference: Case, column: &Column) -> Option<f64> {
-        let ratios = self.of(case).filter_map(|(rep, it)| {
-            let reference = (column.value)(self.at(reference, rep)?);
-            (reference > 0.0).then(|| (column.value)(it) / reference)
-        });
-        median(ratios.collect())
-    }
-
-    fn limited(&self, case: Case, column: &Column) -> bool {
-        self.of(case).any(|(_, it)| (column.limited)(it))
-    }
-
-    fn busy(&self) -> f64 {
-        let all = self.visits.iter().map(|(_, _, it)| it.busy_before);
-        median(all.collect()).unwrap_or(0.0)
     }
 
     /// Three tables: medians, and the ratios to plain forwarding and to the userspace engine.
     pub fn to_markdown(&self) -> String {
         let mut text = format!(
             "Linux {}, {}, {} processors; medians of {} repetitions\n\n",
-            read("/proc/sys/kernel/osrelease"),
-            processor(),
-            std::thread::available_parallelism().map_or(1, usize::from),
+            machine::kernel(),
+            machine::processor(),
+            machine::processors(),
             self.reps
         );
         text += &self.table("", |case, column| {
-            let sign = if self.limited(case, column) {
+            let sign = if self.visits.limited(case, column) {
                 "≥ "
             } else {
                 ""
             };
             Some(format!(
                 "{sign}{}",
-                column.shown(self.median(case, column)?)
+                shown(column, self.visits.median(case, column)?)
             ))
         });
         text += "\n";
         text += &self.table(", to plain", |case, column| {
-            ratio_text(self.ratio(case, Case::Plain, column))
+            ratio_text(self.visits.ratio(case, Case::Plain, column))
         });
         text += "\n";
         text += &self.table(", to userspace", |case, column| {
-            ratio_text(self.ratio(case, case.reference()?, column))
+            ratio_text(self.visits.ratio(case, case.reference()?, column))
         });
         text += &format!(
             "\nUDP: highest rate with at most {} % loss; ≥: the sender could send no faster. \
              RTT: {} echo requests a millisecond apart.\n",
             TOLERATED * 100.0,
-            self.visits.first().map_or(0, |(_, _, it)| it.idle.sent)
+            self.visits
+                .all()
+                .first()
+                .map_or(0, |visit| visit.measures.idle.sent)
         );
-        let busy = self.busy();
+        let busy = self.visits.busy();
         if busy > 0.05 {
             text += &format!(
                 "Other programs used {:.0} % of the processors (median before each visit): \
@@ -250,7 +186,7 @@ impl Results {
                 busy * 100.0
             );
         }
-        for skipped in &self.skipped {
+        for skipped in &self.visits.skipped {
             text += &format!("Left out: {}: {}\n", skipped.case, skipped.reason);
         }
         text
@@ -264,7 +200,7 @@ impl Results {
         text += "\n|---|";
         text += &"---:|".repeat(COLUMNS.len());
         text += "\n";
-        for case in &self.cases {
+        for case in &self.visits.cases() {
             let cells: Vec<Option<String>> =
                 COLUMNS.iter().map(|column| cell(*case, column)).collect();
             // A row without anything to compare with says nothing.
@@ -290,36 +226,41 @@ impl Results {
                 .into()
         };
         let cases: Vec<Value> = self
-            .cases
-            .iter()
-            .map(|&case| {
+            .visits
+            .cases()
+            .into_iter()
+            .map(|case| {
                 let (engine, suite) = names(case);
                 let limited: Vec<&str> = COLUMNS
                     .iter()
-                    .filter(|column| self.limited(case, column))
+                    .filter(|column| self.visits.limited(case, column))
                     .map(|column| column.name)
                     .collect();
                 json!({
                     "engine": engine,
                     "suite": suite,
-                    "median": columns(&|column| self.median(case, column)),
-                    "ratio_to_plain": columns(&|column| self.ratio(case, Case::Plain, column)),
+                    "median": columns(&|column| self.visits.median(case, column)),
+                    "ratio_to_plain": columns(&|column| self.visits.ratio(case, Case::Plain, column)),
                     "ratio_to_userspace": columns(&|column| {
-                        self.ratio(case, case.reference()?, column)
+                        self.visits.ratio(case, case.reference()?, column)
                     }),
                     "sender_limited": limited,
-                    "visits": self.of(case).map(|(rep, it)| json!({
-                        "repetition": rep + 1,
-                        "values": columns(&|column| Some((column.value)(it))),
-                        "udp64_loss": it.small.loss,
-                        "udp1372_loss": it.large.loss,
-                        "pings_lost": [it.idle.sent - it.idle.received, it.loaded.sent - it.loaded.received],
-                        "busy_before": it.busy_before,
-                    })).collect::<Vec<_>>(),
+                    "visits": self.visits.of(case).map(|visit| {
+                        let it = &visit.measures;
+                        json!({
+                            "repetition": visit.rep + 1,
+                            "values": columns(&|column| (column.value)(it)),
+                            "udp64_loss": it.small.loss,
+                            "udp1372_loss": it.large.loss,
+                            "pings_lost": [it.idle.sent - it.idle.received, it.loaded.sent - it.loaded.received],
+                            "busy_before": visit.busy_before,
+                        })
+                    }).collect::<Vec<_>>(),
                 })
             })
             .collect();
         let skipped: Vec<Value> = self
+            .visits
             .skipped
             .iter()
             .map(|skipped| {
@@ -328,9 +269,9 @@ impl Results {
             })
             .collect();
         json!({
-            "kernel": read("/proc/sys/kernel/osrelease"),
-            "processor": processor(),
-            "processors": std::thread::available_parallelism().map_or(1, usize::from),
+            "kernel": machine::kernel(),
+            "processor": machine::processor(),
+            "processors": machine::processors(),
             "repetitions": self.reps,
             "tolerated_loss": TOLERATED,
             "cases": cases,
@@ -350,32 +291,10 @@ fn ratio_text(ratio: Option<f64>) -> Option<String> {
     Some(format!("{:.2}", ratio?))
 }
 
-/// The middle value; of an even number the mean of the two in the middle.
-fn median(mut values: Vec<f64>) -> Option<f64> {
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    let upper = *values.get(middle)?;
-    if values.len() % 2 == 1 {
-        return Some(upper);
-    }
-    Some((values.get(middle - 1)? + upper) / 2.0)
-}
-
-fn read(path: &str) -> String {
-    std::fs::read_to_string(path).map_or_else(|_| "?".to_owned(), |text| text.trim().to_owned())
-}
-
-fn processor() -> String {
-    read("/proc/cpuinfo")
-        .lines()
-        .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
-        .map_or("?", |(_, model)| model)
-        .to_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bench::visits::{Skipped, Visit};
 
     const USERSPACE: Case = Case::Tunnel {
         engine: "userspace",
@@ -404,7 +323,6 @@ mod tests {
             tcp_gbps: 4.0 * scale,
             idle: trips,
             loaded: trips,
-            busy_before: 0.2,
         }
     }
 
@@ -412,11 +330,20 @@ mod tests {
         let mut results = Results::new(2);
         // The machine was half as fast in the second repetition.
         for (rep, speed) in [(0, 1.0), (1, 0.5)] {
-            results.add(rep, &Case::Plain, measures(8.0 * speed, true));
-            results.add(rep, &USERSPACE, measures(2.0 * speed, false));
-            results.add(rep, &XFRM, measures(1.0 * speed, false));
+            for (case, measures) in [
+                (Case::Plain, measures(8.0 * speed, true)),
+                (USERSPACE, measures(2.0 * speed, false)),
+                (XFRM, measures(1.0 * speed, false)),
+            ] {
+                results.visits.add(Visit {
+                    rep,
+                    case,
+                    measures,
+                    busy_before: 0.2,
+                });
+            }
         }
-        results.skipped.push(Skipped {
+        results.visits.skipped.push(Skipped {
             case: Case::Tunnel {
                 engine: "ebpf",
                 suite: "aes256gcm16",
@@ -424,23 +351,6 @@ mod tests {
             reason: "not carried".to_owned(),
         });
         results
-    }
-
-    #[test]
-    fn medians_are_in_the_middle() {
-        assert_eq!(median(vec![]), None);
-        assert_eq!(median(vec![3.0, 1.0, 2.0]), Some(2.0));
-        assert_eq!(median(vec![4.0, 1.0]), Some(2.5));
-    }
-
-    #[test]
-    fn ratios_are_taken_within_a_repetition() {
-        let results = results();
-        let tcp = &COLUMNS[2];
-        assert_eq!(results.median(XFRM, tcp), Some(3.0));
-        assert_eq!(results.ratio(XFRM, USERSPACE, tcp), Some(0.5));
-        assert_eq!(results.ratio(XFRM, Case::Plain, tcp), Some(0.125));
-        assert_eq!(results.ratio(USERSPACE, XFRM, tcp), Some(2.0));
     }
 
     #[test]

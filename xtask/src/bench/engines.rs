@@ -14,8 +14,10 @@ use super::visits::Skipped;
 use crate::process::say;
 use crate::{build, setup};
 
-/// Engines by the names of the configuration; the first is the one that others are compared with.
-const ENGINES: [&str; 3] = ["userspace", "ebpf", "xfrm"];
+/// Engines by the names of the configuration, `ebpf` also with its keystream prepared ahead; the first
+/// is the one that others are compared with.
+const ENGINES: [&str; 4] = ["userspace", "ebpf", AHEAD, "xfrm"];
+const AHEAD: &str = "ebpf-ahead";
 /// ESP suites; an engine that lacks one is left out for it.
 const SUITES: [&str; 2] = ["chacha20poly1305", "aes256gcm16"];
 const PINGS: u32 = 1000;
@@ -163,10 +165,14 @@ fn bring_up<'l>(line: &'l Line, case: &Case) -> Result<Carried<'l>> {
             None
         }
         Case::Tunnel { engine, suite } => {
+            let (engine, dataplane) = match engine {
+                AHEAD => ("ebpf", "keystream_ahead = true"),
+                _ => (engine, ""),
+            };
             let wanted = Wanted {
                 engine,
                 suite,
-                dataplane: "",
+                dataplane,
                 connection: "",
                 encapsulation: None,
                 xsk: None,
@@ -228,7 +234,7 @@ mod tests {
                 "xfrm aes256gcm16"
             ]
         );
-        assert_eq!(names(args(&[])).len(), 4);
+        assert_eq!(names(args(&[])).len(), 5);
         let error = args(&["kernel"]).cases().unwrap_err().to_string();
         assert!(
             error.contains("`kernel`") && error.contains("xfrm"),

@@ -20,7 +20,7 @@ use crate::frontend::FrontEnd;
 use crate::netlink::Netlink;
 use crate::userspace::{self, UserspaceEngine, XskMode, XskStatus};
 use crate::wake::{Suspicion, Wake};
-use crate::xfrm::{self, OffloadMode, XfrmEngine};
+use crate::xfrm::{self, XfrmEngine};
 
 pub use control::Pair;
 
@@ -94,6 +94,8 @@ pub struct Config {
     pub xsk: XskMode,
     /// Processors of the userspace engine's outbound and inbound worker.
     pub pin: Option<[usize; 2]>,
+    /// Marks and hardware of the XFRM engine.
+    pub xfrm: xfrm::Options,
     /// Where events go. Called from the engines' threads.
     pub sink: EventSink,
 }
@@ -182,9 +184,7 @@ impl Plane {
                     },
                     read_ike: false,
                     ike_ports: vec![500, 4500],
-                    mark: None,
-                    output_mark: None,
-                    offload: OffloadMode::Auto,
+                    options: config.xfrm,
                     sink: Arc::clone(&config.sink),
                 })
                 .map(|engine| Box::new(engine) as Box<dyn Engine>),

@@ -60,6 +60,43 @@ pub struct Mark {
     pub mask: u32,
 }
 
+impl std::str::FromStr for Mark {
+    type Err = String;
+
+    /// `VALUE` or `VALUE/MASK`, each decimal or with `0x`; without a mask all bits count.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = |text: &str| {
+            match text.strip_prefix("0x") {
+                Some(digits) => u32::from_str_radix(digits, 16),
+                None => text.parse(),
+            }
+            .map_err(|error| format!("`{text}` is no number of 32 bits: {error}"))
+        };
+        let (value, mask) = match text.split_once('/') {
+            Some((value, mask)) => (number(value)?, number(mask)?),
+            None => (number(text)?, u32::MAX),
+        };
+        if value & !mask != 0 {
+            return Err(format!(
+                "the value has bits that the mask lacks: {:#x}",
+                value & !mask
+            ));
+        }
+        Ok(Self { value, mask })
+    }
+}
+
+/// What a user may choose of the engine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Mark that packets must bear to be protected, and that states are looked up with.
+    pub mark: Option<Mark>,
+    /// Mark that ESP packets get, for policy routing.
+    pub output_mark: Option<Mark>,
+    /// Use of network hardware.
+    pub offload: OffloadMode,
+}
+
 /// Whether network hardware does the work.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OffloadMode {
@@ -97,12 +134,8 @@ pub struct Config {
     /// UDP ports on our side that IKE uses: transport mode between the same hosts leaves them
     /// alone.
     pub ike_ports: Vec<u16>,
-    /// Mark that packets must bear to be protected, and that states are looked up with.
-    pub mark: Option<Mark>,
-    /// Mark that ESP packets get, for policy routing.
-    pub output_mark: Option<Mark>,
-    /// Use of network hardware.
-    pub offload: OffloadMode,
+    /// Marks and hardware.
+    pub options: Options,
     /// Where events go. Called from the engine's thread.
     pub sink: EventSink,
 }
@@ -157,7 +190,7 @@ impl XfrmEngine {
             if config.mtu.is_none() {
                 mtu = Some(mtu.map_or(link.mtu, |mtu| mtu.min(link.mtu)));
             }
-            if config.offload == OffloadMode::Auto {
+            if config.options.offload == OffloadMode::Auto {
                 devices.push(link.index);
             }
         }
@@ -176,8 +209,8 @@ impl XfrmEngine {
             source,
         })?;
         let common = Common {
-            mark: config.mark,
-            output_mark: config.output_mark,
+            mark: config.options.mark,
+            output_mark: config.options.output_mark,
         };
         let name = &config.interface;
         let (identity, interface) = identity::establish(&mut netlink, &mut requests, name)?;

@@ -20,6 +20,7 @@ pub use document::{Diagnostic, Severity, show_duration};
 
 use document::{Document, Table, nearest, quoted_list};
 use espada_dataplane::plane::EngineKind;
+use espada_dataplane::xfrm::{self, Mark, OffloadMode};
 
 /// Which engines carry ESP.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,6 +84,8 @@ pub struct DataplaneConfig {
     pub xsk: XskMode,
     /// `keystream_ahead`: the eBPF engine's keystream is prepared in userspace.
     pub keystream_ahead: bool,
+    /// `xfrm_mark`, `xfrm_output_mark` and `xfrm_offload`.
+    pub xfrm: xfrm::Options,
 }
 
 impl Default for DataplaneConfig {
@@ -96,6 +99,7 @@ impl Default for DataplaneConfig {
             front_end: FrontEndMode::Auto,
             xsk: XskMode::Auto,
             keystream_ahead: false,
+            xfrm: xfrm::Options::default(),
         }
     }
 }
@@ -193,6 +197,21 @@ pub enum SecretsPolicy {
     IfReadable,
 }
 
+fn read_mark(table: &Table<'_, '_>, key: &str) -> Option<Mark> {
+    let text = table.string(key, "a mark such as \"0x2a/0xff\"")?;
+    match text.value.parse() {
+        Ok(mark) => Some(mark),
+        Err(reason) => {
+            table.document().error(
+                &text.span,
+                format!("`{key}` must be a mark such as \"0x2a\" or \"0x2a/0xff\": {reason}"),
+                None,
+            );
+            None
+        }
+    }
+}
+
 /// Longest configuration or secrets file that is read.
 const MAX_FILE: u64 = 4 << 20;
 
@@ -206,6 +225,9 @@ const DATAPLANE_KEYS: &[&str] = &[
     "front_end",
     "xsk",
     "keystream_ahead",
+    "xfrm_mark",
+    "xfrm_output_mark",
+    "xfrm_offload",
 ];
 const IKE_KEYS: &[&str] = &[
     "retransmit_first",
@@ -337,6 +359,12 @@ fn read_dataplane(table: &Table<'_, '_>) -> DataplaneConfig {
     }
     if let Some(ahead) = table.boolean("keystream_ahead") {
         config.keystream_ahead = ahead.value;
+    }
+    config.xfrm.mark = read_mark(table, "xfrm_mark");
+    config.xfrm.output_mark = read_mark(table, "xfrm_output_mark");
+    let modes = [("auto", OffloadMode::Auto), ("off", OffloadMode::Off)];
+    if let Some(mode) = table.choice("xfrm_offload", &modes) {
+        config.xfrm.offload = mode.value;
     }
     config
 }

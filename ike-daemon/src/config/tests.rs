@@ -153,6 +153,31 @@ gw.toml:2:2: error: unknown key `dataplan` at the top of the file; did you mean 
 }
 
 #[test]
+fn marks_are_values_and_masks() {
+    let config = |line: &str| {
+        let config = load_text(&azure_with("engine", line), Some(AZURE_SECRETS));
+        config.unwrap().dataplane.xfrm.mark
+    };
+    let mark = |value, mask| Some(Mark { value, mask });
+    assert_eq!(config("xfrm_mark = \"0x2a/0xff\""), mark(0x2a, 0xff));
+    assert_eq!(config("xfrm_mark = \"42\""), mark(42, u32::MAX));
+    for (line, wanted) in [
+        (
+            "xfrm_mark = \"0x1ff/0xff\"",
+            "bits that the mask lacks: 0x100",
+        ),
+        ("xfrm_mark = \"red\"", "`red` is no number of 32 bits"),
+        (
+            "xfrm_output_mark = 7",
+            "`dataplane.xfrm_output_mark` must be a mark such as",
+        ),
+    ] {
+        let shown = errors(&azure_with("engine", line));
+        assert!(shown.contains(wanted), "{shown}");
+    }
+}
+
+#[test]
 fn every_error_is_found_in_one_run() {
     let text = r#"
 [dataplane]

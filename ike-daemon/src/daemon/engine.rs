@@ -56,6 +56,7 @@ pub fn start(
             XskMode::Off => userspace::XskMode::Off,
         },
         pin: None,
+        xfrm: settings.xfrm,
         sink,
     })
     .with_context(|| format!("engine = \"{}\"", settings.engine))?;

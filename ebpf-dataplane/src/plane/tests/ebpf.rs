@@ -29,6 +29,7 @@ fn start_ebpf(pair: &Pair, side: usize, sink: EventSink) -> Result<Plane, Backen
             front_end: Some(front_end),
             xsk: XskMode::Auto,
             pin: None,
+            xfrm: crate::xfrm::Options::default(),
             sink,
         })
     })

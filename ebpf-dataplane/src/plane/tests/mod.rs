@@ -166,6 +166,7 @@ fn start_behind(pair: &Pair, side: usize, sink: EventSink, mode: Option<ModeChoi
             front_end,
             xsk: XskMode::Auto,
             pin: None,
+            xfrm: crate::xfrm::Options::default(),
             sink,
         })
         .unwrap()

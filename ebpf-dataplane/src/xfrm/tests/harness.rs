@@ -256,9 +256,7 @@ pub fn config(sink: EventSink) -> Config {
         udp: udp_sockets(),
         read_ike: true,
         ike_ports: vec![500, 4500],
-        mark: None,
-        output_mark: None,
-        offload: OffloadMode::Auto,
+        options: crate::xfrm::Options::default(),
         sink,
     }
 }
@@ -293,6 +291,7 @@ pub fn start_plane(pair: &Hosts, side: usize, kind: EngineKind) -> Plane {
             front_end,
             xsk: XskMode::Off,
             pin: None,
+            xfrm: crate::xfrm::Options::default(),
             sink: quiet(),
         })
         .unwrap()

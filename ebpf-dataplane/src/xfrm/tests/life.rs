@@ -398,8 +398,11 @@ fn netns_marks_reach_the_kernel() {
     let mark = |value| Some(Mark { value, mask: 0xff });
     let mut engine = pair.inside(0, || {
         XfrmEngine::start(Config {
-            mark: mark(0x11),
-            output_mark: mark(0x22),
+            options: Options {
+                mark: mark(0x11),
+                output_mark: mark(0x22),
+                ..Options::default()
+            },
             ..config(quiet())
         })
         .unwrap()

@@ -23,9 +23,9 @@ impl<'a> Chain<'a> {
         (octets.len() >= BLOCK && octets.len().is_multiple_of(BLOCK)).then_some(Self(octets))
     }
 
-    /// The IV.
-    pub fn iv_mut(&mut self) -> &mut [u8] {
-        &mut self.0[..BLOCK]
+    /// Writes the IV.
+    pub fn set_iv(&mut self, iv: &[u8; BLOCK]) {
+        self.0[..BLOCK].copy_from_slice(iv);
     }
 }
 

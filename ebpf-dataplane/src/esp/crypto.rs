@@ -1,12 +1,11 @@
 //! The seam to the ciphers: [`EspCrypto`] works on a burst of packets of one SA, so an engine that
 //! interleaves packets can take the place of the ones here.
 
-use aes::cipher::{
-    Array, BlockCipherDecrypt, BlockCipherEncrypt, BlockModeDecrypt, BlockModeEncrypt, InnerIvInit,
-    KeyInit, consts::U16,
-};
+use aes::cipher::{Array, BlockCipherEncrypt, KeyInit};
 use espada_common::sa::{Cipher, EspSuite, HalfSa, Integrity};
-use hmac::{Hmac, Mac};
+use espada_crypto::backend::Features;
+use espada_crypto::cbc::{AesCbc, BLOCK, Chain};
+use espada_crypto::hmac::{self, Algorithm, Hmac, Icv};
 use ring::aead;
 use zeroize::Zeroizing;
 
@@ -91,24 +90,13 @@ pub fn new(suite: &EspSuite, keys: &HalfSa) -> Result<Box<dyn EspCrypto>, ApplyE
         (Cipher::AesGcm16(128), _) => &aead::AES_128_GCM,
         (Cipher::AesGcm16(_), _) => &aead::AES_256_GCM,
         (Cipher::ChaCha20Poly1305, _) => &aead::CHACHA20_POLY1305,
-        (Cipher::AesCbc(bits), Some(algorithm)) => {
-            return Ok(Box::new(CbcHmac {
-                cipher: match bits {
-                    128 => Box::new(Cbc(
-                        aes::Aes128::new_from_slice(encryption).map_err(|_| unfit)?
-                    )),
-                    192 => Box::new(Cbc(
-                        aes::Aes192::new_from_slice(encryption).map_err(|_| unfit)?
-                    )),
-                    _ => Box::new(Cbc(
-                        aes::Aes256::new_from_slice(encryption).map_err(|_| unfit)?
-                    )),
-                },
-                mac: keyed_mac(algorithm, integrity).ok_or(ApplyError::Suite(*suite))?,
-                iv: IvGenerator::new()?,
-                icv_len: algorithm.icv_len(),
-                esn: suite.esn,
-            }));
+        (Cipher::AesCbc(_), Some(algorithm)) => {
+            return Ok(Box::new(CbcHmac::new(
+                Features::detect(),
+                suite,
+                algorithm,
+                keys,
+            )?));
         }
         (Cipher::AesCbc(_), None) => return Err(unfit),
     };
@@ -196,57 +184,98 @@ impl EspCrypto for Aead {
     }
 }
 
-/// AES-CBC (RFC 3602) with an HMAC (RFC 2404, RFC 4868), encrypt then MAC.
+/// AES-CBC (RFC 3602) with an HMAC (RFC 2404, RFC 4868), encrypt then MAC. Each step takes the
+/// whole burst.
 struct CbcHmac {
-    cipher: Box<dyn BlockChain>,
-    mac: Box<dyn PacketMac>,
+    cipher: AesCbc,
+    mac: Hmac,
     iv: IvGenerator,
     icv_len: usize,
     esn: bool,
 }
 
+/// The high 32 bits of a sequence number. RFC 4303 section 2.2.1: with a separate integrity
+/// algorithm those of an extended sequence number are not sent, but the MAC covers them behind the
+/// packet.
+fn high(esn: bool, seq: u64) -> Option<[u8; 4]> {
+    esn.then(|| ((seq >> 32) as u32).to_be_bytes())
+}
+
 impl CbcHmac {
-    /// RFC 4303 section 2.2.1: with a separate integrity algorithm the high 32 bits of an extended
-    /// sequence number are not sent, but the MAC covers them behind the packet.
-    fn high(&self, seq: u64) -> Option<[u8; 4]> {
-        self.esn.then(|| ((seq >> 32) as u32).to_be_bytes())
+    fn new(
+        features: Features,
+        suite: &EspSuite,
+        integrity: Integrity,
+        keys: &HalfSa,
+    ) -> Result<Self, ApplyError> {
+        let algorithm = match integrity {
+            Integrity::HmacSha1_96 => Algorithm::Sha1,
+            Integrity::HmacSha256_128 => Algorithm::Sha256,
+            Integrity::HmacSha384_192 => Algorithm::Sha384,
+            Integrity::HmacSha512_256 => Algorithm::Sha512,
+        };
+        Ok(Self {
+            cipher: AesCbc::new(features, keys.encryption_key.expose())
+                .ok_or(ApplyError::Suite(*suite))?,
+            mac: Hmac::new(features, algorithm, keys.integrity_key.expose()),
+            iv: IvGenerator::new()?,
+            icv_len: integrity.icv_len(),
+            esn: suite.esn,
+        })
     }
 
-    fn seal_one(&self, packet: &mut [u8], seq: u64) -> Option<()> {
-        let at = packet.len().checked_sub(self.icv_len)?;
-        let (covered, icv) = packet.split_at_mut_checked(at)?;
-        let (iv, body) = covered
-            .get_mut(ESP_HEADER..)?
-            .split_first_chunk_mut::<16>()?;
-        *iv = self.iv.next(seq);
-        self.cipher.encrypt(iv, body)?;
-        self.mac.compute(covered, self.high(seq), icv)
-    }
-
-    fn open_one(&self, packet: &mut [u8], seq: u64) -> Option<()> {
-        let at = packet.len().checked_sub(self.icv_len)?;
-        let (covered, icv) = packet.split_at_mut_checked(at)?;
-        if !self.mac.verify(covered, self.high(seq), icv) {
-            return None;
-        }
-        let (iv, body) = covered
-            .get_mut(ESP_HEADER..)?
-            .split_first_chunk_mut::<16>()?;
-        self.cipher.decrypt(iv, body)
+    /// IV and ciphertext of a packet; `None` when these are not whole blocks.
+    fn chain<'a>(&self, packet: &'a mut [u8]) -> Option<Chain<'a>> {
+        let end = packet.len().checked_sub(self.icv_len)?;
+        Chain::new(packet.get_mut(ESP_HEADER..end)?)
     }
 }
 
 impl EspCrypto for CbcHmac {
     fn seal(&mut self, jobs: &mut [Job]) {
-        for job in jobs {
-            job.ok = self.seal_one(job.frame.data_mut(), job.seq).is_some();
+        for job in &mut *jobs {
+            let chain = self.chain(job.frame.data_mut());
+            job.ok = chain.is_some();
+            if let Some(mut chain) = chain {
+                chain.set_iv(&self.iv.next(job.seq));
+            }
         }
+        let chains = jobs.iter_mut();
+        self.cipher
+            .encrypt(chains.filter_map(|job| self.chain(job.frame.data_mut())));
+        let sealed = jobs.iter_mut().filter(|job| job.ok);
+        self.mac.process(sealed.filter_map(|job| {
+            let high = high(self.esn, job.seq);
+            let packet = job.frame.data_mut();
+            let end = packet.len().checked_sub(self.icv_len)?;
+            let (message, icv) = packet.split_at_mut_checked(end)?;
+            Some(hmac::Job {
+                message,
+                high,
+                icv: Icv::Write(icv),
+            })
+        }));
     }
 
     fn open(&mut self, jobs: &mut [Job]) {
-        for job in jobs {
-            job.ok = self.open_one(job.frame.data_mut(), job.seq).is_some();
-        }
+        self.mac.process(jobs.iter_mut().filter_map(|job| {
+            job.ok = false;
+            let high = high(self.esn, job.seq);
+            let packet = job.frame.data();
+            let end = packet.len().checked_sub(self.icv_len)?;
+            let (message, icv) = packet.split_at_checked(end)?;
+            Some(hmac::Job {
+                message,
+                high,
+                icv: Icv::Verify(icv, &mut job.ok),
+            })
+        }));
+        let authentic = jobs.iter_mut().filter(|job| job.ok);
+        self.cipher.decrypt(authentic.filter_map(|job| {
+            let chain = self.chain(job.frame.data_mut());
+            job.ok = chain.is_some();
+            chain
+        }));
     }
 }
 
@@ -262,92 +291,11 @@ impl IvGenerator {
         Ok(Self(aes::Aes128::new((&*key).into())))
     }
 
-    fn next(&self, seq: u64) -> [u8; 16] {
+    fn next(&self, seq: u64) -> [u8; BLOCK] {
         let mut block = Array::from(u128::from(seq).to_be_bytes());
         self.0.encrypt_block(&mut block);
         block.into()
     }
-}
-
-/// A block cipher in CBC mode; `None` when the data is not a whole number of blocks.
-trait BlockChain: Send {
-    fn encrypt(&self, iv: &[u8; 16], data: &mut [u8]) -> Option<()>;
-    fn decrypt(&self, iv: &[u8; 16], data: &mut [u8]) -> Option<()>;
-}
-
-struct Cbc<C>(C);
-
-impl<C> BlockChain for Cbc<C>
-where
-    C: BlockCipherEncrypt<BlockSize = U16> + BlockCipherDecrypt<BlockSize = U16> + Send,
-{
-    fn encrypt(&self, iv: &[u8; 16], data: &mut [u8]) -> Option<()> {
-        let (blocks, rest) = Array::slice_as_chunks_mut(data);
-        if !rest.is_empty() {
-            return None;
-        }
-        cbc::Encryptor::inner_iv_init(&self.0, iv.into()).encrypt_blocks(blocks);
-        Some(())
-    }
-
-    fn decrypt(&self, iv: &[u8; 16], data: &mut [u8]) -> Option<()> {
-        let (blocks, rest) = Array::slice_as_chunks_mut(data);
-        if !rest.is_empty() {
-            return None;
-        }
-        cbc::Decryptor::inner_iv_init(&self.0, iv.into()).decrypt_blocks(blocks);
-        Some(())
-    }
-}
-
-/// A MAC over a packet and the high half of its sequence number, truncated to the ICV.
-trait PacketMac: Send {
-    /// `None` when `icv` is longer than the MAC.
-    fn compute(&self, packet: &[u8], high: Option<[u8; 4]>, icv: &mut [u8]) -> Option<()>;
-
-    /// Compares in constant time.
-    fn verify(&self, packet: &[u8], high: Option<[u8; 4]>, icv: &[u8]) -> bool;
-}
-
-/// Any MAC whose keyed state can be cloned: a packet then costs no key schedule.
-struct Keyed<M>(M);
-
-impl<M: Mac + Clone> Keyed<M> {
-    fn over(&self, packet: &[u8], high: Option<[u8; 4]>) -> M {
-        let mut mac = self.0.clone();
-        mac.update(packet);
-        if let Some(high) = high {
-            mac.update(&high);
-        }
-        mac
-    }
-}
-
-impl<M: Mac + Clone + Send> PacketMac for Keyed<M> {
-    fn compute(&self, packet: &[u8], high: Option<[u8; 4]>, icv: &mut [u8]) -> Option<()> {
-        let full = self.over(packet, high).finalize().into_bytes();
-        icv.copy_from_slice(full.get(..icv.len())?);
-        Some(())
-    }
-
-    fn verify(&self, packet: &[u8], high: Option<[u8; 4]>, icv: &[u8]) -> bool {
-        self.over(packet, high).verify_truncated_left(icv).is_ok()
-    }
-}
-
-fn keyed_mac(algorithm: Integrity, key: &[u8]) -> Option<Box<dyn PacketMac>> {
-    Some(match algorithm {
-        Integrity::HmacSha1_96 => Box::new(Keyed(Hmac::<sha1::Sha1>::new_from_slice(key).ok()?)),
-        Integrity::HmacSha256_128 => {
-            Box::new(Keyed(Hmac::<sha2::Sha256>::new_from_slice(key).ok()?))
-        }
-        Integrity::HmacSha384_192 => {
-            Box::new(Keyed(Hmac::<sha2::Sha384>::new_from_slice(key).ok()?))
-        }
-        Integrity::HmacSha512_256 => {
-            Box::new(Keyed(Hmac::<sha2::Sha512>::new_from_slice(key).ok()?))
-        }
-    })
 }
 
 #[cfg(test)]
@@ -449,27 +397,6 @@ mod tests {
             )
             .is_none()
         );
-    }
-
-    /// RFC 3602 section 4, case 4 (four blocks), with RFC 4231 having tested the MACs' crates.
-    #[test]
-    fn cbc_is_the_cbc_of_rfc_3602() {
-        let key = hex("56e47a38c5598974bc46903dba290349");
-        let iv: [u8; 16] = hex("8ce82eefbea0da3c44699ed7db51b7d9").try_into().unwrap();
-        let cipher = Cbc(aes::Aes128::new_from_slice(&key).unwrap());
-        let plain: Vec<u8> = (0xa0..=0xdf).collect();
-        let mut data = plain.clone();
-        cipher.encrypt(&iv, &mut data).unwrap();
-        assert_eq!(
-            data,
-            hex(
-                "c30e32ffedc0774e6aff6af0869f71aa0f3af07a9a31a9c684db207eb0ef8e4e
-                 35907aa632c3ffdf868bb7b29d3d46ad83ce9f9a102ee99d49a53e87f4c3da55"
-            )
-        );
-        cipher.decrypt(&iv, &mut data).unwrap();
-        assert_eq!(data, plain);
-        assert!(cipher.encrypt(&iv, &mut [0; 17]).is_none());
     }
 
     #[test]

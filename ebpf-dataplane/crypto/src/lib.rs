@@ -3,6 +3,7 @@
 
 pub mod backend;
 pub mod cbc;
+pub mod chacha;
 pub mod hmac;
 mod sha;
 #[cfg(test)]

@@ -1,0 +1,251 @@
+//! Poly1305 (RFC 8439 section 2.5) with a message in each lane: numbers below 2^130 in five limbs
+//! of 26 bits, so that no powers of the key are needed and packets with keys of their own go
+//! together.
+#![allow(unsafe_code)]
+
+use crate::backend::Features;
+use crate::vector::{Avx2x64, Avx512x64, COLUMNS, Vector, Vector64};
+
+/// Octets of a block.
+pub(super) const BLOCK: usize = 16;
+
+const LIMBS: usize = 5;
+const LIMB: u64 = (1 << 26) - 1;
+
+/// A number in each lane.
+pub(super) type Numbers = [[u64; COLUMNS]; LIMBS];
+
+/// Takes blocks behind the pointer of each lane into its sum, with its key: sum, keys, pointers,
+/// number of blocks.
+///
+/// # Safety
+/// The processor has what the function was chosen for, and that many blocks can be read behind
+/// the pointer of each of its lanes.
+type Function = unsafe fn(&mut Numbers, &Numbers, &[*const u8; COLUMNS], usize);
+
+/// Poly1305 over several messages on a processor.
+#[derive(Clone, Copy)]
+pub(super) struct Poly1305 {
+    lanes: usize,
+    function: Function,
+}
+
+impl Poly1305 {
+    /// `None` without vectors that are wide enough.
+    pub(super) fn new(features: Features) -> Option<Self> {
+        if features.avx512() {
+            Some(Self {
+                lanes: Avx512x64::LANES,
+                function: blocks_avx512,
+            })
+        } else if features.avx2() {
+            Some(Self {
+                lanes: Avx2x64::LANES,
+                function: blocks_avx2,
+            })
+        } else {
+            None
+        }
+    }
+
+    /// Messages to have in work at once.
+    pub(super) fn lanes(self) -> usize {
+        self.lanes
+    }
+
+    /// Takes `blocks` blocks of each message into its sum. With few messages they go one by one.
+    pub(super) fn blocks(
+        self,
+        sums: &mut Numbers,
+        keys: &Numbers,
+        sources: &[Option<&[u8]>; COLUMNS],
+        blocks: usize,
+    ) {
+        let octets = blocks * BLOCK;
+        let mut busy = sources
+            .iter()
+            .enumerate()
+            .filter_map(|(column, source)| Some((column, source.as_ref()?.get(..octets)?)));
+        // Two messages one by one cost about as much as all lanes.
+        if busy.clone().count() <= self.lanes / 4 {
+            for (column, source) in busy {
+                let mut sum = Number::of(sums, column);
+                sum.blocks(Number::of(keys, column), source);
+                sum.put(sums, column);
+            }
+            return;
+        }
+        let Some((_, any)) = busy.next() else { return };
+        // A lane without a message works on some other's, to no effect.
+        let mut pointers = [any.as_ptr(); COLUMNS];
+        for (column, source) in busy {
+            pointers[column] = source.as_ptr();
+        }
+        assert!(sources[self.lanes..].iter().all(Option::is_none));
+        // SAFETY: `new` chose the function by what the processor has; every pointer is that of a
+        // slice of `blocks` blocks.
+        unsafe { (self.function)(sums, keys, &pointers, blocks) }
+    }
+}
+
+/// The two halves of a one-time key: the multiplier and what is added at the end.
+pub(super) fn halves(key: &[u8; 2 * BLOCK]) -> (&[u8; BLOCK], &[u8; BLOCK]) {
+    let [first, second] = key.as_chunks().0 else {
+        unreachable!("32 octets are two halves of 16")
+    };
+    (first, second)
+}
+
+/// Begins a message in a lane with the first half of its one-time key, some of whose bits RFC 8439
+/// section 2.5.1 clears.
+pub(super) fn begin(sums: &mut Numbers, keys: &mut Numbers, column: usize, half: &[u8; BLOCK]) {
+    let low = u128::from_le_bytes(*half) & 0x0fff_fffc_0fff_fffc_0fff_fffc_0fff_ffff;
+    Number { low, high: 0 }.put(keys, column);
+    Number { low: 0, high: 0 }.put(sums, column);
+}
+
+/// The tag of a lane: its sum below 2^130 - 5, plus the second half of the one-time key.
+pub(super) fn tag(sums: &Numbers, column: usize, half: &[u8; 16]) -> [u8; 16] {
+    Number::of(sums, column).tag(half)
+}
+
+#[target_feature(enable = "avx2")]
+unsafe fn blocks_avx2(
+    sums: &mut Numbers,
+    keys: &Numbers,
+    lanes: &[*const u8; COLUMNS],
+    blocks: usize,
+) {
+    // SAFETY: the caller's promise is the same.
+    unsafe { vector_blocks::<Avx2x64>(sums, keys, lanes, blocks) }
+}
+
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn blocks_avx512(
+    sums: &mut Numbers,
+    keys: &Numbers,
+    lanes: &[*const u8; COLUMNS],
+    blocks: usize,
+) {
+    // SAFETY: the caller's promise is the same.
+    unsafe { vector_blocks::<Avx512x64>(sums, keys, lanes, blocks) }
+}
+
+/// # Safety
+/// The processor has the instructions of `V`; so many blocks can be read behind the pointer of
+/// each lane.
+#[inline(always)]
+unsafe fn vector_blocks<V: Vector64>(
+    sums: &mut Numbers,
+    keys: &Numbers,
+    lanes: &[*const u8; COLUMNS],
+    blocks: usize,
+) {
+    // SAFETY: rows have COLUMNS words; the caller vouches for the instructions and the messages.
+    unsafe {
+        let mut h: [V; LIMBS] = std::array::from_fn(|i| V::load(sums[i].as_ptr()));
+        let r: [V; LIMBS] = std::array::from_fn(|i| V::load(keys[i].as_ptr()));
+        // 2^130 is 5: what goes beyond the fifth limb comes back times five.
+        let s: [V; LIMBS] = r.map(|limb| limb.add(limb.shl::<2>()));
+        let limb = V::splat(LIMB);
+        let one = V::splat(1 << 24);
+        for block in 0..blocks {
+            let [low, high] = V::rows(lanes, BLOCK * block);
+            h[0] = h[0].add(low.and(limb));
+            h[1] = h[1].add(low.shr::<26>().and(limb));
+            h[2] = h[2].add(low.shr::<52>().or(high.shl::<12>()).and(limb));
+            h[3] = h[3].add(high.shr::<14>().and(limb));
+            h[4] = h[4].add(high.shr::<40>().or(one));
+            let mut d: [V; LIMBS] = std::array::from_fn(|i| {
+                let term = |j: usize| {
+                    let factor = if j <= i { r[i - j] } else { s[LIMBS + i - j] };
+                    h[j].mul32(factor)
+                };
+                term(0).add(term(1)).add(term(2).add(term(3))).add(term(4))
+            });
+            // Two carries at a time; afterwards no limb is much above 26 bits.
+            let carry = |d: &mut [V; LIMBS], from: usize| {
+                let over = d[from].shr::<26>();
+                d[from] = d[from].and(limb);
+                let times = if from == 4 {
+                    over.add(over.shl::<2>())
+                } else {
+                    over
+                };
+                d[(from + 1) % LIMBS] = d[(from + 1) % LIMBS].add(times);
+            };
+            for from in [0, 3, 1, 4, 2, 0, 3] {
+                carry(&mut d, from);
+            }
+            h = d;
+        }
+        for (row, limb) in sums.iter_mut().zip(h) {
+            limb.store(row.as_mut_ptr());
+        }
+    }
+}
+
+/// A number a little above 2^130 at most: the low 128 bits and what is above them.
+#[derive(Clone, Copy)]
+struct Number {
+    low: u128,
+    high: u64,
+}
+
+impl Number {
+    fn of(numbers: &Numbers, column: usize) -> Self {
+        let mut number = Self { low: 0, high: 0 };
+        for (i, row) in numbers.iter().enumerate() {
+            let limb = u128::from(row[column]);
+            let (low, carry) = number.low.overflowing_add(limb << (26 * i));
+            number.low = low;
+            number.high += u64::from(carry);
+            if i == LIMBS - 1 {
+                number.high += (limb >> 24) as u64;
+            }
+        }
+        number
+    }
+
+    fn put(self, numbers: &mut Numbers, column: usize) {
+        for (i, row) in numbers.iter_mut().enumerate() {
+            row[column] = (self.low >> (26 * i)) as u64 & LIMB;
+        }
+        // The fifth limb begins at bit 104 and has room for what is above 26 bits.
+        numbers[4][column] = (self.low >> 104) as u64 | self.high << 24;
+    }
+
+    /// Takes whole blocks into the sum, with a key below 2^128.
+    fn blocks(&mut self, key: Self, blocks: &[u8]) {
+        let wide = |a: u64, b: u64| u128::from(a).wrapping_mul(b.into());
+        let (r0, r1) = (key.low as u64, (key.low >> 64) as u64);
+        // 2^128 r1 is 2^130 (r1 / 4), as the low two bits of r1 are clear, and 2^130 is 5.
+        let s1 = r1 + (r1 >> 2);
+        for block in blocks.as_chunks::<BLOCK>().0 {
+            let (low, carry) = self.low.overflowing_add(u128::from_le_bytes(*block));
+            let (h0, h1) = (low as u64, (low >> 64) as u64);
+            let h2 = self.high.wrapping_add(1 + u64::from(carry));
+            let d0 = wide(h0, r0).wrapping_add(wide(h1, s1));
+            let d1 = wide(h0, r1).wrapping_add(wide(h1, r0));
+            let d1 = d1.wrapping_add(wide(h2, s1)).wrapping_add(d0 >> 64);
+            let d2 = h2.wrapping_mul(r0).wrapping_add((d1 >> 64) as u64);
+            // Bits from 130 on count five times.
+            let over = (d2 >> 2).wrapping_add(d2 & !3);
+            let (low, carry) = (u128::from(d0 as u64) | d1 << 64).overflowing_add(over.into());
+            self.low = low;
+            self.high = (d2 & 3).wrapping_add(carry.into());
+        }
+    }
+
+    fn tag(self, half: &[u8; 16]) -> [u8; 16] {
+        // To little more than 2^130 first, then minus 2^130 - 5 if that does not go below zero.
+        let over = (self.high >> 2) * 5;
+        let (low, carry) = self.low.overflowing_add(over.into());
+        let high = (self.high & 3) + u64::from(carry);
+        let (less, carry) = low.overflowing_add(5);
+        let reaches = (high + u64::from(carry)) >> 2;
+        let mask = 0u128.wrapping_sub(reaches.into());
+        let sum = (less & mask) | (low & !mask);
+        sum.wrapping_add(u128::from_le_bytes(*half)).to_le_bytes()
+    }
+}

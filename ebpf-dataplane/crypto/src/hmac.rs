@@ -128,12 +128,7 @@ impl<H: Hash> Functions<H> {
     }
 
     /// Takes `blocks` blocks of each column that has a source.
-    fn compress(
-        &self,
-        table: &mut Table<H::Word>,
-        sources: &[Option<&[u8]>; COLUMNS],
-        blocks: usize,
-    ) {
+    fn compress(&self, table: &mut Table<H::Word>, sources: &[Option<&[u8]>], blocks: usize) {
         sha::compress::<H>(
             self.wide,
             self.worth_wide,
@@ -156,9 +151,10 @@ enum Phase {
     Outer,
 }
 
-/// A message on its way.
+/// Room for a message on its way.
 struct Lane<'a> {
-    icv: Icv<'a>,
+    /// Where the MAC goes; `None` while there is no message here.
+    icv: Option<Icv<'a>>,
     /// Whole blocks still to be read.
     direct: &'a [u8],
     /// Blocks of padded rest, and later of the second pass.
@@ -170,90 +166,100 @@ struct Lane<'a> {
 }
 
 impl<'a> Lane<'a> {
-    fn new<H: Hash>(job: Job<'a>) -> Self {
-        let whole = job.message.len() / H::BLOCK * H::BLOCK;
+    const EMPTY: Self = Self {
+        icv: None,
+        direct: &[],
+        tail: [0; 2 * MAX_BLOCK],
+        from: 0,
+        to: 0,
+        phase: Phase::Tail,
+    };
+
+    /// Lays out the end of the message: less than a block, the four octets that are not sent, and
+    /// the padding.
+    fn begin<H: Hash>(&mut self, job: Job<'a>) {
+        let whole = job.message.len() & !(H::BLOCK - 1);
         let (direct, rest) = job.message.split_at(whole);
-        let mut lane = Self {
-            icv: job.icv,
-            direct,
-            tail: [0; 2 * MAX_BLOCK],
-            from: 0,
-            to: 0,
-            phase: if direct.is_empty() {
-                Phase::Tail
-            } else {
-                Phase::Direct
-            },
+        self.icv = Some(job.icv);
+        self.direct = direct;
+        self.phase = if direct.is_empty() {
+            Phase::Tail
+        } else {
+            Phase::Direct
         };
-        let high = job.high.as_ref().map_or(&[][..], |high| &high[..]);
-        lane.pad::<H>(rest, high, job.message.len() + high.len());
-        lane
+        self.tail[..2 * H::BLOCK].fill(0);
+        self.tail[..rest.len()].copy_from_slice(rest);
+        let mut used = rest.len();
+        if let Some(high) = job.high {
+            self.tail[used..used + 4].copy_from_slice(&high);
+            used += 4;
+        }
+        self.pad::<H>(used, whole + used);
     }
 
-    /// Lays out the end of a message of `len` octets behind the block with the key: less than a
-    /// block of `rest`, then at most four octets more, then the padding.
-    fn pad<H: Hash>(&mut self, rest: &[u8], high: &[u8], len: usize) {
-        let bits = 8 * (H::BLOCK + len) as u128;
-        let used = rest.len() + high.len();
+    /// Pads `used` octets of a tail that is otherwise zero, at the end of a message of `len` octets
+    /// behind the block with the key.
+    fn pad<H: Hash>(&mut self, used: usize, len: usize) {
         self.from = 0;
         self.to = (used + 1 + H::LENGTH).next_multiple_of(H::BLOCK);
-        self.tail[..rest.len()].copy_from_slice(rest);
-        self.tail[rest.len()..used].copy_from_slice(high);
         self.tail[used] = 0x80;
-        self.tail[used + 1..self.to - H::LENGTH].fill(0);
-        self.tail[self.to - H::LENGTH..self.to]
-            .copy_from_slice(&bits.to_be_bytes()[16 - H::LENGTH..]);
+        // A length of 16 octets begins with zeros.
+        let bits = 8 * (H::BLOCK + len) as u64;
+        self.tail[self.to - 8..self.to].copy_from_slice(&bits.to_be_bytes());
     }
 
-    fn source(&self) -> &[u8] {
-        match self.phase {
+    fn source(&self) -> Option<&[u8]> {
+        self.icv.as_ref()?;
+        Some(match self.phase {
             Phase::Direct => self.direct,
             _ => &self.tail[self.from..self.to],
-        }
+        })
     }
 
-    /// Goes past `octets`. At the end of a pass the digest in `column` is used; `false` when that
-    /// was the last.
+    /// Goes past `octets`. At the end of a pass the digest in `column` is used.
     fn advance<H: Hash>(
         &mut self,
         octets: usize,
         outer: &[H::Word; 8],
         table: &mut Table<H::Word>,
         column: usize,
-    ) -> bool {
+    ) {
         if self.phase == Phase::Direct {
             self.direct = &self.direct[octets..];
             if self.direct.is_empty() {
                 self.phase = Phase::Tail;
             }
-            return true;
+            return;
         }
         self.from += octets;
         if self.from < self.to {
-            return true;
+            return;
+        }
+        let state = std::array::from_fn(|row| table[row][column]);
+        if self.phase == Phase::Tail {
+            self.phase = Phase::Outer;
+            self.tail[..H::BLOCK].fill(0);
+            H::digest(&state, &mut self.tail[..H::DIGEST]);
+            self.pad::<H>(H::DIGEST, H::DIGEST);
+            set(table, column, outer);
+            return;
         }
         let mut digest = [0; MAX_DIGEST];
         let digest = &mut digest[..H::DIGEST];
-        H::digest(&table.map(|row| row[column]), digest);
-        if self.phase == Phase::Tail {
-            self.phase = Phase::Outer;
-            self.pad::<H>(digest, &[], H::DIGEST);
-            set(table, column, outer);
-            return true;
-        }
-        match &mut self.icv {
-            Icv::Write(icv) => {
+        H::digest(&state, digest);
+        match self.icv.take() {
+            Some(Icv::Write(icv)) => {
                 if let Some(digest) = digest.get(..icv.len()) {
                     icv.copy_from_slice(digest);
                 }
             }
-            Icv::Verify(icv, same) => {
-                **same = digest
+            Some(Icv::Verify(icv, same)) => {
+                *same = digest
                     .get(..icv.len())
                     .is_some_and(|digest| digest.ct_eq(icv).into());
             }
+            None => {}
         }
-        false
     }
 }
 
@@ -287,27 +293,33 @@ impl<H: Hash> State<H> {
 
     fn process<'a>(&self, mut burst: impl Iterator<Item = Job<'a>>) {
         let mut table = Zeroizing::new([[H::Word::default(); COLUMNS]; 8]);
-        let mut lanes: [Option<Lane<'a>>; COLUMNS] = [const { None }; COLUMNS];
-        let width = self.functions.lanes();
+        let mut lanes = [Lane::EMPTY; COLUMNS];
+        let lanes = &mut lanes[..self.functions.lanes()];
         loop {
-            for (column, lane) in lanes[..width].iter_mut().enumerate() {
-                if lane.is_none()
+            let mut blocks = usize::MAX;
+            for (column, lane) in lanes.iter_mut().enumerate() {
+                if lane.icv.is_none()
                     && let Some(job) = burst.next()
                 {
-                    *lane = Some(Lane::new::<H>(job));
+                    lane.begin::<H>(job);
                     set(&mut table, column, &self.inner);
                 }
+                if let Some(source) = lane.source() {
+                    blocks = blocks.min(source.len() / H::BLOCK);
+                }
             }
-            let sources = lanes.each_ref().map(|lane| Some(lane.as_ref()?.source()));
-            let Some(blocks) = sources.iter().flatten().map(|s| s.len() / H::BLOCK).min() else {
+            if blocks == usize::MAX {
                 return;
-            };
-            self.functions.compress(&mut table, &sources, blocks);
-            for (column, place) in lanes[..width].iter_mut().enumerate() {
-                if let Some(lane) = place
-                    && !lane.advance::<H>(blocks * H::BLOCK, &self.outer, &mut table, column)
-                {
-                    *place = None;
+            }
+            let mut sources = [None; COLUMNS];
+            for (source, lane) in sources.iter_mut().zip(&*lanes) {
+                *source = lane.source();
+            }
+            let sources = &sources[..lanes.len()];
+            self.functions.compress(&mut table, sources, blocks);
+            for (column, lane) in lanes.iter_mut().enumerate() {
+                if lane.icv.is_some() {
+                    lane.advance::<H>(blocks * H::BLOCK, &self.outer, &mut table, column);
                 }
             }
         }

@@ -389,6 +389,24 @@ impl Blocks for __m512i {
     );
 }
 
+/// Each round key in every block of a register.
+///
+/// Loops, not closures, here and below: these would not be compiled for the instructions of `B`.
+///
+/// # Safety
+/// The processor has the instructions of `B`.
+#[inline(always)]
+unsafe fn splat_keys<B: Blocks>(keys: &Schedule) -> [B; KEYS] {
+    // SAFETY: the caller vouches for the instructions.
+    unsafe {
+        let mut wide = [B::splat(&keys[0]); KEYS];
+        for (wide, key) in wide.iter_mut().zip(keys) {
+            *wide = B::splat(key);
+        }
+        wide
+    }
+}
+
 /// Encrypts `blocks` blocks of `REGISTERS * B::BLOCKS` lanes.
 ///
 /// # Safety
@@ -405,10 +423,12 @@ unsafe fn encrypt_lanes<B: Blocks, const REGISTERS: usize, const ROUNDS: usize>(
     // SAFETY: the caller vouches for the instructions and for the memory behind the pointers;
     // `chained` has a block for each lane.
     unsafe {
-        let keys: [B; KEYS] = std::array::from_fn(|round| B::splat(&keys[round]));
+        let keys = splat_keys::<B>(keys);
         let chain = chained.as_mut_ptr().cast::<u8>();
-        let mut state: [B; REGISTERS] =
-            std::array::from_fn(|r| B::load(chain.add(BLOCK * B::BLOCKS * r)));
+        let mut state = [keys[0]; REGISTERS];
+        for (r, state) in state.iter_mut().enumerate() {
+            *state = B::load(chain.add(BLOCK * B::BLOCKS * r));
+        }
         for block in 0..blocks {
             for (r, state) in state.iter_mut().enumerate() {
                 let lanes = &lanes[B::BLOCKS * r..B::BLOCKS * (r + 1)];
@@ -417,7 +437,9 @@ unsafe fn encrypt_lanes<B: Blocks, const REGISTERS: usize, const ROUNDS: usize>(
                 *state = state.xor(plain.xor(keys[0]));
             }
             for key in &keys[1..ROUNDS] {
-                state = state.map(|state| state.encrypt(*key));
+                for state in &mut state {
+                    *state = state.encrypt(*key);
+                }
             }
             for (r, state) in state.iter_mut().enumerate() {
                 *state = state.encrypt_last(keys[ROUNDS]);
@@ -430,63 +452,67 @@ unsafe fn encrypt_lanes<B: Blocks, const REGISTERS: usize, const ROUNDS: usize>(
     }
 }
 
-/// Decrypts in place `REGISTERS * B::BLOCKS` blocks behind the one at `at`.
-///
-/// # Safety
-/// The processor has the instructions of `B`; so many blocks and one more lie at `at` and belong
-/// to the caller.
-#[inline(always)]
-unsafe fn decrypt_blocks<B: Blocks, const REGISTERS: usize, const ROUNDS: usize>(
-    keys: &[B; KEYS],
-    at: *mut u8,
-) {
-    // SAFETY: the caller vouches for the instructions and the memory.
-    unsafe {
-        let place = |r: usize| at.add(BLOCK * B::BLOCKS * r);
-        let mut state: [B; REGISTERS] =
-            std::array::from_fn(|r| B::load(place(r).add(BLOCK)).xor(keys[0]));
-        for key in &keys[1..ROUNDS] {
-            state = state.map(|state| state.decrypt(*key));
-        }
-        // All blocks before are read before any is written.
-        let before: [B; REGISTERS] = std::array::from_fn(|r| B::load(place(r)));
-        for (r, (state, before)) in state.into_iter().zip(before).enumerate() {
-            let plain = state.decrypt_last(keys[ROUNDS]).xor(before);
-            plain.store(place(r).add(BLOCK));
-        }
-    }
-}
-
-/// Decrypts `blocks` blocks behind the IV at `chain`. From the end, so that each block's
+/// Decrypts in place the last `REGISTERS * B::BLOCKS` of `blocks` blocks behind the IV at `chain`
+/// as often as they go, and says how many blocks remain. From the end, so that each block's
 /// predecessor is still ciphertext.
 ///
 /// # Safety
 /// The processor has the instructions of `B`; the IV and so many blocks lie at `chain` and belong
 /// to the caller.
 #[inline(always)]
+unsafe fn decrypt_last<B: Blocks, const REGISTERS: usize, const ROUNDS: usize>(
+    keys: &[B; KEYS],
+    chain: *mut u8,
+    mut blocks: usize,
+) -> usize {
+    while blocks >= REGISTERS * B::BLOCKS {
+        blocks -= REGISTERS * B::BLOCKS;
+        // SAFETY: the caller vouches for the instructions and the memory: the blocks from `blocks`
+        // on, where the IV counts as the first.
+        unsafe {
+            let at = chain.add(BLOCK * blocks);
+            let mut state = [keys[0]; REGISTERS];
+            for (r, state) in state.iter_mut().enumerate() {
+                *state = B::load(at.add(BLOCK * (B::BLOCKS * r + 1))).xor(keys[0]);
+            }
+            for key in &keys[1..ROUNDS] {
+                for state in &mut state {
+                    *state = state.decrypt(*key);
+                }
+            }
+            // All blocks before are read before any is written.
+            for (r, state) in state.iter_mut().enumerate() {
+                let before = B::load(at.add(BLOCK * B::BLOCKS * r));
+                *state = state.decrypt_last(keys[ROUNDS]).xor(before);
+            }
+            for (r, state) in state.into_iter().enumerate() {
+                state.store(at.add(BLOCK * (B::BLOCKS * r + 1)));
+            }
+        }
+    }
+    blocks
+}
+
+/// Decrypts `blocks` blocks behind the IV at `chain`: most in `B`, what is less than a register of
+/// those one by one.
+///
+/// # Safety
+/// As for [`decrypt_last`]; the processor has AES-NI.
+#[inline(always)]
 unsafe fn decrypt_chain<B: Blocks, const REGISTERS: usize, const ROUNDS: usize>(
     keys: &Schedule,
     chain: *mut u8,
     blocks: usize,
 ) {
-    const { assert!(REGISTERS * B::BLOCKS <= LANES && ROUNDS < KEYS) };
-    let stride = REGISTERS * B::BLOCKS;
-    // SAFETY: the caller vouches for the instructions and the memory; `rest` holds as many blocks
-    // as `decrypt_blocks` takes, and fewer than that are left when it is used.
+    const { assert!(ROUNDS < KEYS) };
+    // SAFETY: the caller's promise is the same.
     unsafe {
-        let keys: [B; KEYS] = std::array::from_fn(|round| B::splat(&keys[round]));
-        let mut left = blocks;
-        while left >= stride {
-            left -= stride;
-            decrypt_blocks::<B, REGISTERS, ROUNDS>(&keys, chain.add(BLOCK * left));
-        }
-        if left > 0 {
-            let mut rest = [0u8; BLOCK * (LANES + 1)];
-            let octets = BLOCK * left;
-            std::ptr::copy_nonoverlapping(chain, rest.as_mut_ptr(), BLOCK + octets);
-            decrypt_blocks::<B, REGISTERS, ROUNDS>(&keys, rest.as_mut_ptr());
-            let plain = rest[BLOCK..].as_ptr();
-            std::ptr::copy_nonoverlapping(plain, chain.add(BLOCK), octets);
+        let wide = splat_keys::<B>(keys);
+        let left = decrypt_last::<B, REGISTERS, ROUNDS>(&wide, chain, blocks);
+        let left = decrypt_last::<B, 2, ROUNDS>(&wide, chain, left);
+        let left = decrypt_last::<B, 1, ROUNDS>(&wide, chain, left);
+        if B::BLOCKS > 1 && left > 0 {
+            decrypt_last::<__m128i, 1, ROUNDS>(&splat_keys(keys), chain, left);
         }
     }
 }

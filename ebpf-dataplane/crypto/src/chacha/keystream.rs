@@ -8,6 +8,9 @@ use crate::vector::{Avx2x32, Avx512x32, COLUMNS, Vector, Vector32};
 /// Octets of a block of key stream.
 pub(super) const BLOCK: usize = 64;
 
+/// The first four words of every block.
+const CONSTANTS: [u32; 4] = [0x6170_7865, 0x3320_646e, 0x7962_2d32, 0x6b20_6574];
+
 /// What differs from lane to lane: the counter and the last two words of the nonce.
 pub(super) type Inputs = [[u32; COLUMNS]; 3];
 
@@ -72,29 +75,36 @@ unsafe fn blocks_avx512(key: &[u32; 8], salt: u32, inputs: &Inputs, out: &mut Bl
 /// The processor has the instructions of `V`.
 #[inline(always)]
 unsafe fn blocks<V: Vector32>(key: &[u32; 8], salt: u32, inputs: &Inputs, out: &mut Blocks) {
-    // SAFETY: the caller vouches for the instructions; each row of `inputs` has COLUMNS words.
-    let row = |i: usize| unsafe {
-        match i {
-            0 => V::splat(0x6170_7865),
-            1 => V::splat(0x3320_646e),
-            2 => V::splat(0x7962_2d32),
-            3 => V::splat(0x6b20_6574),
-            4..12 => V::splat(key[i - 4]),
-            12 => V::load(inputs[0].as_ptr()),
-            13 => V::splat(salt),
-            _ => V::load(inputs[i - 13].as_ptr()),
+    // Loops, not closures: these would not be compiled for the instructions of `V`.
+    //
+    // SAFETY: the caller vouches for the instructions; each row of `inputs` has COLUMNS words, and
+    // each block has four times 16 octets.
+    unsafe {
+        let mut start = [V::splat(salt); 16];
+        for (word, constant) in start.iter_mut().zip(CONSTANTS) {
+            *word = V::splat(constant);
         }
-    };
-    let mut x: [V; 16] = std::array::from_fn(row);
-    for _ in 0..10 {
-        quarters(&mut x, [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15]);
-        quarters(&mut x, [5, 6, 7, 4], [10, 11, 8, 9], [15, 12, 13, 14]);
-    }
-    let lanes = out.each_mut().map(|block| block.as_mut_ptr());
-    for quarter in 0..4 {
-        let rows = std::array::from_fn(|i| x[4 * quarter + i].add(row(4 * quarter + i)));
-        // SAFETY: a block has four times 16 octets.
-        unsafe { V::put_rows(rows, &lanes, 16 * quarter) };
+        for (word, key) in start[4..12].iter_mut().zip(key) {
+            *word = V::splat(*key);
+        }
+        start[12] = V::load(inputs[0].as_ptr());
+        start[14] = V::load(inputs[1].as_ptr());
+        start[15] = V::load(inputs[2].as_ptr());
+        let mut x = start;
+        for _ in 0..10 {
+            quarters(&mut x, [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15]);
+            quarters(&mut x, [5, 6, 7, 4], [10, 11, 8, 9], [15, 12, 13, 14]);
+        }
+        for (word, start) in x.iter_mut().zip(start) {
+            *word = word.add(start);
+        }
+        let mut lanes = [std::ptr::null_mut(); COLUMNS];
+        for (lane, block) in lanes.iter_mut().zip(out) {
+            *lane = block.as_mut_ptr();
+        }
+        for (quarter, rows) in x.as_chunks::<4>().0.iter().enumerate() {
+            V::put_rows(*rows, &lanes, 16 * quarter);
+        }
     }
 }
 

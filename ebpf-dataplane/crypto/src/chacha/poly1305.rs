@@ -141,12 +141,19 @@ unsafe fn vector_blocks<V: Vector64>(
     lanes: &[*const u8; COLUMNS],
     blocks: usize,
 ) {
+    // Loops, not closures: these would not be compiled for the instructions of `V`.
+    //
     // SAFETY: rows have COLUMNS words; the caller vouches for the instructions and the messages.
     unsafe {
-        let mut h: [V; LIMBS] = std::array::from_fn(|i| V::load(sums[i].as_ptr()));
-        let r: [V; LIMBS] = std::array::from_fn(|i| V::load(keys[i].as_ptr()));
-        // 2^130 is 5: what goes beyond the fifth limb comes back times five.
-        let s: [V; LIMBS] = r.map(|limb| limb.add(limb.shl::<2>()));
+        let mut h = [V::splat(0); LIMBS];
+        let mut r = h;
+        let mut s = h;
+        for i in 0..LIMBS {
+            h[i] = V::load(sums[i].as_ptr());
+            r[i] = V::load(keys[i].as_ptr());
+            // 2^130 is 5: what goes beyond the fifth limb comes back times five.
+            s[i] = r[i].add(r[i].shl::<2>());
+        }
         let limb = V::splat(LIMB);
         let one = V::splat(1 << 24);
         for block in 0..blocks {
@@ -156,32 +163,74 @@ unsafe fn vector_blocks<V: Vector64>(
             h[2] = h[2].add(low.shr::<52>().or(high.shl::<12>()).and(limb));
             h[3] = h[3].add(high.shr::<14>().and(limb));
             h[4] = h[4].add(high.shr::<40>().or(one));
-            let mut d: [V; LIMBS] = std::array::from_fn(|i| {
-                let term = |j: usize| {
-                    let factor = if j <= i { r[i - j] } else { s[LIMBS + i - j] };
-                    h[j].mul32(factor)
-                };
-                term(0).add(term(1)).add(term(2).add(term(3))).add(term(4))
-            });
+            let mut d = [
+                sum([
+                    h[0].mul32(r[0]),
+                    h[1].mul32(s[4]),
+                    h[2].mul32(s[3]),
+                    h[3].mul32(s[2]),
+                    h[4].mul32(s[1]),
+                ]),
+                sum([
+                    h[0].mul32(r[1]),
+                    h[1].mul32(r[0]),
+                    h[2].mul32(s[4]),
+                    h[3].mul32(s[3]),
+                    h[4].mul32(s[2]),
+                ]),
+                sum([
+                    h[0].mul32(r[2]),
+                    h[1].mul32(r[1]),
+                    h[2].mul32(r[0]),
+                    h[3].mul32(s[4]),
+                    h[4].mul32(s[3]),
+                ]),
+                sum([
+                    h[0].mul32(r[3]),
+                    h[1].mul32(r[2]),
+                    h[2].mul32(r[1]),
+                    h[3].mul32(r[0]),
+                    h[4].mul32(s[4]),
+                ]),
+                sum([
+                    h[0].mul32(r[4]),
+                    h[1].mul32(r[3]),
+                    h[2].mul32(r[2]),
+                    h[3].mul32(r[1]),
+                    h[4].mul32(r[0]),
+                ]),
+            ];
             // Two carries at a time; afterwards no limb is much above 26 bits.
-            let carry = |d: &mut [V; LIMBS], from: usize| {
-                let over = d[from].shr::<26>();
-                d[from] = d[from].and(limb);
-                let times = if from == 4 {
-                    over.add(over.shl::<2>())
-                } else {
-                    over
-                };
-                d[(from + 1) % LIMBS] = d[(from + 1) % LIMBS].add(times);
-            };
-            for from in [0, 3, 1, 4, 2, 0, 3] {
-                carry(&mut d, from);
-            }
+            carry(&mut d, 0, limb);
+            carry(&mut d, 3, limb);
+            carry(&mut d, 1, limb);
+            carry(&mut d, 4, limb);
+            carry(&mut d, 2, limb);
+            carry(&mut d, 0, limb);
+            carry(&mut d, 3, limb);
             h = d;
         }
         for (row, limb) in sums.iter_mut().zip(h) {
             limb.store(row.as_mut_ptr());
         }
+    }
+}
+
+#[inline(always)]
+fn sum<V: Vector64>([a, b, c, d, e]: [V; LIMBS]) -> V {
+    // What needs the last limb comes last: that one is known last.
+    a.add(b).add(c.add(d)).add(e)
+}
+
+/// Moves what is above 26 bits to the next limb; above the last, that is five times to the first.
+#[inline(always)]
+fn carry<V: Vector64>(limbs: &mut [V; LIMBS], from: usize, limb: V) {
+    let over = limbs[from].shr::<26>();
+    limbs[from] = limbs[from].and(limb);
+    if from == LIMBS - 1 {
+        limbs[0] = limbs[0].add(over.add(over.shl::<2>()));
+    } else {
+        limbs[from + 1] = limbs[from + 1].add(over);
     }
 }
 

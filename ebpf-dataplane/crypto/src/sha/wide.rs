@@ -15,7 +15,13 @@ const _: () = assert!(COLUMNS == crate::vector::COLUMNS);
 #[inline(always)]
 unsafe fn load<V: Vector>(table: &Table<V::Word>) -> [V; 8] {
     // SAFETY: a row has COLUMNS words; the caller vouches for the rest.
-    std::array::from_fn(|row| unsafe { V::load(table[row].as_ptr()) })
+    unsafe {
+        let mut vectors = [V::load(table[0].as_ptr()); 8];
+        for (vector, row) in vectors.iter_mut().zip(table) {
+            *vector = V::load(row.as_ptr());
+        }
+        vectors
+    }
 }
 
 #[inline(always)]

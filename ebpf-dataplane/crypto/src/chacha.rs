@@ -53,6 +53,16 @@ impl From<[u8; 12]> for Aad {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
+impl Aad {
+    /// As Poly1305 sees it: filled up with zeros to a block.
+    fn block(&self) -> [u8; 16] {
+        let mut block = [0; 16];
+        block[..12].copy_from_slice(&self.octets);
+        block
+    }
+}
+
 impl AsRef<[u8]> for Aad {
     fn as_ref(&self) -> &[u8] {
         &self.octets[..self.len]

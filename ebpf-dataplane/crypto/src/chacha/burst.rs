@@ -4,7 +4,7 @@ use subtle::ConstantTimeEq;
 use zeroize::{Zeroize, Zeroizing};
 
 use super::keystream::{self, Blocks, Inputs, KeyStream};
-use super::poly1305::{self, Numbers, Poly1305};
+use super::poly1305::{self, Numbers, OneTimeKey, Poly1305};
 use super::{Packet, SALT, TAG};
 use crate::backend::Features;
 use crate::vector::COLUMNS;
@@ -32,7 +32,7 @@ impl Drop for Burst {
 /// A packet with its one-time key.
 struct Item<'a> {
     packet: Packet<'a>,
-    key: [u8; 2 * poly1305::BLOCK],
+    key: OneTimeKey,
 }
 
 /// Which blocks of key stream a pass makes.
@@ -105,8 +105,10 @@ impl Burst {
         loop {
             let mut filled = 0;
             for (place, packet) in items.iter_mut().zip(&mut burst) {
-                let key = [0; 2 * poly1305::BLOCK];
-                *place = Some(Item { packet, key });
+                *place = Some(Item {
+                    packet,
+                    key: OneTimeKey::default(),
+                });
                 filled += 1;
             }
             work(&mut items[..filled]);
@@ -123,7 +125,7 @@ impl Burst {
     fn stream(&self, items: &mut [Option<Item<'_>>], pass: Pass) {
         let lanes = self.stream.lanes();
         let mut inputs: Inputs = [[0; COLUMNS]; 3];
-        let mut out = Zeroizing::new([[0; keystream::BLOCK]; COLUMNS]);
+        let mut out = Zeroizing::new([[0; keystream::WORDS]; COLUMNS]);
         let mut users = [(0, 0); COLUMNS];
         let mut filled = 0;
         for at in 0..items.len() {
@@ -157,31 +159,38 @@ impl Burst {
     ) {
         let mut sums: Numbers = Default::default();
         let mut keys: Zeroizing<Numbers> = Default::default();
-        let mut lanes: [Option<Lane<'_>>; COLUMNS] = [const { None }; COLUMNS];
+        let mut lanes = [Lane::EMPTY; COLUMNS];
+        let lanes = &mut lanes[..self.mac.lanes()];
         let mut items = items.iter_mut().flatten();
         loop {
-            for (column, lane) in lanes[..self.mac.lanes()].iter_mut().enumerate() {
-                if lane.is_none()
+            let mut octets = usize::MAX;
+            for (column, lane) in lanes.iter_mut().enumerate() {
+                if lane.finish.is_none()
                     && let Some(item) = items.next()
                 {
-                    let Item { packet, key } = item;
-                    let (first, second) = poly1305::halves(key);
-                    poly1305::begin(&mut sums, &mut keys, column, first);
-                    *lane = Some(Lane::new(packet, second));
+                    poly1305::begin(&mut sums, &mut keys, column, &item.key);
+                    lane.begin(&mut item.packet, &item.key);
+                }
+                if let Some(source) = lane.source() {
+                    octets = octets.min(source.len());
                 }
             }
-            let sources = lanes.each_ref().map(|lane| Some(lane.as_ref()?.source()));
-            let lengths = sources.iter().flatten().map(|source| source.len());
-            let Some(octets) = lengths.min() else { return };
+            if octets == usize::MAX {
+                return;
+            }
+            let mut sources = [None; COLUMNS];
+            for (source, lane) in sources.iter_mut().zip(&*lanes) {
+                *source = lane.source();
+            }
+            let sources = &sources[..lanes.len()];
             let blocks = octets / poly1305::BLOCK;
-            self.mac.blocks(&mut sums, &keys, &sources, blocks);
-            for (column, place) in lanes.iter_mut().enumerate() {
-                if let Some(lane) = place
+            self.mac.blocks(&mut sums, &keys, sources, blocks);
+            for (column, lane) in lanes.iter_mut().enumerate() {
+                if lane.finish.is_some()
                     && !lane.advance(octets)
+                    && let Some(Finish { key, tag, ok }) = lane.finish.take()
                 {
-                    let computed = poly1305::tag(&sums, column, lane.pad);
-                    *lane.ok = finish(lane.tag, computed);
-                    *place = None;
+                    *ok = finish(tag, poly1305::tag(&sums, column, key));
                 }
             }
         }
@@ -195,16 +204,26 @@ fn apply(items: &mut [Option<Item<'_>>], users: &[(usize, usize)], blocks: &Bloc
             continue;
         };
         let Some(before) = number.checked_sub(1) else {
-            item.key.copy_from_slice(&block[..2 * poly1305::BLOCK]);
+            item.key.copy_from_slice(&block[..8]);
             continue;
         };
         let text = &mut item.packet.body[before * keystream::BLOCK..];
         match text.first_chunk_mut::<{ keystream::BLOCK }>() {
-            Some(text) => text.iter_mut().zip(block).for_each(|(t, k)| *t ^= k),
-            None => text.iter_mut().zip(block).for_each(|(t, k)| *t ^= k),
+            Some(text) => {
+                for (octets, word) in text.as_chunks_mut().0.iter_mut().zip(block) {
+                    *octets = (u32::from_le_bytes(*octets) ^ word).to_le_bytes();
+                }
+            }
+            None => {
+                let block = block.iter().flat_map(|word| word.to_le_bytes());
+                text.iter_mut().zip(block).for_each(|(t, k)| *t ^= k);
+            }
         }
     }
 }
+
+/// Packets up to this many octets are copied, to be read in one piece.
+const COPIED: usize = 176;
 
 /// The parts of what is authenticated (RFC 8439 section 2.8), each filled up to whole blocks.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -212,53 +231,79 @@ enum Phase {
     Aad,
     /// Whole blocks of ciphertext, read where they lie.
     Direct,
-    /// The rest of the ciphertext, and the lengths.
+    /// The rest of the ciphertext and the lengths, or all that a short packet has.
     Tail,
 }
 
-/// A packet on its way through Poly1305.
-struct Lane<'a> {
-    aad: [u8; poly1305::BLOCK],
-    direct: &'a [u8],
-    tail: [u8; 2 * poly1305::BLOCK],
-    /// Part of the tail still to be read.
-    from: usize,
-    phase: Phase,
-    /// Second half of the one-time key.
-    pad: &'a [u8; TAG],
+/// What becomes of the tag.
+struct Finish<'a> {
+    key: &'a OneTimeKey,
     tag: &'a mut [u8; TAG],
     ok: &'a mut bool,
 }
 
+/// Room for a packet on its way through Poly1305.
+struct Lane<'a> {
+    /// `None` while there is no packet here.
+    finish: Option<Finish<'a>>,
+    aad: [u8; poly1305::BLOCK],
+    direct: &'a [u8],
+    tail: [u8; COPIED + 2 * poly1305::BLOCK],
+    /// Part of the tail still to be read.
+    from: usize,
+    to: usize,
+    phase: Phase,
+}
+
 impl<'a> Lane<'a> {
-    fn new(packet: &'a mut Packet<'_>, pad: &'a [u8; TAG]) -> Self {
+    const EMPTY: Self = Self {
+        finish: None,
+        aad: [0; poly1305::BLOCK],
+        direct: &[],
+        tail: [0; COPIED + 2 * poly1305::BLOCK],
+        from: 0,
+        to: 0,
+        phase: Phase::Tail,
+    };
+
+    fn begin(&mut self, packet: &'a mut Packet<'_>, key: &'a OneTimeKey) {
         let body = &*packet.body;
-        let (direct, rest) = body.split_at(body.len() / poly1305::BLOCK * poly1305::BLOCK);
-        let mut aad = [0; poly1305::BLOCK];
-        let octets = packet.aad.as_ref();
-        aad[..octets.len()].copy_from_slice(octets);
-        let mut tail = [0; 2 * poly1305::BLOCK];
-        tail[..rest.len()].copy_from_slice(rest);
-        tail[16..24].copy_from_slice(&(octets.len() as u64).to_le_bytes());
-        tail[24..].copy_from_slice(&(body.len() as u64).to_le_bytes());
-        Self {
-            aad,
-            direct,
-            tail,
-            from: if rest.is_empty() { poly1305::BLOCK } else { 0 },
-            phase: Phase::Aad,
-            pad,
+        self.aad = packet.aad.block();
+        let (phase, before, direct) = if body.len() <= COPIED {
+            (Phase::Tail, poly1305::BLOCK, 0)
+        } else {
+            (
+                Phase::Aad,
+                0,
+                body.len() / poly1305::BLOCK * poly1305::BLOCK,
+            )
+        };
+        let (direct, rest) = body.split_at(direct);
+        self.phase = phase;
+        self.direct = direct;
+        self.from = 0;
+        let lengths = (before + rest.len()).next_multiple_of(poly1305::BLOCK);
+        self.to = lengths + poly1305::BLOCK;
+        self.tail[..poly1305::BLOCK].copy_from_slice(&self.aad);
+        self.tail[before..before + rest.len()].copy_from_slice(rest);
+        self.tail[before + rest.len()..lengths].fill(0);
+        let aad = packet.aad.as_ref().len() as u64;
+        self.tail[lengths..lengths + 8].copy_from_slice(&aad.to_le_bytes());
+        self.tail[lengths + 8..self.to].copy_from_slice(&(body.len() as u64).to_le_bytes());
+        self.finish = Some(Finish {
+            key,
             tag: packet.tag,
             ok: packet.ok,
-        }
+        });
     }
 
-    fn source(&self) -> &[u8] {
-        match self.phase {
+    fn source(&self) -> Option<&[u8]> {
+        self.finish.as_ref()?;
+        Some(match self.phase {
             Phase::Aad => &self.aad,
             Phase::Direct => self.direct,
-            Phase::Tail => &self.tail[self.from..],
-        }
+            Phase::Tail => &self.tail[self.from..self.to],
+        })
     }
 
     /// Goes past `octets`; `false` at the end.
@@ -271,6 +316,6 @@ impl<'a> Lane<'a> {
         if self.phase == Phase::Direct && self.direct.is_empty() {
             self.phase = Phase::Tail;
         }
-        self.from < self.tail.len()
+        self.from < self.to
     }
 }

@@ -8,6 +8,9 @@ use crate::vector::{Avx2x32, Avx512x32, COLUMNS, Vector, Vector32};
 /// Octets of a block of key stream.
 pub(super) const BLOCK: usize = 64;
 
+/// Words of a block.
+pub(super) const WORDS: usize = BLOCK / 4;
+
 /// The first four words of every block.
 const CONSTANTS: [u32; 4] = [0x6170_7865, 0x3320_646e, 0x7962_2d32, 0x6b20_6574];
 
@@ -15,7 +18,7 @@ const CONSTANTS: [u32; 4] = [0x6170_7865, 0x3320_646e, 0x7962_2d32, 0x6b20_6574]
 pub(super) type Inputs = [[u32; COLUMNS]; 3];
 
 /// A block of key stream for each lane.
-pub(super) type Blocks = [[u8; BLOCK]; COLUMNS];
+pub(super) type Blocks = [[u32; WORDS]; COLUMNS];
 
 /// Makes blocks from the key, the first word of the nonce, and what the lanes have of their own.
 ///
@@ -100,7 +103,7 @@ unsafe fn blocks<V: Vector32>(key: &[u32; 8], salt: u32, inputs: &Inputs, out: &
         }
         let mut lanes = [std::ptr::null_mut(); COLUMNS];
         for (lane, block) in lanes.iter_mut().zip(out) {
-            *lane = block.as_mut_ptr();
+            *lane = block.as_mut_ptr().cast();
         }
         for (quarter, rows) in x.as_chunks::<4>().0.iter().enumerate() {
             V::put_rows(*rows, &lanes, 16 * quarter);
@@ -108,23 +111,26 @@ unsafe fn blocks<V: Vector32>(key: &[u32; 8], salt: u32, inputs: &Inputs, out: &
     }
 }
 
-/// Four quarter rounds (RFC 8439 section 2.1) side by side; `a` is always the first four words.
+/// Four quarter rounds (RFC 8439 section 2.1), two side by side: with more, the words in use
+/// would not fit sixteen registers. `a` is always the first four words.
 #[inline(always)]
 fn quarters<V: Vector32>(x: &mut [V; 16], b: [usize; 4], c: [usize; 4], d: [usize; 4]) {
-    for i in 0..4 {
-        x[i] = x[i].add(x[b[i]]);
-        x[d[i]] = x[d[i]].xor(x[i]).rotate::<16, 16>();
-    }
-    for i in 0..4 {
-        x[c[i]] = x[c[i]].add(x[d[i]]);
-        x[b[i]] = x[b[i]].xor(x[c[i]]).rotate::<20, 12>();
-    }
-    for i in 0..4 {
-        x[i] = x[i].add(x[b[i]]);
-        x[d[i]] = x[d[i]].xor(x[i]).rotate::<24, 8>();
-    }
-    for i in 0..4 {
-        x[c[i]] = x[c[i]].add(x[d[i]]);
-        x[b[i]] = x[b[i]].xor(x[c[i]]).rotate::<25, 7>();
+    for pair in [[0, 1], [2, 3]] {
+        for i in pair {
+            x[i] = x[i].add(x[b[i]]);
+            x[d[i]] = x[d[i]].xor(x[i]).rotate::<16, 16>();
+        }
+        for i in pair {
+            x[c[i]] = x[c[i]].add(x[d[i]]);
+            x[b[i]] = x[b[i]].xor(x[c[i]]).rotate::<20, 12>();
+        }
+        for i in pair {
+            x[i] = x[i].add(x[b[i]]);
+            x[d[i]] = x[d[i]].xor(x[i]).rotate::<24, 8>();
+        }
+        for i in pair {
+            x[c[i]] = x[c[i]].add(x[d[i]]);
+            x[b[i]] = x[b[i]].xor(x[c[i]]).rotate::<25, 7>();
+        }
     }
 }

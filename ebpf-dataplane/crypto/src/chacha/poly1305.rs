@@ -58,7 +58,7 @@ impl Poly1305 {
         self,
         sums: &mut Numbers,
         keys: &Numbers,
-        sources: &[Option<&[u8]>; COLUMNS],
+        sources: &[Option<&[u8]>],
         blocks: usize,
     ) {
         let octets = blocks * BLOCK;
@@ -81,32 +81,33 @@ impl Poly1305 {
         for (column, source) in busy {
             pointers[column] = source.as_ptr();
         }
-        assert!(sources[self.lanes..].iter().all(Option::is_none));
+        assert!(sources.len() <= self.lanes, "a lane for each message");
         // SAFETY: `new` chose the function by what the processor has; every pointer is that of a
         // slice of `blocks` blocks.
         unsafe { (self.function)(sums, keys, &pointers, blocks) }
     }
 }
 
-/// The two halves of a one-time key: the multiplier and what is added at the end.
-pub(super) fn halves(key: &[u8; 2 * BLOCK]) -> (&[u8; BLOCK], &[u8; BLOCK]) {
-    let [first, second] = key.as_chunks().0 else {
-        unreachable!("32 octets are two halves of 16")
-    };
-    (first, second)
+/// A one-time key, of which the first half multiplies and the second is added at the end.
+pub(super) type OneTimeKey = [u32; 8];
+
+/// Four words as a number.
+fn half(words: &[u32]) -> u128 {
+    let words = words.iter().rev();
+    words.fold(0, |number, word| number << 32 | u128::from(*word))
 }
 
-/// Begins a message in a lane with the first half of its one-time key, some of whose bits RFC 8439
-/// section 2.5.1 clears.
-pub(super) fn begin(sums: &mut Numbers, keys: &mut Numbers, column: usize, half: &[u8; BLOCK]) {
-    let low = u128::from_le_bytes(*half) & 0x0fff_fffc_0fff_fffc_0fff_fffc_0fff_ffff;
+/// Begins a message in a lane. RFC 8439 section 2.5.1 clears some bits of what multiplies.
+pub(super) fn begin(sums: &mut Numbers, keys: &mut Numbers, column: usize, key: &OneTimeKey) {
+    let low = half(&key[..4]) & 0x0fff_fffc_0fff_fffc_0fff_fffc_0fff_ffff;
     Number { low, high: 0 }.put(keys, column);
     Number { low: 0, high: 0 }.put(sums, column);
 }
 
-/// The tag of a lane: its sum below 2^130 - 5, plus the second half of the one-time key.
-pub(super) fn tag(sums: &Numbers, column: usize, half: &[u8; 16]) -> [u8; 16] {
-    Number::of(sums, column).tag(half)
+/// The tag of a lane: its sum below 2^130 - 5, plus the second half of the key.
+pub(super) fn tag(sums: &Numbers, column: usize, key: &OneTimeKey) -> [u8; BLOCK] {
+    let tag = Number::of(sums, column).reduced();
+    tag.wrapping_add(half(&key[4..])).to_le_bytes()
 }
 
 #[target_feature(enable = "avx2")]
@@ -286,7 +287,8 @@ impl Number {
         }
     }
 
-    fn tag(self, half: &[u8; 16]) -> [u8; 16] {
+    /// The low 128 bits of the number below 2^130 - 5.
+    fn reduced(self) -> u128 {
         // To little more than 2^130 first, then minus 2^130 - 5 if that does not go below zero.
         let over = (self.high >> 2) * 5;
         let (low, carry) = self.low.overflowing_add(over.into());
@@ -294,7 +296,6 @@ impl Number {
         let (less, carry) = low.overflowing_add(5);
         let reaches = (high + u64::from(carry)) >> 2;
         let mask = 0u128.wrapping_sub(reaches.into());
-        let sum = (less & mask) | (low & !mask);
-        sum.wrapping_add(u128::from_le_bytes(*half)).to_le_bytes()
+        (less & mask) | (low & !mask)
     }
 }

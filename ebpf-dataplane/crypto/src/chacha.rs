@@ -91,19 +91,19 @@ impl ChaCha20Poly1305 {
     }
 
     /// Encrypts every packet of the burst and writes its ICV.
-    pub fn seal<'a>(&self, burst: impl ExactSizeIterator<Item = Packet<'a>>) {
+    pub fn seal<'a>(&self, burst: impl Iterator<Item = Packet<'a>>) {
         #[cfg(target_arch = "x86_64")]
-        if let Some(own) = self.burst.as_ref().filter(|own| own.suits(burst.len())) {
-            return own.seal(burst);
+        if let Some(own) = &self.burst {
+            return own.seal(burst, |packet| self.seal_one(packet));
         }
         burst.for_each(|packet| self.seal_one(packet));
     }
 
     /// Compares the ICV of every packet of the burst and decrypts those that are authentic.
-    pub fn open<'a>(&self, burst: impl ExactSizeIterator<Item = Packet<'a>>) {
+    pub fn open<'a>(&self, burst: impl Iterator<Item = Packet<'a>>) {
         #[cfg(target_arch = "x86_64")]
-        if let Some(own) = self.burst.as_ref().filter(|own| own.suits(burst.len())) {
-            return own.open(burst);
+        if let Some(own) = &self.burst {
+            return own.open(burst, |packet| self.open_one(packet));
         }
         burst.for_each(|packet| self.open_one(packet));
     }

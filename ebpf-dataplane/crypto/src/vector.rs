@@ -50,11 +50,11 @@ pub(crate) trait Vector32: Vector<Word = u32> {
     /// of the first `LANES` pointers.
     unsafe fn rows(lanes: &[*const u8; COLUMNS], at: usize) -> [Self; 4];
 
-    /// The inverse of [`Vector32::rows`]: 16 octets to each lane.
+    /// The inverse of [`Vector32::rows`]: takes 16 octets of each lane exclusive-or with memory.
     ///
     /// # Safety
-    /// 16 octets can be written at `at` behind each of the first `LANES` pointers.
-    unsafe fn put_rows(rows: [Self; 4], lanes: &[*mut u8; COLUMNS], at: usize);
+    /// 16 octets can be read and written at `at` behind each of the first `LANES` pointers.
+    unsafe fn xor_rows(rows: [Self; 4], lanes: &[*mut u8; COLUMNS], at: usize);
 }
 
 /// Lanes of 64 bits.
@@ -224,23 +224,36 @@ impl Vector32 for Avx2x32 {
                 pair(lanes[2], lanes[6], at),
                 pair(lanes[3], lanes[7], at),
             ];
-            transpose256(x).map(Self)
+            let [a, b, c, d] = transpose256(x);
+            [Self(a), Self(b), Self(c), Self(d)]
         }
     }
 
     #[inline(always)]
-    unsafe fn put_rows(rows: [Self; 4], lanes: &[*mut u8; COLUMNS], at: usize) {
+    unsafe fn xor_rows(rows: [Self; 4], lanes: &[*mut u8; COLUMNS], at: usize) {
         // SAFETY: `rows` vouches for AVX2, the caller for the memory.
         unsafe {
-            let x = transpose256(rows.map(|row| row.0));
+            let [a, b, c, d] = rows;
+            let x = transpose256([a.0, b.0, c.0, d.0]);
             for (lane, octets) in x.into_iter().enumerate() {
-                _mm_storeu_si128(lanes[lane].add(at).cast(), _mm256_castsi256_si128(octets));
-                _mm_storeu_si128(
-                    lanes[lane + 4].add(at).cast(),
+                xor_memory(lanes[lane].add(at), _mm256_castsi256_si128(octets));
+                xor_memory(
+                    lanes[lane + 4].add(at),
                     _mm256_extracti128_si256::<1>(octets),
                 );
             }
         }
+    }
+}
+
+/// # Safety
+/// 16 octets can be read and written at `at`.
+#[inline(always)]
+unsafe fn xor_memory(at: *mut u8, octets: __m128i) {
+    // SAFETY: the caller vouches for the memory.
+    unsafe {
+        let text = _mm_loadu_si128(at.cast());
+        _mm_storeu_si128(at.cast(), _mm_xor_si128(text, octets));
     }
 }
 
@@ -432,15 +445,17 @@ impl Vector32 for Avx512x32 {
                 four([lanes[2], lanes[6], lanes[10], lanes[14]], at),
                 four([lanes[3], lanes[7], lanes[11], lanes[15]], at),
             ];
-            transpose512(x).map(Self)
+            let [a, b, c, d] = transpose512(x);
+            [Self(a), Self(b), Self(c), Self(d)]
         }
     }
 
     #[inline(always)]
-    unsafe fn put_rows(rows: [Self; 4], lanes: &[*mut u8; COLUMNS], at: usize) {
+    unsafe fn xor_rows(rows: [Self; 4], lanes: &[*mut u8; COLUMNS], at: usize) {
         // SAFETY: `rows` vouches for AVX-512, the caller for the memory.
         unsafe {
-            let x = transpose512(rows.map(|row| row.0));
+            let [a, b, c, d] = rows;
+            let x = transpose512([a.0, b.0, c.0, d.0]);
             for (lane, octets) in x.into_iter().enumerate() {
                 let parts = [
                     _mm512_castsi512_si128(octets),
@@ -449,7 +464,7 @@ impl Vector32 for Avx512x32 {
                     _mm512_extracti32x4_epi32::<3>(octets),
                 ];
                 for (part, octets) in parts.into_iter().enumerate() {
-                    _mm_storeu_si128(lanes[lane + 4 * part].add(at).cast(), octets);
+                    xor_memory(lanes[lane + 4 * part].add(at), octets);
                 }
             }
         }

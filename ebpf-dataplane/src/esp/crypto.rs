@@ -1,10 +1,11 @@
 //! The seam to the ciphers: [`EspCrypto`] works on a burst of packets of one SA, so an engine that
 //! interleaves packets can take the place of the ones here.
 
-use aes::cipher::{Array, BlockCipherEncrypt, KeyInit};
+use aes::cipher::{Array, BlockCipherEncrypt, KeyInit, consts::U16};
 use espada_common::sa::{Cipher, EspSuite, HalfSa, Integrity};
 use espada_crypto::backend::Features;
-use espada_crypto::cbc::{AesCbc, BLOCK, Chain};
+use espada_crypto::cbc::{AesCbc, Chain};
+use espada_crypto::chacha::{self, ChaCha20Poly1305};
 use espada_crypto::hmac::{self, Algorithm, Hmac, Icv};
 use ring::aead;
 use zeroize::Zeroizing;
@@ -89,7 +90,13 @@ pub fn new(suite: &EspSuite, keys: &HalfSa) -> Result<Box<dyn EspCrypto>, ApplyE
     let algorithm = match (suite.cipher, suite.integrity) {
         (Cipher::AesGcm16(128), _) => &aead::AES_128_GCM,
         (Cipher::AesGcm16(_), _) => &aead::AES_256_GCM,
-        (Cipher::ChaCha20Poly1305, _) => &aead::CHACHA20_POLY1305,
+        (Cipher::ChaCha20Poly1305, _) => {
+            let (key, salt) = encryption.split_last_chunk().ok_or(unfit.clone())?;
+            return Ok(Box::new(ChaCha {
+                cipher: ChaCha20Poly1305::new(Features::detect(), key, *salt).ok_or(unfit)?,
+                esn: suite.esn,
+            }));
+        }
         (Cipher::AesCbc(_), Some(algorithm)) => {
             return Ok(Box::new(CbcHmac::new(
                 Features::detect(),
@@ -111,7 +118,7 @@ pub fn new(suite: &EspSuite, keys: &HalfSa) -> Result<Box<dyn EspCrypto>, ApplyE
     }))
 }
 
-/// AES-GCM (RFC 4106) and ChaCha20-Poly1305 (RFC 7634): both take a nonce of salt and 8-octet IV.
+/// AES-GCM (RFC 4106): takes a nonce of salt and 8-octet IV.
 struct Aead {
     key: aead::LessSafeKey,
     salt: [u8; 4],
@@ -184,6 +191,52 @@ impl EspCrypto for Aead {
     }
 }
 
+/// ChaCha20-Poly1305 (RFC 7634), with nonce and associated data as for AES-GCM.
+struct ChaCha {
+    cipher: ChaCha20Poly1305,
+    esn: bool,
+}
+
+impl ChaCha {
+    /// The parts of a packet, with the IV that it has or is given; `None` when it is too short.
+    fn packet<'a>(&self, job: &'a mut Job, iv: Option<[u8; 8]>) -> Option<chacha::Packet<'a>> {
+        job.ok = false;
+        let (header, rest) = job.frame.data_mut().split_first_chunk_mut::<ESP_HEADER>()?;
+        let (place, rest) = rest.split_first_chunk_mut::<8>()?;
+        let (body, tag) = rest.split_last_chunk_mut()?;
+        if let Some(iv) = iv {
+            *place = iv;
+        }
+        Some(chacha::Packet {
+            aad: if self.esn {
+                esn_aad(header, job.seq).into()
+            } else {
+                (*header).into()
+            },
+            iv: *place,
+            body,
+            tag,
+            ok: &mut job.ok,
+        })
+    }
+}
+
+impl EspCrypto for ChaCha {
+    fn seal(&mut self, jobs: &mut [Job]) {
+        // RFC 7634 section 2: the IV need only never repeat, as the sequence number does not.
+        let packets = jobs.iter_mut().filter_map(|job| {
+            let iv = job.seq.to_be_bytes();
+            self.packet(job, Some(iv))
+        });
+        self.cipher.seal(packets);
+    }
+
+    fn open(&mut self, jobs: &mut [Job]) {
+        let packets = jobs.iter_mut().filter_map(|job| self.packet(job, None));
+        self.cipher.open(packets);
+    }
+}
+
 /// AES-CBC (RFC 3602) with an HMAC (RFC 2404, RFC 4868), encrypt then MAC. Each step takes the
 /// whole burst.
 struct CbcHmac {
@@ -233,11 +286,19 @@ impl CbcHmac {
 
 impl EspCrypto for CbcHmac {
     fn seal(&mut self, jobs: &mut [Job]) {
-        for job in &mut *jobs {
-            let chain = self.chain(job.frame.data_mut());
-            job.ok = chain.is_some();
-            if let Some(mut chain) = chain {
-                chain.set_iv(&self.iv.next(job.seq));
+        for jobs in jobs.chunks_mut(IV_BATCH) {
+            let mut ivs = [Array::default(); IV_BATCH];
+            let ivs = &mut ivs[..jobs.len()];
+            for (iv, job) in ivs.iter_mut().zip(&*jobs) {
+                *iv = u128::from(job.seq).to_be_bytes().into();
+            }
+            self.iv.replace(ivs);
+            for (iv, job) in ivs.iter().zip(jobs) {
+                let chain = self.chain(job.frame.data_mut());
+                job.ok = chain.is_some();
+                if let Some(mut chain) = chain {
+                    chain.set_iv(iv.as_ref());
+                }
             }
         }
         let chains = jobs.iter_mut();
@@ -284,6 +345,9 @@ impl EspCrypto for CbcHmac {
 /// never repeats within the SA, and needs no call to the system per packet.
 struct IvGenerator(aes::Aes128);
 
+/// IVs made at a time: one alone waits for each round of its cipher.
+const IV_BATCH: usize = 8;
+
 impl IvGenerator {
     fn new() -> Result<Self, ApplyError> {
         let mut key = Zeroizing::new([0; 16]);
@@ -291,10 +355,9 @@ impl IvGenerator {
         Ok(Self(aes::Aes128::new((&*key).into())))
     }
 
-    fn next(&self, seq: u64) -> [u8; BLOCK] {
-        let mut block = Array::from(u128::from(seq).to_be_bytes());
-        self.0.encrypt_block(&mut block);
-        block.into()
+    /// Replaces sequence numbers by IVs.
+    fn replace(&self, blocks: &mut [Array<u8, U16>]) {
+        self.0.encrypt_blocks(blocks);
     }
 }
 
@@ -399,6 +462,56 @@ mod tests {
         );
     }
 
+    /// What RFC 4303 and RFC 3602 say of each packet of a burst, put together from the parts.
+    #[test]
+    fn a_burst_of_cbc_with_hmac_is_what_its_packets_are_alone() {
+        let suite = EspSuite {
+            cipher: Cipher::AesCbc(256),
+            integrity: Some(Integrity::HmacSha256_128),
+            esn: true,
+        };
+        let keys = keys(&[7; 32], &[8; 32]);
+        let cipher = AesCbc::new(Features::PLAIN, &[7; 32]).unwrap();
+        let mac = Hmac::new(Features::PLAIN, Algorithm::Sha256, &[8; 32]);
+        let plain = |at: usize| vec![at as u8; ESP_HEADER + 16 * (2 + 7 * at % 40) + 16];
+        let seq = |at: usize| (5 << 32) + at as u64;
+        let mut jobs: Vec<_> = (0..37).map(|at| job(&plain(at), seq(at))).collect();
+        let mut esp = new(&suite, &keys).unwrap();
+        esp.seal(&mut jobs);
+        for (at, job) in jobs.iter_mut().enumerate() {
+            assert!(job.ok);
+            let mut packet = job.frame.data().to_vec();
+            let end = packet.len() - 16;
+            let (message, icv) = packet.split_at_mut(end);
+            let mut same = false;
+            mac.process(std::iter::once(hmac::Job {
+                message,
+                high: Some([0, 0, 0, 5]),
+                icv: Icv::Verify(icv, &mut same),
+            }));
+            assert!(same, "packet {at}");
+            cipher.decrypt(Chain::new(&mut message[ESP_HEADER..]).into_iter());
+            assert_eq!(message[ESP_HEADER + 16..], plain(at)[ESP_HEADER + 16..end]);
+        }
+        let forged = [0, 9, 36];
+        for at in forged {
+            jobs[at].frame.data_mut()[ESP_HEADER] ^= 1;
+        }
+        esp.open(&mut jobs);
+        for (at, job) in jobs.iter().enumerate() {
+            assert_eq!(job.ok, !forged.contains(&at), "packet {at}");
+            let (got, plain) = (job.frame.data(), plain(at));
+            let text = ESP_HEADER + 16..plain.len() - 16;
+            assert!(!job.ok || got[text.clone()] == plain[text]);
+        }
+        // No room for an IV, and not whole blocks.
+        let mut jobs = [job(&[0; 30], 1), job(&[0; 8 + 16 + 15 + 16], 2)];
+        esp.seal(&mut jobs);
+        assert!(jobs.iter().all(|job| !job.ok));
+        esp.open(&mut jobs);
+        assert!(jobs.iter().all(|job| !job.ok));
+    }
+
     #[test]
     fn wrong_keys_and_suites_are_refused() {
         let gcm = EspSuite {
@@ -427,8 +540,14 @@ mod tests {
 
     #[test]
     fn cbc_ivs_differ_between_packets_and_between_sas() {
-        let (one, other) = (IvGenerator::new().unwrap(), IvGenerator::new().unwrap());
-        assert_ne!(one.next(1), one.next(2));
-        assert_ne!(one.next(1), other.next(1));
+        let ivs = |generator: IvGenerator| {
+            let mut blocks = [1u128, 2].map(|seq| Array::from(seq.to_be_bytes()));
+            generator.replace(&mut blocks);
+            blocks
+        };
+        let one = ivs(IvGenerator::new().unwrap());
+        let other = ivs(IvGenerator::new().unwrap());
+        assert_ne!(one[0], one[1]);
+        assert_ne!(one[0], other[0]);
     }
 }

@@ -3,7 +3,7 @@
 use subtle::ConstantTimeEq;
 use zeroize::{Zeroize, Zeroizing};
 
-use super::keystream::{self, Blocks, Inputs, KeyStream};
+use super::keystream::{Aside, Inputs, KeyStream, Use};
 use super::poly1305::{self, Numbers, OneTimeKey, Poly1305};
 use super::{Packet, SALT, TAG};
 use crate::backend::Features;
@@ -15,12 +15,18 @@ const GROUP: usize = 32;
 /// With fewer packets than this, one after another is faster.
 const WORTH: usize = 4;
 
+/// In AVX2, ring's code is faster with packets longer than this: it does scalar work for Poly1305
+/// while the vectors make key stream.
+const LONGEST_AVX2: usize = 320;
+
 /// The cipher over vectors, with its key.
 pub(super) struct Burst {
     key: [u32; 8],
     salt: u32,
     stream: KeyStream,
     mac: Poly1305,
+    /// Octets of the longest packet that gains.
+    pub(super) longest: usize,
 }
 
 impl Drop for Burst {
@@ -46,19 +52,6 @@ enum Pass {
     All,
 }
 
-impl Pass {
-    /// The last block of a packet in this pass and the first, or nothing.
-    fn blocks(self, packet: &Packet<'_>) -> std::ops::Range<usize> {
-        let all = 1 + packet.body.len().div_ceil(keystream::BLOCK);
-        match self {
-            Self::Key => 0..1,
-            Self::Text if *packet.ok => 1..all,
-            Self::Text => 0..0,
-            Self::All => 0..all,
-        }
-    }
-}
-
 impl Burst {
     /// `None` without vectors that are wide enough.
     pub(super) fn new(features: Features, key: &[u8; 32], salt: [u8; SALT]) -> Option<Self> {
@@ -70,16 +63,21 @@ impl Burst {
             salt: u32::from_le_bytes(salt),
             stream,
             mac,
+            longest: if features.avx512() {
+                usize::MAX
+            } else {
+                LONGEST_AVX2
+            },
         })
     }
 
-    /// Whether a burst has packets enough.
-    pub(super) fn suits(&self, packets: usize) -> bool {
-        packets >= WORTH
-    }
-
-    pub(super) fn seal<'a>(&self, burst: impl Iterator<Item = Packet<'a>>) {
-        self.groups(burst, |items| {
+    /// Encrypts a burst; `alone` takes the packets that are better off one by one.
+    pub(super) fn seal<'a>(
+        &self,
+        burst: impl Iterator<Item = Packet<'a>>,
+        alone: impl Fn(Packet<'a>),
+    ) {
+        self.groups(burst, alone, |items| {
             self.stream(items, Pass::All);
             self.authenticate(items, |tag, computed| {
                 *tag = computed;
@@ -88,8 +86,13 @@ impl Burst {
         });
     }
 
-    pub(super) fn open<'a>(&self, burst: impl Iterator<Item = Packet<'a>>) {
-        self.groups(burst, |items| {
+    /// Verifies a burst and decrypts what is authentic; `alone` as for [`Burst::seal`].
+    pub(super) fn open<'a>(
+        &self,
+        burst: impl Iterator<Item = Packet<'a>>,
+        alone: impl Fn(Packet<'a>),
+    ) {
+        self.groups(burst, alone, |items| {
             self.stream(items, Pass::Key);
             self.authenticate(items, |tag, computed| tag.ct_eq(&computed).into());
             self.stream(items, Pass::Text);
@@ -98,9 +101,17 @@ impl Burst {
 
     fn groups<'a>(
         &self,
-        mut burst: impl Iterator<Item = Packet<'a>>,
+        burst: impl Iterator<Item = Packet<'a>>,
+        alone: impl Fn(Packet<'a>),
         mut work: impl FnMut(&mut [Option<Item<'a>>]),
     ) {
+        let mut burst = burst.filter_map(|packet| {
+            if packet.body.len() <= self.longest {
+                return Some(packet);
+            }
+            alone(packet);
+            None
+        });
         let mut items: [Option<Item<'a>>; GROUP] = [const { None }; GROUP];
         loop {
             let mut filled = 0;
@@ -111,44 +122,47 @@ impl Burst {
                 });
                 filled += 1;
             }
-            work(&mut items[..filled]);
-            for item in items[..filled].iter_mut().flatten() {
-                item.key.zeroize();
-            }
-            if filled < GROUP {
+            let items = &mut items[..filled];
+            if filled < WORTH {
+                items
+                    .iter_mut()
+                    .filter_map(Option::take)
+                    .for_each(|item| alone(item.packet));
                 return;
+            }
+            work(items);
+            for item in items.iter_mut().flatten() {
+                item.key.zeroize();
             }
         }
     }
 
     /// Makes key stream, a block in each lane, and uses it.
     fn stream(&self, items: &mut [Option<Item<'_>>], pass: Pass) {
-        let lanes = self.stream.lanes();
-        let mut inputs: Inputs = [[0; COLUMNS]; 3];
-        let mut out = Zeroizing::new([[0; keystream::WORDS]; COLUMNS]);
-        let mut users = [(0, 0); COLUMNS];
-        let mut filled = 0;
-        for at in 0..items.len() {
-            let Some(item) = &items[at] else { continue };
-            let iv = item.packet.iv.as_chunks().0;
-            let words = [u32::from_le_bytes(iv[0]), u32::from_le_bytes(iv[1])];
-            for block in pass.blocks(&item.packet) {
-                inputs[0][filled] = block as u32;
-                inputs[1][filled] = words[0];
-                inputs[2][filled] = words[1];
-                users[filled] = (at, block);
-                filled += 1;
-                if filled == lanes {
-                    self.stream.blocks(&self.key, self.salt, &inputs, &mut out);
-                    apply(items, &users[..filled], &out);
-                    filled = 0;
+        let mut batch = Batch {
+            cipher: self,
+            inputs: [[0; COLUMNS]; 3],
+            uses: [const { Use::Nothing }; COLUMNS],
+            aside: Zeroizing::new([[0; 8]; COLUMNS]),
+            filled: 0,
+        };
+        for item in items.iter_mut().flatten() {
+            let Item { packet, key } = item;
+            if pass != Pass::Text {
+                batch.push(&packet.iv, 0, Use::Key(key));
+            }
+            if pass == Pass::All || (pass == Pass::Text && *packet.ok) {
+                let (whole, rest) = packet.body.as_chunks_mut();
+                let next = 1 + whole.len() as u32;
+                for (number, block) in (1..).zip(whole) {
+                    batch.push(&packet.iv, number, Use::Block(block));
+                }
+                if !rest.is_empty() {
+                    batch.push(&packet.iv, next, Use::Rest(rest));
                 }
             }
         }
-        if filled > 0 {
-            self.stream.blocks(&self.key, self.salt, &inputs, &mut out);
-            apply(items, &users[..filled], &out);
-        }
+        batch.flush();
     }
 
     /// Computes the tags, a packet in each lane; `finish` says whether a packet is good.
@@ -197,27 +211,36 @@ impl Burst {
     }
 }
 
-/// Uses blocks of key stream: the first of a packet is its one-time key, the others encrypt.
-fn apply(items: &mut [Option<Item<'_>>], users: &[(usize, usize)], blocks: &Blocks) {
-    for ((at, number), block) in users.iter().zip(blocks) {
-        let Some(item) = &mut items[*at] else {
-            continue;
-        };
-        let Some(before) = number.checked_sub(1) else {
-            item.key.copy_from_slice(&block[..8]);
-            continue;
-        };
-        let text = &mut item.packet.body[before * keystream::BLOCK..];
-        match text.first_chunk_mut::<{ keystream::BLOCK }>() {
-            Some(text) => {
-                for (octets, word) in text.as_chunks_mut().0.iter_mut().zip(block) {
-                    *octets = (u32::from_le_bytes(*octets) ^ word).to_le_bytes();
-                }
-            }
-            None => {
-                let block = block.iter().flat_map(|word| word.to_le_bytes());
-                text.iter_mut().zip(block).for_each(|(t, k)| *t ^= k);
-            }
+/// Blocks of key stream that are still to be made.
+struct Batch<'c, 'a> {
+    cipher: &'c Burst,
+    inputs: Inputs,
+    uses: [Use<'a>; COLUMNS],
+    aside: Zeroizing<Aside>,
+    filled: usize,
+}
+
+impl<'a> Batch<'_, 'a> {
+    /// Block `number` of the key stream of a packet.
+    fn push(&mut self, iv: &[u8; 8], number: u32, used: Use<'a>) {
+        let iv = u64::from_le_bytes(*iv);
+        self.inputs[0][self.filled] = number;
+        self.inputs[1][self.filled] = iv as u32;
+        self.inputs[2][self.filled] = (iv >> 32) as u32;
+        self.uses[self.filled] = used;
+        self.filled += 1;
+        if self.filled == self.cipher.stream.lanes() {
+            self.flush();
+        }
+    }
+
+    fn flush(&mut self) {
+        if self.filled > 0 {
+            let Burst { key, salt, .. } = self.cipher;
+            let (inputs, uses) = (&self.inputs, &mut self.uses);
+            let aside = &mut self.aside;
+            self.cipher.stream.blocks(key, *salt, inputs, uses, aside);
+            self.filled = 0;
         }
     }
 }

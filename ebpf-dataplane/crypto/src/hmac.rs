@@ -291,10 +291,20 @@ impl<H: Hash> State<H> {
         }
     }
 
-    fn process<'a>(&self, mut burst: impl Iterator<Item = Job<'a>>) {
+    fn process<'a>(&self, burst: impl Iterator<Item = Job<'a>>) {
+        // No more lanes than there is use for: to make one costs time.
+        match self.functions.lanes() {
+            1 => self.run::<1>(burst),
+            2 => self.run::<2>(burst),
+            3..=4 => self.run::<4>(burst),
+            5..=8 => self.run::<8>(burst),
+            _ => self.run::<COLUMNS>(burst),
+        }
+    }
+
+    fn run<'a, const LANES: usize>(&self, mut burst: impl Iterator<Item = Job<'a>>) {
         let mut table = Zeroizing::new([[H::Word::default(); COLUMNS]; 8]);
-        let mut lanes = [Lane::EMPTY; COLUMNS];
-        let lanes = &mut lanes[..self.functions.lanes()];
+        let mut lanes = [Lane::EMPTY; LANES];
         loop {
             let mut blocks = usize::MAX;
             for (column, lane) in lanes.iter_mut().enumerate() {
@@ -311,12 +321,8 @@ impl<H: Hash> State<H> {
             if blocks == usize::MAX {
                 return;
             }
-            let mut sources = [None; COLUMNS];
-            for (source, lane) in sources.iter_mut().zip(&*lanes) {
-                *source = lane.source();
-            }
-            let sources = &sources[..lanes.len()];
-            self.functions.compress(&mut table, sources, blocks);
+            let sources = lanes.each_ref().map(Lane::source);
+            self.functions.compress(&mut table, &sources, blocks);
             for (column, lane) in lanes.iter_mut().enumerate() {
                 if lane.icv.is_some() {
                     lane.advance::<H>(blocks * H::BLOCK, &self.outer, &mut table, column);

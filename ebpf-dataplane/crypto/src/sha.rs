@@ -196,7 +196,7 @@ macro_rules! sha512 {
             }
 
             fn worth_wide(_: Features) -> usize {
-                3
+                2
             }
         }
     };

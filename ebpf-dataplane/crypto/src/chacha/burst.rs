@@ -13,7 +13,7 @@ use crate::vector::COLUMNS;
 const GROUP: usize = 32;
 
 /// With fewer packets than this, one after another is faster.
-const WORTH: usize = 4;
+const FEWEST: usize = 8;
 
 /// In AVX2, ring's code is faster with packets longer than this: it does scalar work for Poly1305
 /// while the vectors make key stream.
@@ -27,6 +27,8 @@ pub(super) struct Burst {
     mac: Poly1305,
     /// Octets of the longest packet that gains.
     pub(super) longest: usize,
+    /// The fewest packets that gain.
+    pub(super) fewest: usize,
 }
 
 impl Drop for Burst {
@@ -63,6 +65,7 @@ impl Burst {
             salt: u32::from_le_bytes(salt),
             stream,
             mac,
+            fewest: FEWEST,
             longest: if features.avx512() {
                 usize::MAX
             } else {
@@ -105,6 +108,9 @@ impl Burst {
         alone: impl Fn(Packet<'a>),
         mut work: impl FnMut(&mut [Option<Item<'a>>]),
     ) {
+        if burst.size_hint().1.is_some_and(|most| most < self.fewest) {
+            return burst.for_each(alone);
+        }
         let mut burst = burst.filter_map(|packet| {
             if packet.body.len() <= self.longest {
                 return Some(packet);
@@ -123,7 +129,7 @@ impl Burst {
                 filled += 1;
             }
             let items = &mut items[..filled];
-            if filled < WORTH {
+            if filled < self.fewest {
                 items
                     .iter_mut()
                     .filter_map(Option::take)
@@ -171,10 +177,21 @@ impl Burst {
         items: &mut [Option<Item<'_>>],
         finish: impl Fn(&mut [u8; TAG], [u8; TAG]) -> bool,
     ) {
+        // No more lanes than there is use for: to make one costs time.
+        match self.mac.lanes() {
+            ..=4 => self.authenticate_in::<4>(items, finish),
+            _ => self.authenticate_in::<8>(items, finish),
+        }
+    }
+
+    fn authenticate_in<const LANES: usize>(
+        &self,
+        items: &mut [Option<Item<'_>>],
+        finish: impl Fn(&mut [u8; TAG], [u8; TAG]) -> bool,
+    ) {
         let mut sums: Numbers = Default::default();
         let mut keys: Zeroizing<Numbers> = Default::default();
-        let mut lanes = [Lane::EMPTY; COLUMNS];
-        let lanes = &mut lanes[..self.mac.lanes()];
+        let mut lanes = [Lane::EMPTY; LANES];
         let mut items = items.iter_mut().flatten();
         loop {
             let mut octets = usize::MAX;
@@ -192,13 +209,9 @@ impl Burst {
             if octets == usize::MAX {
                 return;
             }
-            let mut sources = [None; COLUMNS];
-            for (source, lane) in sources.iter_mut().zip(&*lanes) {
-                *source = lane.source();
-            }
-            let sources = &sources[..lanes.len()];
+            let sources = lanes.each_ref().map(Lane::source);
             let blocks = octets / poly1305::BLOCK;
-            self.mac.blocks(&mut sums, &keys, sources, blocks);
+            self.mac.blocks(&mut sums, &keys, &sources, blocks);
             for (column, lane) in lanes.iter_mut().enumerate() {
                 if lane.finish.is_some()
                     && !lane.advance(octets)

@@ -51,11 +51,12 @@ fn open(cipher: &ChaCha20Poly1305, burst: &mut [Owned]) {
 }
 
 impl ChaCha20Poly1305 {
-    /// Takes packets of any length, not only those that gain.
+    /// Takes any packets, not only those that gain.
     fn unlimited(mut self) -> Self {
         #[cfg(target_arch = "x86_64")]
         if let Some(burst) = &mut self.burst {
             burst.longest = usize::MAX;
+            burst.fewest = 1;
         }
         self
     }

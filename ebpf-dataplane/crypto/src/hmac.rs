@@ -26,7 +26,7 @@ pub enum Algorithm {
 
 impl Algorithm {
     /// Octets of the whole MAC.
-    pub const fn len(self) -> usize {
+    pub const fn mac_len(self) -> usize {
         match self {
             Self::Sha1 => Sha1::DIGEST,
             Self::Sha256 => Sha256::DIGEST,

@@ -1,12 +1,12 @@
 //! The seam to the ciphers: [`EspCrypto`] works on a burst of packets of one SA, so an engine that
 //! interleaves packets can take the place of the ones here.
 
-use aes::cipher::{
-    Array, BlockCipherDecrypt, BlockCipherEncrypt, BlockModeDecrypt, BlockModeEncrypt, InnerIvInit,
-    KeyInit, consts::U16,
-};
+use aes::cipher::{Array, BlockCipherEncrypt, KeyInit, consts::U16};
 use espada_common::sa::{Cipher, EspSuite, HalfSa, Integrity};
-use hmac::{Hmac, Mac};
+use espada_crypto::backend::Features;
+use espada_crypto::cbc::{AesCbc, Chain};
+use espada_crypto::chacha::{self, ChaCha20Poly1305};
+use espada_crypto::hmac::{self, Algorithm, Hmac, Icv};
 use ring::aead;
 use zeroize::Zeroizing;
 
@@ -90,25 +90,20 @@ pub fn new(suite: &EspSuite, keys: &HalfSa) -> Result<Box<dyn EspCrypto>, ApplyE
     let algorithm = match (suite.cipher, suite.integrity) {
         (Cipher::AesGcm16(128), _) => &aead::AES_128_GCM,
         (Cipher::AesGcm16(_), _) => &aead::AES_256_GCM,
-        (Cipher::ChaCha20Poly1305, _) => &aead::CHACHA20_POLY1305,
-        (Cipher::AesCbc(bits), Some(algorithm)) => {
-            return Ok(Box::new(CbcHmac {
-                cipher: match bits {
-                    128 => Box::new(Cbc(
-                        aes::Aes128::new_from_slice(encryption).map_err(|_| unfit)?
-                    )),
-                    192 => Box::new(Cbc(
-                        aes::Aes192::new_from_slice(encryption).map_err(|_| unfit)?
-                    )),
-                    _ => Box::new(Cbc(
-                        aes::Aes256::new_from_slice(encryption).map_err(|_| unfit)?
-                    )),
-                },
-                mac: keyed_mac(algorithm, integrity).ok_or(ApplyError::Suite(*suite))?,
-                iv: IvGenerator::new()?,
-                icv_len: algorithm.icv_len(),
+        (Cipher::ChaCha20Poly1305, _) => {
+            let (key, salt) = encryption.split_last_chunk().ok_or(unfit.clone())?;
+            return Ok(Box::new(ChaCha {
+                cipher: ChaCha20Poly1305::new(Features::detect(), key, *salt).ok_or(unfit)?,
                 esn: suite.esn,
             }));
+        }
+        (Cipher::AesCbc(_), Some(algorithm)) => {
+            return Ok(Box::new(CbcHmac::new(
+                Features::detect(),
+                suite,
+                algorithm,
+                keys,
+            )?));
         }
         (Cipher::AesCbc(_), None) => return Err(unfit),
     };
@@ -123,7 +118,7 @@ pub fn new(suite: &EspSuite, keys: &HalfSa) -> Result<Box<dyn EspCrypto>, ApplyE
     }))
 }
 
-/// AES-GCM (RFC 4106) and ChaCha20-Poly1305 (RFC 7634): both take a nonce of salt and 8-octet IV.
+/// AES-GCM (RFC 4106): takes a nonce of salt and 8-octet IV.
 struct Aead {
     key: aead::LessSafeKey,
     salt: [u8; 4],
@@ -196,57 +191,152 @@ impl EspCrypto for Aead {
     }
 }
 
-/// AES-CBC (RFC 3602) with an HMAC (RFC 2404, RFC 4868), encrypt then MAC.
+/// ChaCha20-Poly1305 (RFC 7634), with nonce and associated data as for AES-GCM.
+struct ChaCha {
+    cipher: ChaCha20Poly1305,
+    esn: bool,
+}
+
+impl ChaCha {
+    /// The parts of a packet, with the IV that it has or is given; `None` when it is too short.
+    fn packet<'a>(&self, job: &'a mut Job, iv: Option<[u8; 8]>) -> Option<chacha::Packet<'a>> {
+        job.ok = false;
+        let (header, rest) = job.frame.data_mut().split_first_chunk_mut::<ESP_HEADER>()?;
+        let (place, rest) = rest.split_first_chunk_mut::<8>()?;
+        let (body, tag) = rest.split_last_chunk_mut()?;
+        if let Some(iv) = iv {
+            *place = iv;
+        }
+        Some(chacha::Packet {
+            aad: if self.esn {
+                esn_aad(header, job.seq).into()
+            } else {
+                (*header).into()
+            },
+            iv: *place,
+            body,
+            tag,
+            ok: &mut job.ok,
+        })
+    }
+}
+
+impl EspCrypto for ChaCha {
+    fn seal(&mut self, jobs: &mut [Job]) {
+        // RFC 7634 section 2: the IV need only never repeat, as the sequence number does not.
+        let packets = jobs.iter_mut().filter_map(|job| {
+            let iv = job.seq.to_be_bytes();
+            self.packet(job, Some(iv))
+        });
+        self.cipher.seal(packets);
+    }
+
+    fn open(&mut self, jobs: &mut [Job]) {
+        let packets = jobs.iter_mut().filter_map(|job| self.packet(job, None));
+        self.cipher.open(packets);
+    }
+}
+
+/// AES-CBC (RFC 3602) with an HMAC (RFC 2404, RFC 4868), encrypt then MAC. Each step takes the
+/// whole burst.
 struct CbcHmac {
-    cipher: Box<dyn BlockChain>,
-    mac: Box<dyn PacketMac>,
+    cipher: AesCbc,
+    mac: Hmac,
     iv: IvGenerator,
     icv_len: usize,
     esn: bool,
 }
 
+/// The high 32 bits of a sequence number. RFC 4303 section 2.2.1: with a separate integrity
+/// algorithm those of an extended sequence number are not sent, but the MAC covers them behind the
+/// packet.
+fn high(esn: bool, seq: u64) -> Option<[u8; 4]> {
+    esn.then(|| ((seq >> 32) as u32).to_be_bytes())
+}
+
 impl CbcHmac {
-    /// RFC 4303 section 2.2.1: with a separate integrity algorithm the high 32 bits of an extended
-    /// sequence number are not sent, but the MAC covers them behind the packet.
-    fn high(&self, seq: u64) -> Option<[u8; 4]> {
-        self.esn.then(|| ((seq >> 32) as u32).to_be_bytes())
+    fn new(
+        features: Features,
+        suite: &EspSuite,
+        integrity: Integrity,
+        keys: &HalfSa,
+    ) -> Result<Self, ApplyError> {
+        let algorithm = match integrity {
+            Integrity::HmacSha1_96 => Algorithm::Sha1,
+            Integrity::HmacSha256_128 => Algorithm::Sha256,
+            Integrity::HmacSha384_192 => Algorithm::Sha384,
+            Integrity::HmacSha512_256 => Algorithm::Sha512,
+        };
+        Ok(Self {
+            cipher: AesCbc::new(features, keys.encryption_key.expose())
+                .ok_or(ApplyError::Suite(*suite))?,
+            mac: Hmac::new(features, algorithm, keys.integrity_key.expose()),
+            iv: IvGenerator::new()?,
+            icv_len: integrity.icv_len(),
+            esn: suite.esn,
+        })
     }
 
-    fn seal_one(&self, packet: &mut [u8], seq: u64) -> Option<()> {
-        let at = packet.len().checked_sub(self.icv_len)?;
-        let (covered, icv) = packet.split_at_mut_checked(at)?;
-        let (iv, body) = covered
-            .get_mut(ESP_HEADER..)?
-            .split_first_chunk_mut::<16>()?;
-        *iv = self.iv.next(seq);
-        self.cipher.encrypt(iv, body)?;
-        self.mac.compute(covered, self.high(seq), icv)
-    }
-
-    fn open_one(&self, packet: &mut [u8], seq: u64) -> Option<()> {
-        let at = packet.len().checked_sub(self.icv_len)?;
-        let (covered, icv) = packet.split_at_mut_checked(at)?;
-        if !self.mac.verify(covered, self.high(seq), icv) {
-            return None;
-        }
-        let (iv, body) = covered
-            .get_mut(ESP_HEADER..)?
-            .split_first_chunk_mut::<16>()?;
-        self.cipher.decrypt(iv, body)
+    /// IV and ciphertext of a packet; `None` when these are not whole blocks.
+    fn chain<'a>(&self, packet: &'a mut [u8]) -> Option<Chain<'a>> {
+        let end = packet.len().checked_sub(self.icv_len)?;
+        Chain::new(packet.get_mut(ESP_HEADER..end)?)
     }
 }
 
 impl EspCrypto for CbcHmac {
     fn seal(&mut self, jobs: &mut [Job]) {
-        for job in jobs {
-            job.ok = self.seal_one(job.frame.data_mut(), job.seq).is_some();
+        for jobs in jobs.chunks_mut(IV_BATCH) {
+            let mut ivs = [Array::default(); IV_BATCH];
+            let ivs = &mut ivs[..jobs.len()];
+            for (iv, job) in ivs.iter_mut().zip(&*jobs) {
+                *iv = u128::from(job.seq).to_be_bytes().into();
+            }
+            self.iv.replace(ivs);
+            for (iv, job) in ivs.iter().zip(jobs) {
+                let chain = self.chain(job.frame.data_mut());
+                job.ok = chain.is_some();
+                if let Some(mut chain) = chain {
+                    chain.set_iv(iv.as_ref());
+                }
+            }
         }
+        let chains = jobs.iter_mut();
+        self.cipher
+            .encrypt(chains.filter_map(|job| self.chain(job.frame.data_mut())));
+        let sealed = jobs.iter_mut().filter(|job| job.ok);
+        self.mac.process(sealed.filter_map(|job| {
+            let high = high(self.esn, job.seq);
+            let packet = job.frame.data_mut();
+            let end = packet.len().checked_sub(self.icv_len)?;
+            let (message, icv) = packet.split_at_mut_checked(end)?;
+            Some(hmac::Job {
+                message,
+                high,
+                icv: Icv::Write(icv),
+            })
+        }));
     }
 
     fn open(&mut self, jobs: &mut [Job]) {
-        for job in jobs {
-            job.ok = self.open_one(job.frame.data_mut(), job.seq).is_some();
-        }
+        self.mac.process(jobs.iter_mut().filter_map(|job| {
+            job.ok = false;
+            let high = high(self.esn, job.seq);
+            let packet = job.frame.data();
+            let end = packet.len().checked_sub(self.icv_len)?;
+            let (message, icv) = packet.split_at_checked(end)?;
+            Some(hmac::Job {
+                message,
+                high,
+                icv: Icv::Verify(icv, &mut job.ok),
+            })
+        }));
+        let authentic = jobs.iter_mut().filter(|job| job.ok);
+        self.cipher.decrypt(authentic.filter_map(|job| {
+            let chain = self.chain(job.frame.data_mut());
+            job.ok = chain.is_some();
+            chain
+        }));
     }
 }
 
@@ -255,6 +345,9 @@ impl EspCrypto for CbcHmac {
 /// never repeats within the SA, and needs no call to the system per packet.
 struct IvGenerator(aes::Aes128);
 
+/// IVs made at a time: one alone waits for each round of its cipher.
+const IV_BATCH: usize = 8;
+
 impl IvGenerator {
     fn new() -> Result<Self, ApplyError> {
         let mut key = Zeroizing::new([0; 16]);
@@ -262,92 +355,10 @@ impl IvGenerator {
         Ok(Self(aes::Aes128::new((&*key).into())))
     }
 
-    fn next(&self, seq: u64) -> [u8; 16] {
-        let mut block = Array::from(u128::from(seq).to_be_bytes());
-        self.0.encrypt_block(&mut block);
-        block.into()
+    /// Replaces sequence numbers by IVs.
+    fn replace(&self, blocks: &mut [Array<u8, U16>]) {
+        self.0.encrypt_blocks(blocks);
     }
-}
-
-/// A block cipher in CBC mode; `None` when the data is not a whole number of blocks.
-trait BlockChain: Send {
-    fn encrypt(&self, iv: &[u8; 16], data: &mut [u8]) -> Option<()>;
-    fn decrypt(&self, iv: &[u8; 16], data: &mut [u8]) -> Option<()>;
-}
-
-struct Cbc<C>(C);
-
-impl<C> BlockChain for Cbc<C>
-where
-    C: BlockCipherEncrypt<BlockSize = U16> + BlockCipherDecrypt<BlockSize = U16> + Send,
-{
-    fn encrypt(&self, iv: &[u8; 16], data: &mut [u8]) -> Option<()> {
-        let (blocks, rest) = Array::slice_as_chunks_mut(data);
-        if !rest.is_empty() {
-            return None;
-        }
-        cbc::Encryptor::inner_iv_init(&self.0, iv.into()).encrypt_blocks(blocks);
-        Some(())
-    }
-
-    fn decrypt(&self, iv: &[u8; 16], data: &mut [u8]) -> Option<()> {
-        let (blocks, rest) = Array::slice_as_chunks_mut(data);
-        if !rest.is_empty() {
-            return None;
-        }
-        cbc::Decryptor::inner_iv_init(&self.0, iv.into()).decrypt_blocks(blocks);
-        Some(())
-    }
-}
-
-/// A MAC over a packet and the high half of its sequence number, truncated to the ICV.
-trait PacketMac: Send {
-    /// `None` when `icv` is longer than the MAC.
-    fn compute(&self, packet: &[u8], high: Option<[u8; 4]>, icv: &mut [u8]) -> Option<()>;
-
-    /// Compares in constant time.
-    fn verify(&self, packet: &[u8], high: Option<[u8; 4]>, icv: &[u8]) -> bool;
-}
-
-/// Any MAC whose keyed state can be cloned: a packet then costs no key schedule.
-struct Keyed<M>(M);
-
-impl<M: Mac + Clone> Keyed<M> {
-    fn over(&self, packet: &[u8], high: Option<[u8; 4]>) -> M {
-        let mut mac = self.0.clone();
-        mac.update(packet);
-        if let Some(high) = high {
-            mac.update(&high);
-        }
-        mac
-    }
-}
-
-impl<M: Mac + Clone + Send> PacketMac for Keyed<M> {
-    fn compute(&self, packet: &[u8], high: Option<[u8; 4]>, icv: &mut [u8]) -> Option<()> {
-        let full = self.over(packet, high).finalize().into_bytes();
-        icv.copy_from_slice(full.get(..icv.len())?);
-        Some(())
-    }
-
-    fn verify(&self, packet: &[u8], high: Option<[u8; 4]>, icv: &[u8]) -> bool {
-        self.over(packet, high).verify_truncated_left(icv).is_ok()
-    }
-}
-
-fn keyed_mac(algorithm: Integrity, key: &[u8]) -> Option<Box<dyn PacketMac>> {
-    Some(match algorithm {
-        Integrity::HmacSha1_96 => Box::new(Keyed(Hmac::<sha1::Sha1>::new_from_slice(key).ok()?)),
-        Integrity::HmacSha256_128 => {
-            Box::new(Keyed(Hmac::<sha2::Sha256>::new_from_slice(key).ok()?))
-        }
-        Integrity::HmacSha384_192 => {
-            Box::new(Keyed(Hmac::<sha2::Sha384>::new_from_slice(key).ok()?))
-        }
-        Integrity::HmacSha512_256 => {
-            Box::new(Keyed(Hmac::<sha2::Sha512>::new_from_slice(key).ok()?))
-        }
-    })
 }
 
 #[cfg(test)]
@@ -451,25 +462,54 @@ mod tests {
         );
     }
 
-    /// RFC 3602 section 4, case 4 (four blocks), with RFC 4231 having tested the MACs' crates.
+    /// What RFC 4303 and RFC 3602 say of each packet of a burst, put together from the parts.
     #[test]
-    fn cbc_is_the_cbc_of_rfc_3602() {
-        let key = hex("56e47a38c5598974bc46903dba290349");
-        let iv: [u8; 16] = hex("8ce82eefbea0da3c44699ed7db51b7d9").try_into().unwrap();
-        let cipher = Cbc(aes::Aes128::new_from_slice(&key).unwrap());
-        let plain: Vec<u8> = (0xa0..=0xdf).collect();
-        let mut data = plain.clone();
-        cipher.encrypt(&iv, &mut data).unwrap();
-        assert_eq!(
-            data,
-            hex(
-                "c30e32ffedc0774e6aff6af0869f71aa0f3af07a9a31a9c684db207eb0ef8e4e
-                 35907aa632c3ffdf868bb7b29d3d46ad83ce9f9a102ee99d49a53e87f4c3da55"
-            )
-        );
-        cipher.decrypt(&iv, &mut data).unwrap();
-        assert_eq!(data, plain);
-        assert!(cipher.encrypt(&iv, &mut [0; 17]).is_none());
+    fn a_burst_of_cbc_with_hmac_is_what_its_packets_are_alone() {
+        let suite = EspSuite {
+            cipher: Cipher::AesCbc(256),
+            integrity: Some(Integrity::HmacSha256_128),
+            esn: true,
+        };
+        let keys = keys(&[7; 32], &[8; 32]);
+        let cipher = AesCbc::new(Features::PLAIN, &[7; 32]).unwrap();
+        let mac = Hmac::new(Features::PLAIN, Algorithm::Sha256, &[8; 32]);
+        let plain = |at: usize| vec![at as u8; ESP_HEADER + 16 * (2 + 7 * at % 40) + 16];
+        let seq = |at: usize| (5 << 32) + at as u64;
+        let mut jobs: Vec<_> = (0..37).map(|at| job(&plain(at), seq(at))).collect();
+        let mut esp = new(&suite, &keys).unwrap();
+        esp.seal(&mut jobs);
+        for (at, job) in jobs.iter_mut().enumerate() {
+            assert!(job.ok);
+            let mut packet = job.frame.data().to_vec();
+            let end = packet.len() - 16;
+            let (message, icv) = packet.split_at_mut(end);
+            let mut same = false;
+            mac.process(std::iter::once(hmac::Job {
+                message,
+                high: Some([0, 0, 0, 5]),
+                icv: Icv::Verify(icv, &mut same),
+            }));
+            assert!(same, "packet {at}");
+            cipher.decrypt(Chain::new(&mut message[ESP_HEADER..]).into_iter());
+            assert_eq!(message[ESP_HEADER + 16..], plain(at)[ESP_HEADER + 16..end]);
+        }
+        let forged = [0, 9, 36];
+        for at in forged {
+            jobs[at].frame.data_mut()[ESP_HEADER] ^= 1;
+        }
+        esp.open(&mut jobs);
+        for (at, job) in jobs.iter().enumerate() {
+            assert_eq!(job.ok, !forged.contains(&at), "packet {at}");
+            let (got, plain) = (job.frame.data(), plain(at));
+            let text = ESP_HEADER + 16..plain.len() - 16;
+            assert!(!job.ok || got[text.clone()] == plain[text]);
+        }
+        // No room for an IV, and not whole blocks.
+        let mut jobs = [job(&[0; 30], 1), job(&[0; 8 + 16 + 15 + 16], 2)];
+        esp.seal(&mut jobs);
+        assert!(jobs.iter().all(|job| !job.ok));
+        esp.open(&mut jobs);
+        assert!(jobs.iter().all(|job| !job.ok));
     }
 
     #[test]
@@ -500,8 +540,14 @@ mod tests {
 
     #[test]
     fn cbc_ivs_differ_between_packets_and_between_sas() {
-        let (one, other) = (IvGenerator::new().unwrap(), IvGenerator::new().unwrap());
-        assert_ne!(one.next(1), one.next(2));
-        assert_ne!(one.next(1), other.next(1));
+        let ivs = |generator: IvGenerator| {
+            let mut blocks = [1u128, 2].map(|seq| Array::from(seq.to_be_bytes()));
+            generator.replace(&mut blocks);
+            blocks
+        };
+        let one = ivs(IvGenerator::new().unwrap());
+        let other = ivs(IvGenerator::new().unwrap());
+        assert_ne!(one[0], one[1]);
+        assert_ne!(one[0], other[0]);
     }
 }

@@ -1,0 +1,12 @@
+//! ESP's ciphers over bursts of packets: what one packet must wait for, the others fill.
+#![deny(unsafe_code)]
+
+pub mod backend;
+pub mod cbc;
+pub mod chacha;
+pub mod hmac;
+mod sha;
+#[cfg(test)]
+mod testing;
+#[cfg(target_arch = "x86_64")]
+mod vector;

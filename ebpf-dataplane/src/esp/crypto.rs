@@ -6,6 +6,7 @@ use aes::cipher::{
     KeyInit, consts::U16,
 };
 use espada_common::sa::{Cipher, EspSuite, HalfSa, Integrity};
+use espada_crypto::gcm::{AesGcm, Icv, Packet};
 use hmac::{Hmac, Mac};
 use ring::aead;
 use zeroize::Zeroizing;
@@ -50,12 +51,13 @@ pub trait EspCrypto: Send {
     fn open(&mut self, jobs: &mut [Job]);
 }
 
-/// Whether the ciphers here carry `suite` (ring has no AES-192-GCM).
+/// Whether the ciphers here carry `suite`.
 pub fn supports(suite: &EspSuite) -> bool {
     match (suite.cipher, suite.integrity) {
-        (Cipher::AesGcm16(bits), None) => matches!(bits, 128 | 256),
+        (Cipher::AesGcm16(bits), None) | (Cipher::AesCbc(bits), Some(_)) => {
+            matches!(bits, 128 | 192 | 256)
+        }
         (Cipher::ChaCha20Poly1305, None) => true,
-        (Cipher::AesCbc(bits), Some(_)) => matches!(bits, 128 | 192 | 256),
         _ => false,
     }
 }
@@ -87,50 +89,87 @@ pub fn new(suite: &EspSuite, keys: &HalfSa) -> Result<Box<dyn EspCrypto>, ApplyE
     )?;
 
     let unfit = ApplyError::Suite(*suite);
-    let algorithm = match (suite.cipher, suite.integrity) {
-        (Cipher::AesGcm16(128), _) => &aead::AES_128_GCM,
-        (Cipher::AesGcm16(_), _) => &aead::AES_256_GCM,
-        (Cipher::ChaCha20Poly1305, _) => &aead::CHACHA20_POLY1305,
-        (Cipher::AesCbc(bits), Some(algorithm)) => {
-            return Ok(Box::new(CbcHmac {
-                cipher: match bits {
-                    128 => Box::new(Cbc(
-                        aes::Aes128::new_from_slice(encryption).map_err(|_| unfit)?
-                    )),
-                    192 => Box::new(Cbc(
-                        aes::Aes192::new_from_slice(encryption).map_err(|_| unfit)?
-                    )),
-                    _ => Box::new(Cbc(
-                        aes::Aes256::new_from_slice(encryption).map_err(|_| unfit)?
-                    )),
-                },
-                mac: keyed_mac(algorithm, integrity).ok_or(ApplyError::Suite(*suite))?,
-                iv: IvGenerator::new()?,
-                icv_len: algorithm.icv_len(),
-                esn: suite.esn,
-            }));
+    match (suite.cipher, suite.integrity) {
+        (Cipher::AesGcm16(_), _) => {
+            let (key, salt) = encryption.split_last_chunk().ok_or(unfit.clone())?;
+            let cipher =
+                AesGcm::new(key, *salt, suite.esn, Icv::Sixteen).map_err(|_| unfit.clone())?;
+            Ok(Box::new(Gcm(cipher)))
         }
-        (Cipher::AesCbc(_), None) => return Err(unfit),
-    };
-    let (key, salt) = encryption
-        .split_last_chunk::<4>()
-        .ok_or(ApplyError::Suite(*suite))?;
-    let key = aead::UnboundKey::new(algorithm, key).map_err(|_| unfit)?;
-    Ok(Box::new(Aead {
-        key: aead::LessSafeKey::new(key),
-        salt: *salt,
-        esn: suite.esn,
-    }))
+        (Cipher::ChaCha20Poly1305, _) => {
+            let (key, salt) = encryption.split_last_chunk().ok_or(unfit.clone())?;
+            let key =
+                aead::UnboundKey::new(&aead::CHACHA20_POLY1305, key).map_err(|_| unfit.clone())?;
+            Ok(Box::new(ChaCha {
+                key: aead::LessSafeKey::new(key),
+                salt: *salt,
+                esn: suite.esn,
+            }))
+        }
+        (Cipher::AesCbc(bits), Some(algorithm)) => Ok(Box::new(CbcHmac {
+            cipher: match bits {
+                128 => Box::new(Cbc(
+                    aes::Aes128::new_from_slice(encryption).map_err(|_| unfit)?
+                )),
+                192 => Box::new(Cbc(
+                    aes::Aes192::new_from_slice(encryption).map_err(|_| unfit)?
+                )),
+                _ => Box::new(Cbc(
+                    aes::Aes256::new_from_slice(encryption).map_err(|_| unfit)?
+                )),
+            },
+            mac: keyed_mac(algorithm, integrity).ok_or(ApplyError::Suite(*suite))?,
+            iv: IvGenerator::new()?,
+            icv_len: algorithm.icv_len(),
+            esn: suite.esn,
+        })),
+        (Cipher::AesCbc(_), None) => Err(unfit),
+    }
 }
 
-/// AES-GCM (RFC 4106) and ChaCha20-Poly1305 (RFC 7634): both take a nonce of salt and 8-octet IV.
-struct Aead {
+/// AES-GCM (RFC 4106).
+struct Gcm(AesGcm);
+
+/// Packets handed to AES-GCM at once.
+const GCM_BURST: usize = 16;
+
+impl Gcm {
+    fn burst(jobs: &mut [Job], work: impl Fn(&mut [Packet<'_>])) {
+        for jobs in jobs.chunks_mut(GCM_BURST) {
+            let count = jobs.len();
+            let mut packets: [_; GCM_BURST] = std::array::from_fn(|_| Packet::new(&mut [], 0));
+            for (packet, job) in packets.iter_mut().zip(&mut *jobs) {
+                *packet = Packet::new(job.frame.data_mut(), job.seq);
+            }
+            work(packets.get_mut(..count).unwrap_or_default());
+            let outcomes = packets.map(|packet| packet.ok);
+            for (job, ok) in jobs.iter_mut().zip(outcomes) {
+                job.ok = ok;
+            }
+        }
+    }
+}
+
+impl EspCrypto for Gcm {
+    // The sequence number, of which AES-GCM makes the IV, never repeats under a key: it counts
+    // all 64 bits up and the SA ends before it would wrap.
+    fn seal(&mut self, jobs: &mut [Job]) {
+        Self::burst(jobs, |packets| self.0.seal(packets));
+    }
+
+    fn open(&mut self, jobs: &mut [Job]) {
+        Self::burst(jobs, |packets| self.0.open(packets));
+    }
+}
+
+/// ChaCha20-Poly1305 (RFC 7634): a nonce of salt and 8-octet IV.
+struct ChaCha {
     key: aead::LessSafeKey,
     salt: [u8; 4],
     esn: bool,
 }
 
-impl Aead {
+impl ChaCha {
     fn nonce(&self, iv: [u8; 8]) -> aead::Nonce {
         let mut nonce = [0; 12];
         nonce[..4].copy_from_slice(&self.salt);
@@ -142,9 +181,8 @@ impl Aead {
         let (header, rest) = packet.split_first_chunk_mut::<ESP_HEADER>()?;
         let (iv, rest) = rest.split_first_chunk_mut::<8>()?;
         let (body, tag) = rest.split_last_chunk_mut::<16>()?;
-        // RFC 4106 section 3.1: "The IV MUST be chosen by the encryptor in a manner that ensures
-        // that the same IV value is used only once for a given key." The sequence number never
-        // repeats under a key: it counts all 64 bits up and the SA ends before it would wrap.
+        // RFC 7634 section 2 asks for IVs that never repeat under a key. The sequence number does
+        // not: it counts all 64 bits up and the SA ends before it would wrap.
         *iv = seq.to_be_bytes();
         let nonce = self.nonce(*iv);
         let computed = if self.esn {
@@ -173,7 +211,7 @@ impl Aead {
     }
 }
 
-/// RFC 4106 section 5: with extended sequence numbers the AAD is the SPI and all 64 bits, although
+/// RFC 7634 section 2.1: with extended sequence numbers the AAD is the SPI and all 64 bits, although
 /// the header carries only 32 of them.
 fn esn_aad(header: &[u8; ESP_HEADER], seq: u64) -> [u8; 12] {
     let mut aad = [0; 12];
@@ -182,7 +220,7 @@ fn esn_aad(header: &[u8; ESP_HEADER], seq: u64) -> [u8; 12] {
     aad
 }
 
-impl EspCrypto for Aead {
+impl EspCrypto for ChaCha {
     fn seal(&mut self, jobs: &mut [Job]) {
         for job in jobs {
             job.ok = self.seal_one(job.frame.data_mut(), job.seq).is_some();

@@ -17,6 +17,9 @@ use super::vector::Vector;
 /// Registers that go through AES together: enough to cover the latency of a round.
 const GROUP: usize = 8;
 
+/// Parts that the rounds and the hash of a group are cut into.
+const QUARTERS: usize = 4;
+
 /// Registers of counter blocks in a pool.
 const POOL: usize = 32;
 
@@ -96,6 +99,7 @@ pub(super) unsafe fn run<S: Vector, const ROUNDS: usize, const SEAL: bool>(
     let mut pool = MaybeUninit::<Pool>::uninit();
     let pool_start: *mut u8 = pool.as_mut_ptr().cast();
     let mut used = 0;
+    let rounds = black_box(ROUNDS);
     let mut waiting = messages;
     while !waiting.is_empty() {
         let mut registers = 0;
@@ -121,7 +125,7 @@ pub(super) unsafe fn run<S: Vector, const ROUNDS: usize, const SEAL: bool>(
         // SAFETY: at most `POOL` registers, and the pool has one to spare.
         unsafe {
             s.store(pool_start.add(registers * octets::<S>()), s.every([0, 0]));
-            encrypt_pool::<S, ROUNDS>(s, keys, pool_start, registers);
+            encrypt_pool(s, keys, pool_start, registers, rounds);
         }
         let (batch, rest) = waiting.split_at_mut(taken);
         waiting = rest;
@@ -217,11 +221,12 @@ unsafe fn lay_counters<S: Vector>(s: S, message: &Message, shape: &Shape, mut to
 /// # Safety
 /// `registers` and one more at `pool` must be readable and writable.
 #[inline(always)]
-unsafe fn encrypt_pool<S: Vector, const ROUNDS: usize>(
+unsafe fn encrypt_pool<S: Vector>(
     s: S,
     keys: &Schedule,
     pool: *mut u8,
     registers: usize,
+    rounds: usize,
 ) {
     let mut done = 0;
     while done < registers {
@@ -229,26 +234,23 @@ unsafe fn encrypt_pool<S: Vector, const ROUNDS: usize>(
         // SAFETY: what is left, made even.
         unsafe {
             match registers - done {
-                1..=2 => encrypt::<S, ROUNDS, 2>(s, keys, at),
-                3..=4 => encrypt::<S, ROUNDS, 4>(s, keys, at),
-                5..=6 => encrypt::<S, ROUNDS, 6>(s, keys, at),
-                _ => encrypt::<S, ROUNDS, GROUP>(s, keys, at),
+                1..=2 => encrypt::<S, 2>(s, keys, at, rounds),
+                3..=4 => encrypt::<S, 4>(s, keys, at, rounds),
+                5..=6 => encrypt::<S, 6>(s, keys, at, rounds),
+                _ => encrypt::<S, GROUP>(s, keys, at, rounds),
             }
         }
         done += GROUP;
     }
 }
 
-/// AES over `N` registers in memory.
+/// AES over `N` registers in memory. `rounds` is a value and not a constant, or the compiler unrolls
+/// the rounds and then takes the registers through them two by two.
 ///
 /// # Safety
 /// They must be readable and writable.
 #[inline(always)]
-unsafe fn encrypt<S: Vector, const ROUNDS: usize, const N: usize>(
-    s: S,
-    keys: &Schedule,
-    at: *mut u8,
-) {
+unsafe fn encrypt<S: Vector, const N: usize>(s: S, keys: &Schedule, at: *mut u8, rounds: usize) {
     let place = |index: usize| at.wrapping_add(index * octets::<S>());
     let first = keys.round_key(s, 0);
     let mut states = [first; N];
@@ -256,13 +258,13 @@ unsafe fn encrypt<S: Vector, const ROUNDS: usize, const N: usize>(
         // SAFETY: one of the `N`.
         *state = s.xor(unsafe { s.load(place(index)) }, first);
     }
-    for round in 1..ROUNDS {
+    for round in 1..rounds {
         let key = keys.round_key(s, round);
         for state in &mut states {
             *state = s.round(*state, key);
         }
     }
-    let last = keys.round_key(s, ROUNDS);
+    let last = keys.round_key(s, rounds);
     for (index, state) in states.iter().enumerate() {
         // SAFETY: one of the `N`.
         unsafe { s.store(place(index), s.last_round(*state, last)) };
@@ -394,13 +396,22 @@ unsafe fn process<S: Vector, const ROUNDS: usize, const SEAL: bool>(
     let group = GROUP * octets::<S>();
     let mut text = message.text;
     if shape.groups > 0 {
+        let quarters = black_box(QUARTERS);
         let mut counter = counters(s, message.nonce, 2);
         let end = text.wrapping_add(shape.groups * group);
         // SAFETY: `shape.groups` whole groups of text are there; the one before the current one
         // too, except at the start.
         unsafe {
             if SEAL {
-                encrypt_group::<S, ROUNDS, false>(s, keys, &mut counter, text, text, &mut progress);
+                encrypt_group::<S, ROUNDS, false>(
+                    s,
+                    keys,
+                    &mut counter,
+                    text,
+                    text,
+                    &mut progress,
+                    quarters,
+                );
                 text = text.wrapping_add(group);
             }
             while text != end {
@@ -412,6 +423,7 @@ unsafe fn process<S: Vector, const ROUNDS: usize, const SEAL: bool>(
                     text,
                     hashed,
                     &mut progress,
+                    quarters,
                 );
                 text = text.wrapping_add(group);
             }
@@ -456,17 +468,12 @@ unsafe fn process<S: Vector, const ROUNDS: usize, const SEAL: bool>(
     }
 }
 
-/// Which register of a group is hashed along with a round: none or one, in order.
-#[inline(always)]
-const fn hashed_in(rounds: usize, round: usize) -> (usize, usize) {
-    ((round - 1) * GROUP / (rounds - 1), round * GROUP / (rounds - 1))
-}
-
 /// Encrypts (or decrypts) a group of text and, with `HASH`, hashes the group at `hashed`.
 ///
 /// # Safety
-/// Both groups must be readable, the one at `text` writable.
+/// Both groups must be readable, the one at `text` writable. `quarters` must be [`QUARTERS`].
 #[inline(always)]
+#[allow(clippy::too_many_arguments)]
 unsafe fn encrypt_group<S: Vector, const ROUNDS: usize, const HASH: bool>(
     s: S,
     keys: &Schedule,
@@ -474,7 +481,9 @@ unsafe fn encrypt_group<S: Vector, const ROUNDS: usize, const HASH: bool>(
     text: *mut u8,
     hashed: *const u8,
     progress: &mut Progress<'_, S>,
+    quarters: usize,
 ) {
+    debug_assert!(quarters == QUARTERS);
     let first = keys.round_key(s, 0);
     let stride = stride(s);
     let mut states = [first; GROUP];
@@ -482,24 +491,31 @@ unsafe fn encrypt_group<S: Vector, const ROUNDS: usize, const HASH: bool>(
         *state = s.xor(s.big_endian_counters(*counter), first);
         *counter = s.add32(*counter, stride);
     }
-    // Straight-line code: the hash is spread evenly over the rounds.
-    macro_rules! rounds {
-        ($($round:literal)*) => {$(
-            if $round < ROUNDS {
-                let key = keys.round_key(s, $round);
-                for state in &mut states {
-                    *state = s.round(*state, key);
-                }
-                let (from, to) = hashed_in(ROUNDS, $round);
-                if HASH && from < to {
-                    // SAFETY: a register of the group.
-                    let blocks = unsafe { s.load(hashed.wrapping_add(from * octets::<S>())) };
-                    progress.add(s, blocks, from);
-                }
+    // Each quarter of the rounds goes with a quarter of the hash. The number of quarters comes from
+    // outside, or the compiler unrolls this and then takes the registers through AES two by two.
+    let span = (ROUNDS - 2) / QUARTERS;
+    let mut round = 1;
+    for quarter in 0..quarters {
+        for step in 0..span {
+            let key = keys.round_key(s, round + step);
+            for state in &mut states {
+                *state = s.round(*state, key);
             }
-        )*};
+            let index = quarter * (GROUP / QUARTERS) + step;
+            if HASH && step < GROUP / QUARTERS {
+                // SAFETY: a register of the group.
+                let blocks = unsafe { s.load(hashed.wrapping_add(index * octets::<S>())) };
+                progress.add(s, blocks, index);
+            }
+        }
+        round += span;
     }
-    rounds!(1 2 3 4 5 6 7 8 9 10 11 12 13);
+    for round in 1 + span * QUARTERS..ROUNDS {
+        let key = keys.round_key(s, round);
+        for state in &mut states {
+            *state = s.round(*state, key);
+        }
+    }
     let last = keys.round_key(s, ROUNDS);
     for (index, state) in states.iter().enumerate() {
         let at = text.wrapping_add(index * octets::<S>());

@@ -439,10 +439,11 @@ unsafe fn process<S: Vector, const ROUNDS: usize, const SEAL: bool>(
     }
 
     let end = message.text.wrapping_add(message.len);
-    // SAFETY: the ICV is behind the text. It is read now, as the tail's last store may touch it.
+    // Read now, as the tail's last store may touch the ICV.
     let sent = if SEAL {
         [0; 2]
     } else {
+        // SAFETY: the ICV is behind the text.
         unsafe { read_icv(end, icv) }
     };
     // SAFETY: `shape.tail` octets of text and the ICV behind them; the tail's key stream.

@@ -35,7 +35,7 @@ fn times(a: u8, b: u8) -> u8 {
     let (mut product, mut power) = (0, a);
     for bit in 0..8 {
         product ^= power * (b >> bit & 1);
-        power = (power << 1) ^ (power >> 7) * 0x1b;
+        power = (power << 1) ^ ((power >> 7) * 0x1b);
     }
     product
 }

@@ -89,7 +89,7 @@ fn every_length_is_what_the_references_make_of_it() {
         let mut first = 0xffff_fff0_u64;
         let lengths: Vec<usize> = (0..=longest).collect();
         for lengths in lengths.chunks(BURST) {
-            let esn = first % 2 == 0;
+            let esn = first.is_multiple_of(2);
             let icv = ICVS[lengths[0] / BURST % 3];
             let expected: Vec<_> = lengths
                 .iter()

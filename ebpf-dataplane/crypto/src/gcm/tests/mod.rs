@@ -70,3 +70,9 @@ fn keys_of_other_lengths_are_refused() {
         assert_eq!(made.is_ok(), backend.is_available());
     }
 }
+
+#[test]
+fn the_backend_in_use_is_the_fastest_there_is() {
+    assert!(Backend::available().all(super::agrees));
+    assert_eq!(super::backend(), Backend::best());
+}

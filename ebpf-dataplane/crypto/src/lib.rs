@@ -4,7 +4,10 @@
 pub mod backend;
 pub mod cbc;
 pub mod chacha;
+pub mod cpu;
+pub mod gcm;
 pub mod hmac;
+mod proof;
 mod sha;
 #[cfg(test)]
 mod testing;

@@ -6,8 +6,8 @@ use espada_common::sa::{Cipher, EspSuite, HalfSa, Integrity};
 use espada_crypto::backend::Features;
 use espada_crypto::cbc::{AesCbc, Chain};
 use espada_crypto::chacha::{self, ChaCha20Poly1305};
+use espada_crypto::gcm::{self, AesGcm};
 use espada_crypto::hmac::{self, Algorithm, Hmac, Icv};
-use ring::aead;
 use zeroize::Zeroizing;
 
 use super::ApplyError;
@@ -50,12 +50,13 @@ pub trait EspCrypto: Send {
     fn open(&mut self, jobs: &mut [Job]);
 }
 
-/// Whether the ciphers here carry `suite` (ring has no AES-192-GCM).
+/// Whether the ciphers here carry `suite`.
 pub fn supports(suite: &EspSuite) -> bool {
     match (suite.cipher, suite.integrity) {
-        (Cipher::AesGcm16(bits), None) => matches!(bits, 128 | 256),
+        (Cipher::AesGcm16(bits), None) | (Cipher::AesCbc(bits), Some(_)) => {
+            matches!(bits, 128 | 192 | 256)
+        }
         (Cipher::ChaCha20Poly1305, None) => true,
-        (Cipher::AesCbc(bits), Some(_)) => matches!(bits, 128 | 192 | 256),
         _ => false,
     }
 }
@@ -87,108 +88,69 @@ pub fn new(suite: &EspSuite, keys: &HalfSa) -> Result<Box<dyn EspCrypto>, ApplyE
     )?;
 
     let unfit = ApplyError::Suite(*suite);
-    let algorithm = match (suite.cipher, suite.integrity) {
-        (Cipher::AesGcm16(128), _) => &aead::AES_128_GCM,
-        (Cipher::AesGcm16(_), _) => &aead::AES_256_GCM,
+    let salted = || encryption.split_last_chunk().ok_or(unfit.clone());
+    Ok(match (suite.cipher, suite.integrity) {
+        (Cipher::AesGcm16(_), _) => {
+            let (key, salt) = salted()?;
+            let cipher = AesGcm::new(key, *salt, suite.esn, gcm::Icv::Sixteen);
+            Box::new(Gcm(cipher.map_err(|_| unfit)?))
+        }
         (Cipher::ChaCha20Poly1305, _) => {
-            let (key, salt) = encryption.split_last_chunk().ok_or(unfit.clone())?;
-            return Ok(Box::new(ChaCha {
-                cipher: ChaCha20Poly1305::new(Features::detect(), key, *salt).ok_or(unfit)?,
+            let (key, salt) = salted()?;
+            Box::new(ChaCha {
+                cipher: ChaCha20Poly1305::new(Features::proven(), key, *salt).ok_or(unfit)?,
                 esn: suite.esn,
-            }));
+            })
         }
         (Cipher::AesCbc(_), Some(algorithm)) => {
-            return Ok(Box::new(CbcHmac::new(
-                Features::detect(),
-                suite,
-                algorithm,
-                keys,
-            )?));
+            Box::new(CbcHmac::new(Features::proven(), suite, algorithm, keys)?)
         }
         (Cipher::AesCbc(_), None) => return Err(unfit),
-    };
-    let (key, salt) = encryption
-        .split_last_chunk::<4>()
-        .ok_or(ApplyError::Suite(*suite))?;
-    let key = aead::UnboundKey::new(algorithm, key).map_err(|_| unfit)?;
-    Ok(Box::new(Aead {
-        key: aead::LessSafeKey::new(key),
-        salt: *salt,
-        esn: suite.esn,
-    }))
+    })
 }
 
-/// AES-GCM (RFC 4106): takes a nonce of salt and 8-octet IV.
-struct Aead {
-    key: aead::LessSafeKey,
-    salt: [u8; 4],
-    esn: bool,
-}
+/// AES-GCM (RFC 4106).
+struct Gcm(AesGcm);
 
-impl Aead {
-    fn nonce(&self, iv: [u8; 8]) -> aead::Nonce {
-        let mut nonce = [0; 12];
-        nonce[..4].copy_from_slice(&self.salt);
-        nonce[4..].copy_from_slice(&iv);
-        aead::Nonce::assume_unique_for_key(nonce)
-    }
+/// Packets handed to AES-GCM at once.
+const GCM_BURST: usize = 16;
 
-    fn seal_one(&self, packet: &mut [u8], seq: u64) -> Option<()> {
-        let (header, rest) = packet.split_first_chunk_mut::<ESP_HEADER>()?;
-        let (iv, rest) = rest.split_first_chunk_mut::<8>()?;
-        let (body, tag) = rest.split_last_chunk_mut::<16>()?;
-        // RFC 4106 section 3.1: "The IV MUST be chosen by the encryptor in a manner that ensures
-        // that the same IV value is used only once for a given key." The sequence number never
-        // repeats under a key: it counts all 64 bits up and the SA ends before it would wrap.
-        *iv = seq.to_be_bytes();
-        let nonce = self.nonce(*iv);
-        let computed = if self.esn {
-            self.key
-                .seal_in_place_separate_tag(nonce, aead::Aad::from(esn_aad(header, seq)), body)
-        } else {
-            self.key
-                .seal_in_place_separate_tag(nonce, aead::Aad::from(&*header), body)
-        };
-        tag.copy_from_slice(computed.ok()?.as_ref());
-        Some(())
-    }
-
-    fn open_one(&self, packet: &mut [u8], seq: u64) -> Option<()> {
-        let (header, rest) = packet.split_first_chunk_mut::<ESP_HEADER>()?;
-        let (iv, body) = rest.split_first_chunk_mut::<8>()?;
-        let nonce = self.nonce(*iv);
-        let opened = if self.esn {
-            self.key
-                .open_in_place(nonce, aead::Aad::from(esn_aad(header, seq)), body)
-        } else {
-            self.key
-                .open_in_place(nonce, aead::Aad::from(&*header), body)
-        };
-        opened.ok().map(|_| ())
+impl Gcm {
+    fn burst(jobs: &mut [Job], work: impl Fn(&mut [gcm::Packet<'_>])) {
+        for jobs in jobs.chunks_mut(GCM_BURST) {
+            let count = jobs.len();
+            let mut packets: [_; GCM_BURST] = std::array::from_fn(|_| gcm::Packet::new(&mut [], 0));
+            for (packet, job) in packets.iter_mut().zip(&mut *jobs) {
+                *packet = gcm::Packet::new(job.frame.data_mut(), job.seq);
+            }
+            work(packets.get_mut(..count).unwrap_or_default());
+            let outcomes = packets.map(|packet| packet.ok);
+            for (job, ok) in jobs.iter_mut().zip(outcomes) {
+                job.ok = ok;
+            }
+        }
     }
 }
 
-/// RFC 4106 section 5: with extended sequence numbers the AAD is the SPI and all 64 bits, although
+impl EspCrypto for Gcm {
+    // The sequence number, of which AES-GCM makes the IV, never repeats under a key: it counts
+    // all 64 bits up and the SA ends before it would wrap.
+    fn seal(&mut self, jobs: &mut [Job]) {
+        Self::burst(jobs, |packets| self.0.seal(packets));
+    }
+
+    fn open(&mut self, jobs: &mut [Job]) {
+        Self::burst(jobs, |packets| self.0.open(packets));
+    }
+}
+
+/// RFC 7634 section 2.1: with extended sequence numbers the AAD is the SPI and all 64 bits, although
 /// the header carries only 32 of them.
 fn esn_aad(header: &[u8; ESP_HEADER], seq: u64) -> [u8; 12] {
     let mut aad = [0; 12];
     aad[..4].copy_from_slice(&header[..4]);
     aad[4..].copy_from_slice(&seq.to_be_bytes());
     aad
-}
-
-impl EspCrypto for Aead {
-    fn seal(&mut self, jobs: &mut [Job]) {
-        for job in jobs {
-            job.ok = self.seal_one(job.frame.data_mut(), job.seq).is_some();
-        }
-    }
-
-    fn open(&mut self, jobs: &mut [Job]) {
-        for job in jobs {
-            job.ok = self.open_one(job.frame.data_mut(), job.seq).is_some();
-        }
-    }
 }
 
 /// ChaCha20-Poly1305 (RFC 7634), with nonce and associated data as for AES-GCM.

@@ -25,6 +25,7 @@ pub const GCM: EspSuite = EspSuite {
 pub fn suites() -> Vec<EspSuite> {
     let mut ciphers = vec![
         (Cipher::AesGcm16(128), None),
+        (Cipher::AesGcm16(192), None),
         (Cipher::AesGcm16(256), None),
         (Cipher::ChaCha20Poly1305, None),
     ];

@@ -111,6 +111,7 @@ impl Address {
 }
 
 impl From<IpAddr> for Address {
+    #[inline]
     fn from(address: IpAddr) -> Self {
         match address {
             IpAddr::V4(v4) => Self::from_v4(v4.octets()),
@@ -120,6 +121,7 @@ impl From<IpAddr> for Address {
 }
 
 impl From<Address> for IpAddr {
+    #[inline]
     fn from(address: Address) -> Self {
         Ipv6Addr::from(address.octets()).to_canonical()
     }

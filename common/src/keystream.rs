@@ -335,7 +335,7 @@ mod tests {
                             give(slot(iv), state::FREE);
                             taken.fetch_add(1, Ordering::Relaxed);
                         }
-                        if iv % 64 == 0 {
+                        if iv.is_multiple_of(64) {
                             std::thread::yield_now();
                         }
                     }

@@ -100,14 +100,17 @@ fn macs(features: Features, texts: &[Vec<u8>]) -> Vec<Vec<u8>> {
     all
 }
 
+/// Body, ICV, and whether it may be used.
+type Sealed = (Vec<u8>, [u8; TAG], bool);
+
 /// Sealed, and whether each is opened; one of them is forged.
-fn chacha(features: Features, texts: &[Vec<u8>]) -> Option<Vec<(Vec<u8>, [u8; TAG], bool)>> {
+fn chacha(features: Features, texts: &[Vec<u8>]) -> Option<Vec<Sealed>> {
     let cipher = ChaCha20Poly1305::new(features, &[0x77; 32], [9, 8, 7, 6])?;
     let mut all: Vec<_> = texts
         .iter()
         .map(|text| (text.clone(), [0; TAG], false))
         .collect();
-    let packets = |all: &mut Vec<(Vec<u8>, [u8; TAG], bool)>, work: &dyn Fn(Vec<Packet<'_>>)| {
+    let packets = |all: &mut [Sealed], work: &dyn Fn(Vec<Packet<'_>>)| {
         let burst = all.iter_mut().zip(1u64..);
         work(
             burst

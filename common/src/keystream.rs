@@ -12,6 +12,8 @@
 //!    octet of keystream meets two plaintexts, whatever is in the slots.
 //! 4. Whoever finds no slot ready computes the keystream itself, for the same sequence number.
 //! 5. An inbound packet that fails authentication puts its slot back: forgeries use nothing up.
+//! 6. What is in the slots of a pair is wiped when the pair is removed, and when a new process finds slots
+//!    that no pair has: a handle means one key as long as any slot names it.
 //!
 //! Inbound, the IV is the peer's choice. It is guessed to be the sequence number; packets of peers that
 //! choose otherwise find no slot.

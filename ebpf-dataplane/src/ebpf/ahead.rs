@@ -152,6 +152,16 @@ impl Ahead {
         shared.rings.insert(handle, ring);
     }
 
+    /// Wipes the rings that no pair has. A process that was killed may have removed a pair and not its
+    /// keystream, and its handle is given again if it was the last.
+    pub fn wipe_unused(&self) {
+        let shared = lock(&self.shared);
+        let taken = |number| shared.rings.values().any(|ring| ring.number == number);
+        for number in (1..=self.rings).filter(|number| !taken(*number)) {
+            wipe(shared.words.get(), number);
+        }
+    }
+
     /// Wipes the ring of a pair that is no more.
     pub fn remove(&self, handle: u32) {
         let mut shared = lock(&self.shared);

@@ -235,6 +235,7 @@ impl EbpfEngine {
                 },
             );
         }
+        self.ahead.wipe_unused();
         self.tell_names();
         Ok(())
     }

@@ -26,7 +26,7 @@ impl Bench {
     /// All slots, seen from outside.
     fn slots(&self) -> MappedWords {
         let map = std::os::fd::AsFd::as_fd(self.maps.ahead.fd());
-        MappedWords::new(map, 2 * SLOTS as usize * WORDS).unwrap()
+        MappedWords::new(map, 4 * SLOTS as usize * WORDS).unwrap()
     }
 
     /// Word `at` of the slot for an IV.
@@ -155,6 +155,15 @@ fn bpf_nothing_is_left_of_a_pair_that_is_gone() {
     };
     assert!(set(&bench) > 2 * SLOTS as usize * (WORDS - 3) * 9 / 10);
     assert_eq!(bench.ahead.free(), 2);
+    // What a killed process left in a ring that nobody has, and nothing else.
+    let before = set(&bench);
+    let foreign = first_slot(2, false) as usize * WORDS;
+    for at in [0, 1, 2, 3, WORDS - 1] {
+        bench.slots().get()[foreign + at].store(state::READY, std::sync::atomic::Ordering::Release);
+    }
+    assert_eq!(set(&bench), before + 5);
+    bench.ahead.wipe_unused();
+    assert_eq!(set(&bench), before);
     bench.ahead.remove(bench.pair.handle);
     assert_eq!(set(&bench), 0);
     assert_eq!(bench.ahead.free(), 1);

@@ -65,14 +65,14 @@ fn taken(work: &Work) -> Option<Prepared> {
 #[inline(never)]
 pub fn start(work: &mut Work, key: &EspKey, spi_be: u32, esn: bool) {
     work.state = chacha20::state(&key.words, [key.salt, work.head(8), work.head(4)]);
-    let prepared = taken(work);
-    let mut block = [0; 16];
-    if let Some(first) = prepared.and_then(|slot| slot.block(0)) {
-        block = *first;
-    } else {
-        chacha20::block(&work.state, 0, &mut block);
-    }
-    let [r0, r1, r2, r3, s0, s1, s2, s3, ..] = block;
+    // RFC 8439 section 2.6: the authenticator's key is the beginning of block 0.
+    let [r0, r1, r2, r3, s0, s1, s2, s3, ..] = match taken(work).and_then(|slot| slot.block(0)) {
+        Some(block) => *block,
+        None => {
+            chacha20::block(&work.state, 0, &mut work.keystream);
+            work.keystream
+        }
+    };
     work.poly = Poly1305::new([r0, r1, r2, r3]);
     work.poly_s = [s0, s1, s2, s3];
     // RFC 7634 section 2.1: SPI and sequence number, all 64 bits of it with ESN.
@@ -122,8 +122,8 @@ unsafe extern "C" fn xor_block(index: u32, pass: *mut Pass<u32>) -> i64 {
     // SAFETY: called by `repeat`.
     let (work, prepared) = unsafe { passed(pass) };
     let index = *prepared + index;
-    let mut keystream = [0; 16];
-    chacha20::block(&work.state, index + 1, &mut keystream);
+    chacha20::block(&work.state, index + 1, &mut work.keystream);
+    let keystream = work.keystream;
     if let Some(block) = work.block(index) {
         for (word, key) in block.iter_mut().zip(keystream) {
             *word ^= key;

@@ -83,6 +83,8 @@ pub const fn failed(reason: DropReason) -> Step {
 pub struct Work {
     /// ChaCha20's state under the packet's nonce.
     pub state: [u32; 16],
+    /// A block of its keystream. Not on the stack, where it would be cleared octet by octet first.
+    pub keystream: [u32; 16],
     /// The authenticator.
     pub poly: Poly1305,
     /// Second half of its key.

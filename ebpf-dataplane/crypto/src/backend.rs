@@ -28,8 +28,10 @@ impl Features {
     pub fn detect() -> Self {
         let aes = is_x86_feature_detected!("aes") && is_x86_feature_detected!("sse4.1");
         let avx2 = is_x86_feature_detected!("avx2");
-        let avx512 =
-            avx2 && is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
+        let avx512 = crate::cpu::wide_allowed()
+            && avx2
+            && is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw");
         let vaes = aes && avx2 && is_x86_feature_detected!("vaes");
         Self {
             aes,

@@ -4,6 +4,13 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::OnceLock;
 
+/// Whether code for registers of 512 bits may run. It has not been run by us on a processor that has
+/// them, so a user must ask for it: `ESPADA_AVX512=1` in the environment.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn wide_allowed() -> bool {
+    std::env::var_os("ESPADA_AVX512").is_some_and(|value| value == "1")
+}
+
 /// An implementation of the ciphers, named after the instructions it is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Backend {
@@ -26,7 +33,8 @@ impl Backend {
         match self {
             #[cfg(target_arch = "x86_64")]
             Self::Vaes512 => {
-                is_x86_feature_detected!("avx512f")
+                wide_allowed()
+                    && is_x86_feature_detected!("avx512f")
                     && is_x86_feature_detected!("avx512bw")
                     && is_x86_feature_detected!("avx512vl")
                     && is_x86_feature_detected!("vaes")

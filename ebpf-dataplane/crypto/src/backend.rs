@@ -1,5 +1,12 @@
 //! Which instructions the code here may use.
 
+/// Whether code for registers of 512 bits may run. It has not been run by us on a processor that has
+/// them, so a user must ask for it: `ESPADA_AVX512=1` in the environment.
+#[cfg(target_arch = "x86_64")]
+fn wide_allowed() -> bool {
+    std::env::var_os("ESPADA_AVX512").is_some_and(|value| value == "1")
+}
+
 /// The instruction sets of this processor that matter here, or fewer. A value never names one that
 /// the processor lacks: that is what the `unsafe` code relies on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +35,7 @@ impl Features {
     pub fn detect() -> Self {
         let aes = is_x86_feature_detected!("aes") && is_x86_feature_detected!("sse4.1");
         let avx2 = is_x86_feature_detected!("avx2");
-        let avx512 = crate::cpu::wide_allowed()
+        let avx512 = wide_allowed()
             && avx2
             && is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw");

@@ -4,12 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::OnceLock;
 
-/// Whether code for registers of 512 bits may run. It has not been run by us on a processor that has
-/// them, so a user must ask for it: `ESPADA_AVX512=1` in the environment.
-#[cfg(target_arch = "x86_64")]
-pub(crate) fn wide_allowed() -> bool {
-    std::env::var_os("ESPADA_AVX512").is_some_and(|value| value == "1")
-}
+use crate::backend::Features;
 
 /// An implementation of the ciphers, named after the instructions it is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -30,27 +25,20 @@ impl Backend {
 
     /// Whether this processor has the instructions.
     pub fn is_available(self) -> bool {
+        let features = Features::detect();
         match self {
             #[cfg(target_arch = "x86_64")]
             Self::Vaes512 => {
-                wide_allowed()
-                    && is_x86_feature_detected!("avx512f")
-                    && is_x86_feature_detected!("avx512bw")
+                features.vaes512()
                     && is_x86_feature_detected!("avx512vl")
-                    && is_x86_feature_detected!("vaes")
                     && is_x86_feature_detected!("vpclmulqdq")
             }
             #[cfg(target_arch = "x86_64")]
-            Self::Vaes256 => {
-                is_x86_feature_detected!("avx2")
-                    && is_x86_feature_detected!("vaes")
-                    && is_x86_feature_detected!("vpclmulqdq")
-            }
+            Self::Vaes256 => features.vaes256() && is_x86_feature_detected!("vpclmulqdq"),
             #[cfg(target_arch = "x86_64")]
             Self::AesNi => {
-                is_x86_feature_detected!("sse4.1")
+                features.aes()
                     && is_x86_feature_detected!("ssse3")
-                    && is_x86_feature_detected!("aes")
                     && is_x86_feature_detected!("pclmulqdq")
             }
             #[cfg(not(target_arch = "x86_64"))]

@@ -5,9 +5,8 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 
 use aya::maps::{MapData, RingBuf};
 use chacha20::ChaCha20;
@@ -17,11 +16,13 @@ use espada_common::keystream::{self, BLOCKS, Claim, SLOTS, Slot, WORDS};
 use zerocopy::FromBytes;
 use zeroize::Zeroizing;
 
+use super::reader::RingReader;
 use crate::backend::BackendError;
 use crate::frontend::FrontEndError;
 use crate::frontend::syscall::MappedWords;
-use crate::port::syscall::Poller;
-use crate::wake::Wake;
+
+/// What this is for, in errors.
+const WHAT: &str = "prepare keystream ahead";
 
 const BLOCK_LEN: usize = 64;
 
@@ -56,14 +57,20 @@ struct Shared {
     rings: BTreeMap<u32, Ring>,
 }
 
+impl Shared {
+    /// Of so many rings, those that no pair has.
+    fn unused(&self, rings: u32) -> impl Iterator<Item = u32> {
+        let taken = |number| self.rings.values().any(|ring| ring.number == number);
+        (1..=rings).filter(move |number| !taken(*number))
+    }
+}
+
 /// The rings and the thread that fills them.
 pub struct Ahead {
     shared: Arc<Mutex<Shared>>,
     /// How many rings there are.
     rings: u32,
-    wake: Wake,
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    reader: Option<RingReader>,
     /// The ring that nobody reads without a thread: programs that are loaded later still refer to it.
     unread: Option<RingBuf<MapData>>,
 }
@@ -72,7 +79,7 @@ impl Ahead {
     /// Maps the slots and starts the thread, if there are any.
     pub fn start(slots: &MapData, ring: RingBuf<MapData>) -> Result<Self, BackendError> {
         let system = |source| BackendError::System {
-            what: "cannot prepare keystream ahead".into(),
+            what: format!("cannot {WHAT}"),
             source,
         };
         let count = slots
@@ -93,32 +100,22 @@ impl Ahead {
                 rings: BTreeMap::new(),
             })),
             rings,
-            wake: Wake::new()?,
-            stop: Arc::new(AtomicBool::new(false)),
-            thread: None,
+            reader: None,
             unread: None,
         };
         if rings == 0 {
             this.unread = Some(ring);
         } else {
-            let mut poller = Poller::new().map_err(system)?;
-            poller.add(this.wake.as_fd(), 0).map_err(system)?;
-            poller.add(ring.as_fd(), 1).map_err(system)?;
-            let (shared, stop) = (Arc::clone(&this.shared), Arc::clone(&this.stop));
-            let thread = std::thread::Builder::new()
-                .name("espada-ahead".into())
-                .spawn(move || run(&shared, ring, poller, &stop))
-                .map_err(system)?;
-            this.thread = Some(thread);
+            let shared = Arc::clone(&this.shared);
+            let read = move |ring: &mut RingBuf<MapData>| refill(&shared, ring);
+            this.reader = Some(RingReader::start("espada-ahead", WHAT, ring, read)?);
         }
         Ok(this)
     }
 
     /// A ring that no pair has, or 0.
     pub fn free(&self) -> u32 {
-        let shared = lock(&self.shared);
-        let taken = |number| shared.rings.values().any(|ring| ring.number == number);
-        (1..=self.rings).find(|number| !taken(*number)).unwrap_or(0)
+        lock(&self.shared).unused(self.rings).next().unwrap_or(0)
     }
 
     /// Fills a ring for a pair, whose last sequence numbers, sent and received, are given.
@@ -156,8 +153,7 @@ impl Ahead {
     /// keystream, and its handle is given again if it was the last.
     pub fn wipe_unused(&self) {
         let shared = lock(&self.shared);
-        let taken = |number| shared.rings.values().any(|ring| ring.number == number);
-        for number in (1..=self.rings).filter(|number| !taken(*number)) {
+        for number in shared.unused(self.rings) {
             wipe(shared.words.get(), number);
         }
     }
@@ -172,10 +168,8 @@ impl Ahead {
 
     /// Stops the thread and wipes all rings.
     pub fn stop(&mut self) {
-        self.stop.store(true, Ordering::Release);
-        self.wake.signal();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+        if let Some(mut reader) = self.reader.take() {
+            reader.stop();
         }
         let mut shared = lock(&self.shared);
         for (_, ring) in std::mem::take(&mut shared.rings) {
@@ -188,31 +182,23 @@ fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn run(shared: &Mutex<Shared>, mut ring: RingBuf<MapData>, mut poller: Poller, stop: &AtomicBool) {
-    loop {
-        if let Err(error) = poller.wait(None).map(Iterator::count) {
-            tracing::error!(%error, "keystream is no longer prepared ahead");
-            return;
+/// Answers the wake-ups in the ring.
+fn refill(shared: &Mutex<Shared>, ring: &mut RingBuf<MapData>) {
+    // Of several wake-ups of a direction the last says where it is.
+    let mut latest = BTreeMap::new();
+    while let Some(item) = ring.next() {
+        if let Ok((wake, _)) = AheadWake::read_from_prefix(&item) {
+            latest.insert((wake.handle, wake.inbound), wake);
         }
-        if stop.load(Ordering::Acquire) {
-            return;
-        }
-        // Of several wake-ups of a direction the last says where it is.
-        let mut latest = BTreeMap::new();
-        while let Some(item) = ring.next() {
-            if let Ok((wake, _)) = AheadWake::read_from_prefix(&item) {
-                latest.insert((wake.handle, wake.inbound), wake);
-            }
-        }
-        for wake in latest.values() {
-            let mut shared = lock(shared);
-            let Shared { words, rings } = &mut *shared;
-            if let Some(ring) = rings.get_mut(&wake.handle)
-                && let Some(direction) = ring.directions.get_mut(wake.inbound as usize)
-                && direction.wants(wake)
-            {
-                direction.fill(words.get(), ring.number, wake.handle, wake.seq);
-            }
+    }
+    for wake in latest.values() {
+        let mut shared = lock(shared);
+        let Shared { words, rings } = &mut *shared;
+        if let Some(ring) = rings.get_mut(&wake.handle)
+            && let Some(direction) = ring.directions.get_mut(wake.inbound as usize)
+            && direction.wants(wake)
+        {
+            direction.fill(words.get(), ring.number, wake.handle, wake.seq);
         }
     }
 }

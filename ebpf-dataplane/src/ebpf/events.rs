@@ -2,10 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
-use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use aya::maps::{MapData, RingBuf};
@@ -14,9 +11,8 @@ use espada_common::sa::{ChildSaId, Event};
 use zerocopy::FromBytes;
 
 use super::lock_names;
+use super::reader::RingReader;
 use crate::backend::{BackendError, EventSink};
-use crate::port::syscall::Poller;
-use crate::wake::Wake;
 
 /// An address the peer was seen at is reported again if nobody moved the pair there meanwhile.
 const MOVE_INTERVAL: Duration = Duration::from_secs(2);
@@ -30,69 +26,25 @@ pub struct Names {
     pub pairs: HashMap<u32, ChildSaId>,
 }
 
-/// The thread.
-pub struct EventReader {
-    wake: Wake,
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl EventReader {
-    /// Starts it.
-    pub fn start(
-        mut ring: RingBuf<MapData>,
-        names: Arc<Mutex<Names>>,
-        sink: EventSink,
-    ) -> Result<Self, BackendError> {
-        let system = |source| BackendError::System {
-            what: "cannot read the eBPF programs' events".into(),
-            source,
-        };
-        let wake = Wake::new()?;
-        let mut poller = Poller::new().map_err(system)?;
-        poller.add(wake.as_fd(), 0).map_err(system)?;
-        poller.add(ring.as_fd(), 1).map_err(system)?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        let run = move || {
-            let mut told: HashMap<ChildSaId, (SocketAddr, Instant)> = HashMap::new();
-            loop {
-                if let Err(error) = poller.wait(None).map(Iterator::count) {
-                    tracing::error!(%error, "the eBPF programs' events are no longer read");
-                    return;
-                }
-                if stopped.load(Ordering::Acquire) {
-                    return;
-                }
-                while let Some(item) = ring.next() {
-                    let Ok((event, _)) = EspEvent::read_from_prefix(&item) else {
-                        continue;
-                    };
-                    let event = translate(&event, &lock_names(&names));
-                    if let Some(event) = event.filter(|event| is_news(event, &mut told)) {
-                        sink(event);
-                    }
-                }
+/// Starts the thread that hands events on.
+pub fn reader(
+    ring: RingBuf<MapData>,
+    names: Arc<Mutex<Names>>,
+    sink: EventSink,
+) -> Result<RingReader, BackendError> {
+    let mut told: HashMap<ChildSaId, (SocketAddr, Instant)> = HashMap::new();
+    let what = "read the eBPF programs' events";
+    RingReader::start("espada-bpf", what, ring, move |ring| {
+        while let Some(item) = ring.next() {
+            let Ok((event, _)) = EspEvent::read_from_prefix(&item) else {
+                continue;
+            };
+            let event = translate(&event, &lock_names(&names));
+            if let Some(event) = event.filter(|event| is_news(event, &mut told)) {
+                sink(event);
             }
-        };
-        let thread = std::thread::Builder::new()
-            .name("espada-bpf".into())
-            .spawn(run);
-        Ok(Self {
-            wake,
-            stop,
-            thread: Some(thread.map_err(system)?),
-        })
-    }
-
-    /// Stops the thread and waits for it.
-    pub fn stop(&mut self) {
-        self.stop.store(true, Ordering::Release);
-        self.wake.signal();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
         }
-    }
+    })
 }
 
 fn translate(event: &EspEvent, names: &Names) -> Option<Event> {

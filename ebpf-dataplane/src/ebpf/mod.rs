@@ -6,6 +6,7 @@ mod entry;
 mod events;
 mod flows;
 mod maps;
+mod reader;
 mod syscall;
 #[cfg(test)]
 mod tests;
@@ -36,9 +37,10 @@ use crate::netlink::Netlink;
 use crate::plane::{Pair, SharedFrontEnd, lock_front_end};
 
 use ahead::Ahead;
-use events::{EventReader, Names};
+use events::Names;
 use flows::{Flows, Selectors};
 use maps::Maps;
+use reader::RingReader;
 use veth::Veth;
 
 /// Name of this engine.
@@ -88,7 +90,7 @@ pub struct EbpfEngine {
     /// The way of the pair that the next command is about.
     announced: Option<Way>,
     names: Arc<Mutex<Names>>,
-    events: Option<EventReader>,
+    events: Option<RingReader>,
 }
 
 fn unsupported(what: impl Into<String>) -> BackendError {
@@ -173,7 +175,7 @@ impl EbpfEngine {
         let Some(ring) = maps.events.take() else {
             return Err(unsupported("has no ring of events"));
         };
-        let events = EventReader::start(ring, Arc::clone(&names), config.sink)?;
+        let events = events::reader(ring, Arc::clone(&names), config.sink)?;
         let Some(wakes) = maps.wakes.take() else {
             return Err(unsupported("has no ring of wake-ups"));
         };

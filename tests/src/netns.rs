@@ -84,6 +84,18 @@ impl Netns {
         Ok(all)
     }
 
+    /// The command line that runs a shell script inside, with mounts of its own that end with it. The
+    /// script finds `program` in its arguments.
+    pub fn argv_with_mounts<'a>(
+        &'a self,
+        script: &'a str,
+        program: &[&'a str],
+    ) -> Result<Vec<String>> {
+        let unshare = ["unshare", "--mount", "--propagation", "private"];
+        let shell = ["sh", "-c", script, "sh"];
+        self.argv(&[&unshare, &shell, program].concat())
+    }
+
     /// Runs a command inside; failure carries its output.
     pub fn run(&self, argv: &[&str]) -> Result<String> {
         let argv = self.argv(argv)?;

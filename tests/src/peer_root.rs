@@ -49,18 +49,7 @@ mount --bind '{files}' '{root}{files}'
 for dir in proc sys dev; do mount --rbind /$dir '{root}/'$dir; done
 exec chroot '{root}' \"$@\""
     );
-    let mut argv = vec![
-        "unshare",
-        "--mount",
-        "--propagation",
-        "private",
-        "sh",
-        "-c",
-        &script,
-        "sh",
-    ];
-    argv.extend_from_slice(program);
-    netns.argv(&argv)
+    netns.argv_with_mounts(&script, program)
 }
 
 /// The command line that runs a program beside one that `argv` started.

@@ -75,18 +75,10 @@ impl StrongSwan {
         )?;
         std::fs::write(files.join("swanctl.conf"), render(connection)?)?;
         // /run is charon's own: its pid file and control socket have fixed names there.
-        let script = format!("mount -t tmpfs tmpfs /run && mkdir /run/lock && exec {CHARON}");
+        let script = "mount -t tmpfs tmpfs /run && mkdir /run/lock && exec \"$@\"";
         let argv = match kind {
             Kind::Newer => peer_root::argv(netns, &files, &[CHARON])?,
-            Kind::Libipsec | Kind::Kernel => netns.argv(&[
-                "unshare",
-                "--mount",
-                "--propagation",
-                "private",
-                "sh",
-                "-c",
-                &script,
-            ])?,
+            Kind::Libipsec | Kind::Kernel => netns.argv_with_mounts(script, &[CHARON])?,
         };
         let configuration = format!("{root}/strongswan.conf");
         let charon = Process::start(

@@ -49,21 +49,10 @@ impl WireGuard {
             .trim()
             .to_owned();
         let script = "mount -t tmpfs tmpfs /run && mkdir /run/wireguard && exec \"$@\"";
-        let mut argv = vec![
-            "unshare",
-            "--mount",
-            "--propagation",
-            "private",
-            "sh",
-            "-c",
-            script,
-            "sh",
-        ];
-        argv.extend_from_slice(daemon);
-        argv.push(DEVICE);
+        let daemon = [daemon, &[DEVICE]].concat();
         let process = Process::start(
             &format!("WireGuard in {}", netns.name()),
-            &netns.argv(&argv)?,
+            &netns.argv_with_mounts(script, &daemon)?,
             &[],
             &file("log"),
             false,

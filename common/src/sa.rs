@@ -444,6 +444,33 @@ pub struct Path {
     pub encapsulation: Encapsulation,
 }
 
+/// Which packets a pair carries of those that its selectors cover, where both ends have several pairs
+/// with the same selectors (RFC 9611).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Share {
+    /// All of them: there is no other pair.
+    #[default]
+    Whole,
+    /// Those of processors that have no pair of their own.
+    Fallback,
+    /// Those sent by this processor, by its number.
+    Processor(u32),
+    /// None: it is for a processor of the peer's, and ours have theirs. What arrives is received.
+    Peer,
+}
+
+/// `processor 3`, as status and logs show it.
+impl fmt::Display for Share {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Whole => f.write_str("whole"),
+            Self::Fallback => f.write_str("fallback"),
+            Self::Processor(number) => write!(f, "processor {number}"),
+            Self::Peer => f.write_str("peer"),
+        }
+    }
+}
+
 /// Names a child SA (a pair of ESP SAs) for as long as the daemon runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ChildSaId(pub u64);
@@ -465,6 +492,8 @@ pub struct ChildSa {
     pub path: Path,
     /// Tunnel or transport.
     pub mode: Mode,
+    /// Which of the packets that the selectors cover it carries.
+    pub share: Share,
     /// Selectors on our side.
     pub local_ts: Vec<TrafficSelector>,
     /// Selectors on the peer's side.

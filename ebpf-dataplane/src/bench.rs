@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use espada_common::sa::{
     ChildSa, ChildSaId, Cipher, Command, Encapsulation, EspSuite, HalfSa, Integrity, Mode, Path,
-    SecretBytes, TrafficSelector,
+    SecretBytes, Share, TrafficSelector,
 };
 use serde::Serialize;
 
@@ -391,6 +391,7 @@ fn child(suite: EspSuite) -> ChildSa {
         mode: Mode::Tunnel,
         local_ts: vec![subnet(0)],
         remote_ts: vec![subnet(1)],
+        share: Share::Whole,
         replay_window: 4096,
         lifetime: std::time::Duration::from_secs(3600),
     }

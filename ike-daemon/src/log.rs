@@ -187,6 +187,7 @@ pub fn notice(notice: &Notice) {
             spi_out,
             encapsulation,
             mode,
+            share,
             elapsed,
             ..
         } => emit!(
@@ -197,6 +198,7 @@ pub fn notice(notice: &Notice) {
             spi_out = format!("{spi_out:#010x}"),
             encapsulation = encapsulation_name(*encapsulation),
             mode = mode_name(*mode),
+            share = %share,
             elapsed_ms = elapsed.as_millis() as u64
         ),
         Notice::TakenOver {
@@ -220,6 +222,7 @@ pub fn notice(notice: &Notice) {
         Notice::ChildDown { id, reason, .. } => emit!("child_down", child = id.0, reason = %reason),
         Notice::Down { remote, reason, .. } => emit!("down", remote = %remote, reason = %reason),
         Notice::PeerMoved { from, to, .. } => emit!("peer_moved", from = %from, to = %to),
+        Notice::SharesRefused { notify, .. } => emit!("shares_refused", notify = %notify),
         Notice::Refused(refusal) => emit!(
             "refused",
             kind = refusal.kind.name(),

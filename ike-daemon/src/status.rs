@@ -157,6 +157,9 @@ pub struct ChildSa {
     pub encapsulation: String,
     /// `tunnel` or `transport`.
     pub mode: String,
+    /// Which of the packets between its subnets it carries: `whole`, and with SAs for single processors
+    /// `fallback`, `processor N` or `peer` (it receives only).
+    pub share: String,
     /// The engine that carries it.
     pub engine: Option<String>,
     /// Engines that were asked before it, each with the reason why it does not carry this pair.
@@ -459,6 +462,9 @@ impl ChildSa {
             self.mode,
             show_seconds(self.age_s)
         );
+        if self.share != "whole" {
+            let _ = write!(text, ", for {}", self.share);
+        }
         if let Some(seconds) = self.next_rekey_s {
             let _ = write!(text, ", rekey in {}", show_seconds(seconds));
         }
@@ -551,6 +557,7 @@ mod tests {
                         suite: "aes256-sha256".into(),
                         encapsulation: "udp".into(),
                         mode: "tunnel".into(),
+                        share: "whole".into(),
                         engine: Some("userspace".into()),
                         passed_over: vec!["ebpf: carries chacha20poly1305 only".into()],
                         local_ts: vec!["10.0.0.0/24".into()],

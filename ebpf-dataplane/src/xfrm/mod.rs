@@ -370,7 +370,10 @@ impl XfrmEngine {
 
     /// Tells the event thread whose a request id is.
     fn register_reqid(&self, reqid: u32, name: &Arc<str>) {
-        let trap = self.connections.get(name).is_some_and(|found| found.trap);
+        // Of several pairs the one that others fall back to may go first.
+        let shared = |pair: &Pair| pair.reqid == reqid && pair.is_shared();
+        let trap = self.connections.get(name).is_some_and(|found| found.trap)
+            || self.pairs.values().any(shared);
         let mut registry = self.registry.lock();
         registry.connections.insert(reqid, (Arc::clone(name), trap));
     }
@@ -519,7 +522,7 @@ impl Engine for XfrmEngine {
             let mut complete = true;
             for side in [Side::Inbound, Side::Outbound] {
                 let Some(known) = known.get(&StateId::of(&pair.sa, side)) else {
-                    complete = false;
+                    complete &= !pair.has_state(side);
                     continue;
                 };
                 let mut half = stats::half(known, side);

@@ -2,7 +2,9 @@
 
 use std::time::Instant;
 
-use espada_common::sa::{ChildSa, ChildSaId, Encapsulation, HalfSaStats, Mode, Path, Takeover};
+use espada_common::sa::{
+    ChildSa, ChildSaId, Encapsulation, HalfSaStats, Mode, Path, Share, Takeover,
+};
 
 use super::policy::{Owner, Rank, Sends};
 use super::state::{self, Common, Replay, Settings, Side, StateId};
@@ -10,6 +12,30 @@ use super::{OffloadKind, XfrmEngine, probe, stats, unsupported};
 use crate::backend::BackendError;
 use crate::engine::Engine;
 use crate::netlink::NetlinkError;
+
+/// Which packets reach a pair's outbound state, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sending {
+    /// All: the policy names it.
+    Named,
+    /// Its share: the policy leaves it to the kernel to find the processor's state among those of the
+    /// request id.
+    Shared,
+    /// None: the kernel has no such state.
+    Never,
+}
+
+impl Sending {
+    fn of(share: Share, per_cpu: bool) -> Self {
+        match share {
+            Share::Whole => Self::Named,
+            Share::Fallback if !per_cpu => Self::Named,
+            Share::Fallback | Share::Processor(_) if per_cpu => Self::Shared,
+            // Others carry what the kernel cannot tell by processor.
+            Share::Fallback | Share::Processor(_) | Share::Peer => Self::Never,
+        }
+    }
+}
 
 /// A pair that is installed.
 pub struct Pair {
@@ -21,6 +47,9 @@ pub struct Pair {
     order: u64,
     /// The pair that sends until it is removed.
     waits_for: Option<ChildSaId>,
+    sending: Sending,
+    /// A successor has its share, and took its outbound state away.
+    retired: bool,
     installed: Instant,
     /// Since when the kernel has its present states.
     placed: Instant,
@@ -40,9 +69,25 @@ impl Pair {
     }
 
     fn sends(&self) -> Sends {
-        match self.waits_for {
-            Some(_) => Sends::NotYet,
-            None => Sends::Yes,
+        match (self.sending, self.waits_for) {
+            (Sending::Never, _) | (_, Some(_)) => Sends::NotYet,
+            (Sending::Named, None) => Sends::Yes,
+            (Sending::Shared, None) => Sends::ByProcessor,
+        }
+    }
+
+    /// Whether it is one of several whose states the kernel tells apart by processor.
+    pub fn is_shared(&self) -> bool {
+        self.sending == Sending::Shared
+    }
+
+    /// Whether the kernel has a state for this side. Of those that it chooses from by itself, one
+    /// that does not send yet or any more must not be there.
+    pub fn has_state(&self, side: Side) -> bool {
+        match (side, self.sending) {
+            (Side::Inbound, _) | (Side::Outbound, Sending::Named) => true,
+            (Side::Outbound, Sending::Shared) => self.waits_for.is_none() && !self.retired,
+            (Side::Outbound, Sending::Never) => false,
         }
     }
 
@@ -70,6 +115,10 @@ impl Pair {
             path: self.sa.path,
             lifetime: self.sa.lifetime.saturating_sub(self.installed.elapsed()),
             offload: self.offload,
+            processor: match self.sa.share {
+                Share::Processor(number) => Some(number),
+                _ => None,
+            },
             replay,
         }
     }
@@ -112,8 +161,20 @@ impl XfrmEngine {
             Some((old, _)) => old.reqid,
             None => self.reqid_for(sa)?,
         };
+        let retires = match old {
+            Some((old, Takeover::Now)) if old.is_shared() => Some(old.sa.id),
+            _ => None,
+        };
         if sa.path.encapsulation == Encapsulation::Udp {
             self.encapsulate(true)?;
+        }
+        let sending = Sending::of(sa.share, self.probe.per_cpu);
+        if sending == Sending::Named && sa.share != Share::Whole {
+            tracing::info!(
+                connection = %sa.connection,
+                "the peer takes SAs for single processors, but this kernel has none (Linux 6.13): one \
+                 SA carries everything"
+            );
         }
         self.order += 1;
         let pair = Pair {
@@ -121,6 +182,8 @@ impl XfrmEngine {
             reqid,
             order: self.order,
             waits_for,
+            sending,
+            retired: false,
             installed: Instant::now(),
             placed: Instant::now(),
             offload: None,
@@ -131,6 +194,10 @@ impl XfrmEngine {
         let installed = self.install_offloaded(sa);
         match installed {
             Ok(()) => {
+                if let Some(old) = retires {
+                    self.retire(old);
+                }
+                self.choose_anew(sa.id);
                 self.register(sa);
                 self.register_reqid(reqid, &sa.connection);
             }
@@ -167,36 +234,67 @@ impl XfrmEngine {
             return Ok(());
         };
         pair.offload = offload;
-        let settings = pair.settings(&self.common, self.identity.if_id(), None);
-        let [inbound, outbound] = [Side::Inbound, Side::Outbound].map(|side| {
-            let id = StateId::of(sa, side);
-            (id, state::describe(sa, side, &settings))
-        });
         let sends = pair.sends();
-        let requests = &mut self.requests;
-        state::add(requests, &inbound.0, &inbound.1).map_err(|error| refused(sa, error))?;
-        let rest = state::add(requests, &outbound.0, &outbound.1)
-            .map_err(|error| refused(sa, error))
-            .and_then(|()| {
-                let claimed = self.claim_pair(sa.id, sends);
-                if claimed.is_err() {
-                    let _ = state::remove(&mut self.requests, &outbound.0, &self.common);
-                }
-                claimed
-            });
+        let [inbound, outbound] = [Side::Inbound, Side::Outbound].map(|side| StateId::of(sa, side));
+        self.add_state(sa.id, Side::Inbound)?;
+        let rest = self.add_state(sa.id, Side::Outbound).and_then(|()| {
+            let claimed = self.claim_pair(sa.id, sends);
+            if claimed.is_err() {
+                let _ = state::remove(&mut self.requests, &outbound, &self.common);
+            }
+            claimed
+        });
         if rest.is_err() {
-            let _ = state::remove(&mut self.requests, &inbound.0, &self.common);
+            let _ = state::remove(&mut self.requests, &inbound, &self.common);
             return rest;
         }
         if let Some((_, kind)) = offload {
             // A device without the feature leaves encryption to the kernel without a word. That
             // is no loss: the kernel then cuts what TCP hands it in large pieces after ESP.
-            let known = state::look_up(&mut self.requests, &outbound.0, &self.common);
+            let known = state::look_up(&mut self.requests, &outbound, &self.common);
             if known.is_ok_and(|known| known.is_some_and(|known| known.offloaded)) {
                 tracing::info!(connection = %sa.connection, ?kind, "carried by network hardware");
             }
         }
         Ok(())
+    }
+
+    /// Gives the kernel a state that it is to have of a pair.
+    fn add_state(&mut self, id: ChildSaId, side: Side) -> Result<(), BackendError> {
+        let Some(pair) = self.pairs.get(&id).filter(|pair| pair.has_state(side)) else {
+            return Ok(());
+        };
+        let settings = pair.settings(&self.common, self.identity.if_id(), None);
+        let body = state::describe(&pair.sa, side, &settings);
+        let added = state::add(&mut self.requests, &StateId::of(&pair.sa, side), &body);
+        added.map_err(|error| refused(&pair.sa, error))
+    }
+
+    /// Takes away the outbound state of a pair whose successor has its share.
+    fn retire(&mut self, id: ChildSaId) {
+        let Some(pair) = self.pairs.get_mut(&id) else {
+            return;
+        };
+        pair.retired = true;
+        let outbound = StateId::of(&pair.sa, Side::Outbound);
+        if let Err(error) = state::remove(&mut self.requests, &outbound, &self.common) {
+            tracing::warn!(%error, "packets may still be sent with a rekeyed SA");
+        }
+    }
+
+    /// After the states changed among which the kernel chooses by processor. It is a matter of speed:
+    /// packets find a state either way.
+    fn choose_anew(&mut self, id: ChildSaId) {
+        if !self.pairs.get(&id).is_some_and(Pair::is_shared) {
+            return;
+        }
+        let owner = Owner::Pair(id);
+        let chosen = self
+            .claims
+            .choose_anew(&mut self.requests, &self.common, &owner);
+        if let Err(error) = chosen {
+            tracing::debug!(%error, "processors may go on with the fallback");
+        }
     }
 
     /// The WAN device by which a path leaves, if hardware may be used.
@@ -237,11 +335,16 @@ impl XfrmEngine {
             .filter(|pair| pair.waits_for == Some(id))
             .map(|pair| pair.sa.id)
             .collect();
-        for successor in waiting {
-            if let Some(pair) = self.pairs.get_mut(&successor) {
-                pair.waits_for = None;
+        for &successor in &waiting {
+            let Some(pair) = self.pairs.get_mut(&successor) else {
+                continue;
+            };
+            pair.waits_for = None;
+            let sends = pair.sends();
+            if pair.is_shared() {
+                result = result.and(self.add_state(successor, Side::Outbound));
             }
-            result = result.and(self.claim_pair(successor, Sends::Yes));
+            result = result.and(self.claim_pair(successor, sends));
         }
         result = result.and(self.set_claims(&Owner::Pair(id), Rank::Connection, &[]));
         if let Some(pair) = self.forget(id) {
@@ -250,6 +353,9 @@ impl XfrmEngine {
                 let removed = state::remove(&mut self.requests, &state, &self.common);
                 result = result.and(removed.map_err(BackendError::from));
             }
+        }
+        for successor in waiting {
+            self.choose_anew(successor);
         }
         result
     }
@@ -324,7 +430,7 @@ impl XfrmEngine {
     }
 
     fn change_ports(&mut self, id: ChildSaId, path: &Path, side: Side) -> Result<(), BackendError> {
-        let Some(pair) = self.pairs.get(&id) else {
+        let Some(pair) = self.pairs.get(&id).filter(|pair| pair.has_state(side)) else {
             return Ok(());
         };
         let settings = Settings {
@@ -348,7 +454,8 @@ impl XfrmEngine {
         path: &Path,
         side: Side,
     ) -> Result<(), BackendError> {
-        let Some(pair) = self.pairs.get_mut(&id) else {
+        let pair = self.pairs.get_mut(&id);
+        let Some(pair) = pair.filter(|pair| pair.has_state(side)) else {
             return Ok(());
         };
         let from = StateId::of(&pair.sa, side);

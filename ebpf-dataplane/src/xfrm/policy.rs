@@ -135,6 +135,25 @@ impl Claims {
         result
     }
 
+    /// Has the kernel choose anew among the states that an owner's outbound policies fit. It remembers
+    /// with a policy the states that were used, and prefers them to those of which a processor has
+    /// not used its own yet; a policy that is put in place of another begins without.
+    pub fn choose_anew(
+        &mut self,
+        requests: &mut Requests,
+        common: &Common,
+        owner: &Owner,
+    ) -> Result<(), NetlinkError> {
+        for key in self.by_owner.get(owner).into_iter().flatten() {
+            if key.direction == Direction::Out
+                && let Some(entry) = self.installed.get(key)
+            {
+                put(requests, common, key, entry, true)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Removes whatever is installed.
     pub fn clear(&mut self, requests: &mut Requests, common: &Common) {
         self.by_key.clear();
@@ -379,11 +398,15 @@ impl Scope<'_> {
         let send = match sends {
             Sends::Blocked => Some(Action::Block),
             Sends::NotYet => None,
-            Sends::Yes => Some(Action::Protect(Template {
+            Sends::Yes | Sends::ByProcessor => Some(Action::Protect(Template {
                 mode: sa.mode,
                 source: local,
                 destination: remote,
-                spi: sa.outbound.spi,
+                spi: if sends == Sends::Yes {
+                    sa.outbound.spi
+                } else {
+                    0
+                },
                 reqid,
             })),
         };
@@ -487,6 +510,9 @@ pub enum Sends {
     NotYet,
     /// It does.
     Yes,
+    /// It and others of its request id do, each for the packets of a processor or, one of them, of
+    /// those that have none.
+    ByProcessor,
     /// Nobody, for the moment.
     Blocked,
 }
@@ -547,7 +573,7 @@ mod tests {
     use std::net::SocketAddr;
     use std::time::Duration;
 
-    use espada_common::sa::{Cipher, Encapsulation, EspSuite, HalfSa, Path, SecretBytes};
+    use espada_common::sa::{Cipher, Encapsulation, EspSuite, HalfSa, Path, SecretBytes, Share};
 
     use super::*;
 
@@ -588,6 +614,7 @@ mod tests {
             mode,
             local_ts: whole(ends[0]),
             remote_ts: whole(ends[1]),
+            share: Share::Whole,
             replay_window: 64,
             lifetime: Duration::from_secs(60),
         }

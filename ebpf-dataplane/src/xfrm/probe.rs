@@ -5,13 +5,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use espada_common::sa::{
-    ChildSa, ChildSaId, Cipher, Encapsulation, EspSuite, HalfSa, Integrity, Mode, Path, SecretBytes,
+    ChildSa, ChildSaId, Cipher, Encapsulation, EspSuite, HalfSa, Integrity, Mode, Path,
+    SecretBytes, Share,
 };
 
 use super::identity::{add_link, remove_link};
 use super::socket::Requests;
 use super::state::{self, Common, Settings, Side, StateId};
-use super::wire::{Body, attribute};
 use crate::engine::Interface;
 use crate::netlink::{Netlink, NetlinkError};
 
@@ -43,7 +43,6 @@ pub struct Probe {
     /// Suites by name, with any key length of the cipher.
     pub suites: Vec<(EspSuite, Answer)>,
     /// Whether SAs may belong to one processor (XFRMA_SA_PCPU, from Linux 6.13 or a late 6.12 on).
-    /// The engine does not use it: such SAs come in sets that IKE has to negotiate (RFC 9611).
     pub per_cpu: bool,
 }
 
@@ -158,7 +157,7 @@ fn attempt(
     requests: &mut Requests,
     suite: &EspSuite,
     v6: bool,
-    extra: Option<(u16, u32)>,
+    processor: Option<u32>,
 ) -> Result<(), Option<NetlinkError>> {
     let sa = sample(suite, v6).map_err(|_| None)?;
     let settings = Settings {
@@ -168,13 +167,11 @@ fn attempt(
         path: sa.path,
         lifetime: sa.lifetime,
         offload: None,
+        processor,
         replay: None,
     };
     let id = StateId::of(&sa, Side::Outbound);
-    let mut body: Body = state::describe(&sa, Side::Outbound, &settings);
-    if let Some((kind, value)) = extra {
-        body = body.number(kind, value);
-    }
+    let body = state::describe(&sa, Side::Outbound, &settings);
     state::add(requests, &id, &body)?;
     state::remove(requests, &id, &Common::default())?;
     Ok(())
@@ -214,13 +211,14 @@ fn sample(suite: &EspSuite, v6: bool) -> Result<ChildSa, getrandom::Error> {
         mode: Mode::Tunnel,
         local_ts: Vec::new(),
         remote_ts: Vec::new(),
+        share: Share::Whole,
         replay_window: 32,
         lifetime: Duration::from_secs(1),
     })
 }
 
-/// A kernel that knows the attribute refuses a processor that cannot be, or the attribute without
-/// others that belong to it; a kernel that does not know it takes the state.
+/// A kernel that knows the attribute refuses a processor that cannot be as out of range; one that
+/// does not takes the state, or finds something else wrong.
 fn per_cpu(requests: &mut Requests, suites: &[(EspSuite, Answer)]) -> bool {
     const NO_PROCESSOR: u32 = u32::MAX - 1;
     let working = suites.iter().find(|(_, answer)| answer.is_ok());
@@ -228,13 +226,8 @@ fn per_cpu(requests: &mut Requests, suites: &[(EspSuite, Answer)]) -> bool {
         return false;
     };
     [false, true].into_iter().any(|v6| {
-        let tried = attempt(
-            requests,
-            suite,
-            v6,
-            Some((attribute::SA_PCPU, NO_PROCESSOR)),
-        );
-        matches!(tried, Err(Some(error)) if matches!(error.errno(), libc::ERANGE | libc::EINVAL))
+        let tried = attempt(requests, suite, v6, Some(NO_PROCESSOR));
+        matches!(tried, Err(Some(error)) if error.errno() == libc::ERANGE)
     })
 }
 

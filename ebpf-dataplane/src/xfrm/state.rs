@@ -117,6 +117,8 @@ pub struct Settings<'a> {
     pub lifetime: Duration,
     /// Device and how much of the work it does.
     pub offload: Option<(u32, OffloadKind)>,
+    /// The processor whose packets the outbound state is for.
+    pub processor: Option<u32>,
     pub replay: Option<&'a Replay>,
 }
 
@@ -189,7 +191,19 @@ pub fn describe(sa: &ChildSa, side: Side, settings: &Settings<'_>) -> Body {
         ..SaInfo::default()
     };
     let mut body = algorithms(Body::new(&info), sa, half);
-    body = replay(body, sa, side, settings.replay);
+    let processor = settings.processor.filter(|_| side == Side::Outbound);
+    let (window, least_words) = match (side, processor) {
+        (Side::Inbound, _) => (sa.replay_window, 1),
+        (Side::Outbound, None) => (IDLE_WINDOW, 1),
+        // A state that is said to be outbound must not have any.
+        (Side::Outbound, Some(_)) => (0, 0),
+    };
+    body = replay(body, window, least_words, settings.replay);
+    if let Some(processor) = processor {
+        body = body
+            .attribute(attribute::SA_DIR, &[&[wire::OUTBOUND]])
+            .number(attribute::SA_PCPU, processor);
+    }
     if path.encapsulation == Encapsulation::Udp {
         body = encapsulation(body, from, to);
         if side == Side::Inbound {
@@ -244,16 +258,12 @@ fn algorithms(body: Body, sa: &ChildSa, half: &HalfSa) -> Body {
     )
 }
 
-fn replay(body: Body, sa: &ChildSa, side: Side, carried: Option<&Replay>) -> Body {
+fn replay(body: Body, window: u32, least_words: u32, carried: Option<&Replay>) -> Body {
     if let Some(replay) = carried {
         let parts = [replay.counters.as_bytes(), &replay.bitmap];
         return body.attribute(attribute::REPLAY_ESN_VAL, &parts);
     }
-    let window = match side {
-        Side::Inbound => sa.replay_window,
-        Side::Outbound => IDLE_WINDOW,
-    };
-    let words = window.div_ceil(32).max(1);
+    let words = window.div_ceil(32).max(least_words);
     let counters = ReplayEsn {
         words,
         window,

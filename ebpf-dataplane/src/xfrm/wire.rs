@@ -76,7 +76,9 @@ pub mod attribute {
     pub const IF_ID: u16 = 31;
     /// Least seconds between two MAPPING messages of a state.
     pub const MTIMER_THRESH: u16 = 32;
-    /// Processor a state is for.
+    /// [`super::OUTBOUND`], for a state that only sends.
+    pub const SA_DIR: u16 = 33;
+    /// Processor a state is for; takes [`SA_DIR`].
     pub const SA_PCPU: u16 = 35;
 }
 
@@ -84,6 +86,8 @@ pub mod attribute {
 pub const ESP: u8 = 50;
 /// XFRM_INF.
 pub const INFINITE: u64 = u64::MAX;
+/// XFRM_SA_DIR_OUT.
+pub const OUTBOUND: u8 = 2;
 /// Words of the largest replay bitmap the kernel takes (XFRMA_REPLAY_ESN_MAX is in bits).
 pub const MOST_WORDS: u32 = 4096 / 32;
 

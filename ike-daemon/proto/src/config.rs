@@ -232,6 +232,9 @@ pub struct ConnectionConfig {
     pub encapsulation: EncapsulationPolicy,
     /// Replay window of the child SAs in packets, 0 for none.
     pub replay_window: u32,
+    /// How many processors may have child SAs of their own beside the first one (RFC 9611), if the
+    /// peer agrees; `None` for none.
+    pub processors: Option<u32>,
     /// Lifetime of IKE SAs.
     pub ike_lifetime: Lifetime,
     /// Lifetime of child SAs.

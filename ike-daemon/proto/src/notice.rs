@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use espada_common::sa::{ChildSaId, Encapsulation, Mode, TrafficSelector};
+use espada_common::sa::{ChildSaId, Encapsulation, Mode, Share, TrafficSelector};
 
 use crate::refusal::Refusal;
 use crate::selector::format_list;
@@ -136,6 +136,8 @@ pub enum Notice {
         encapsulation: Encapsulation,
         /// Tunnel or transport.
         mode: Mode,
+        /// Which of the packets that its selectors cover it carries.
+        share: Share,
         /// Selectors on our side.
         local_ts: Vec<TrafficSelector>,
         /// Selectors on the peer's side.
@@ -194,6 +196,13 @@ pub enum Notice {
         /// Where it is.
         to: SocketAddr,
     },
+    /// The peer takes no further child SAs for single processors (RFC 9611).
+    SharesRefused {
+        /// Which connection.
+        connection: Arc<str>,
+        /// The notify's name.
+        notify: String,
+    },
     /// A negotiation failed.
     Refused(Arc<Refusal>),
     /// A failed connection is tried again later.
@@ -237,6 +246,7 @@ impl Notice {
             | Self::ChildDown { connection, .. }
             | Self::Down { connection, .. }
             | Self::PeerMoved { connection, .. }
+            | Self::SharesRefused { connection, .. }
             | Self::RetryScheduled { connection, .. }
             | Self::UnauthenticatedError { connection, .. } => Some(connection),
             Self::NatDetected { connection, .. } => connection.as_ref(),
@@ -322,12 +332,13 @@ impl fmt::Display for Notice {
                 spi_out,
                 encapsulation,
                 mode,
+                share,
                 local_ts,
                 remote_ts,
                 ..
             } => write!(
                 f,
-                "child SA {} up: {} to {}, {suite}{}{}, SPIs {spi_in:08x} in {spi_out:08x} out",
+                "child SA {} up: {} to {}, {suite}{}{}{}, SPIs {spi_in:08x} in {spi_out:08x} out",
                 id.0,
                 format_list(local_ts),
                 format_list(remote_ts),
@@ -338,6 +349,10 @@ impl fmt::Display for Notice {
                 match mode {
                     Mode::Tunnel => "",
                     Mode::Transport => ", transport mode",
+                },
+                match share {
+                    Share::Whole => String::new(),
+                    share => format!(", for {share}"),
                 },
             ),
             Self::TakenOver {
@@ -371,6 +386,11 @@ impl fmt::Display for Notice {
                 write!(f, "IKE SA with {remote} is gone: {reason}")
             }
             Self::PeerMoved { from, to, .. } => write!(f, "the peer moved from {from} to {to}"),
+            Self::SharesRefused { notify, .. } => write!(
+                f,
+                "the peer takes no further child SAs for single processors ({notify}): those without \
+                 one share the fallback"
+            ),
             Self::Refused(refusal) => write!(f, "{refusal}"),
             Self::RetryScheduled { after, .. } => {
                 write!(f, "trying again in {} s", after.as_secs_f32())

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use espada_common::sa::{ChildSaId, Encapsulation, Mode, TrafficSelector};
+use espada_common::sa::{ChildSaId, Encapsulation, Mode, Share, TrafficSelector};
 
 use crate::refusal::Refusal;
 
@@ -91,6 +91,8 @@ pub struct ChildSaStatus {
     pub encapsulation: Encapsulation,
     /// Tunnel or transport.
     pub mode: Mode,
+    /// Which of the packets that its selectors cover it carries.
+    pub share: Share,
     /// Selectors on our side.
     pub local_ts: Vec<TrafficSelector>,
     /// Selectors on the peer's side.

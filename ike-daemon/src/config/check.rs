@@ -3,13 +3,14 @@
 use std::path::Path;
 
 use espada_common::sa::{Mode, TrafficSelector};
+use espada_dataplane::plane::EngineKind;
 use espada_ike::Identity;
 use espada_ike::config::{ConnectionConfig, PskSecret, RemoteAddress, RemoteIdentity};
 use espada_ike::proposal::Proposal;
 
 use super::connection::Found;
 use super::document::{Document, Located};
-use super::{DataplaneConfig, FrontEndMode, Remote};
+use super::{DataplaneConfig, EngineChoice, FrontEndMode, Remote};
 
 /// Checks connections against each other and against the data plane's settings.
 pub(super) fn connections(
@@ -23,6 +24,7 @@ pub(super) fn connections(
         }
         swallowed_peer(document, later);
         needless_insecure(document, later);
+        idle_per_cpu(document, later, &dataplane.engine);
     }
     if dataplane.wan.is_empty()
         && dataplane.front_end != FrontEndMode::Off
@@ -32,6 +34,23 @@ pub(super) fn connections(
             &(0..0),
             "`dataplane.wan` is not set: the interfaces are taken from the routes to the peers when the daemon starts",
             Some("name the interfaces that protected packets leave on, such as wan = [\"eth0\"]".to_owned()),
+        );
+    }
+}
+
+/// Of the engines only XFRM tells an SA's packets by processor.
+fn idle_per_cpu(document: &Document<'_>, found: &Found, engine: &EngineChoice) {
+    let first = match engine {
+        EngineChoice::Auto => None,
+        EngineChoice::Ordered(engines) => engines.first(),
+    };
+    if let Some(span) = &found.per_cpu_sas
+        && first != Some(&EngineKind::Xfrm)
+    {
+        document.warning(
+            span,
+            "`per_cpu_sas` has no effect on what is sent: of the engines only xfrm has SAs for single processors",
+            Some("set engine = \"xfrm\" in [dataplane], or remove this".to_owned()),
         );
     }
 }

@@ -17,6 +17,7 @@ use espada_ike::selector;
 use toml::de::DeValue;
 
 use super::document::{Located, Span, Table, nearest};
+use super::host;
 use super::{Connection, Remote};
 
 const CONNECTION_KEYS: &[&str] = &[
@@ -30,6 +31,7 @@ const CONNECTION_KEYS: &[&str] = &[
     "start",
     "encapsulation",
     "replay_window",
+    "per_cpu_sas",
     "insecure",
     "ike_lifetime",
     "child_lifetime",
@@ -47,6 +49,8 @@ pub(super) struct Found {
     pub connection: Connection,
     /// Its name in the file.
     pub name_span: Span,
+    /// `per_cpu_sas`, where it is on.
+    pub per_cpu_sas: Option<Span>,
     /// Selectors on our side with their places.
     pub local: Vec<Located<TrafficSelector>>,
     /// Selectors on the peer's side with their places.
@@ -144,6 +148,7 @@ fn read(table: &Table<'_, '_>, name: &str, name_span: Span) -> Option<Found> {
         "start",
         "encapsulation",
         "replay_window",
+        "per_cpu_sas",
         "ike_lifetime",
         "child_lifetime",
         "dpd",
@@ -172,6 +177,7 @@ fn read(table: &Table<'_, '_>, name: &str, name_span: Span) -> Option<Found> {
     let replay_window = table
         .integer("replay_window", 0..=65_536)
         .map_or(4096, |found| found.value);
+    let per_cpu_sas = table.boolean("per_cpu_sas");
     let ike_lifetime = table
         .duration("ike_lifetime", LIFETIMES)
         .map_or(4 * 3600 * SECOND, |found| found.value);
@@ -247,6 +253,10 @@ fn read(table: &Table<'_, '_>, name: &str, name_span: Span) -> Option<Found> {
         start: start.map_or(StartAction::None, |start| start.value),
         encapsulation,
         replay_window,
+        processors: per_cpu_sas
+            .as_ref()
+            .filter(|wanted| wanted.value)
+            .map(|_| host::processors()),
         ike_lifetime: lifetime(ike_lifetime),
         child_lifetime: lifetime(child_lifetime),
         origin: settings.origin,
@@ -258,6 +268,9 @@ fn read(table: &Table<'_, '_>, name: &str, name_span: Span) -> Option<Found> {
             insecure,
         },
         name_span,
+        per_cpu_sas: per_cpu_sas
+            .filter(|wanted| wanted.value)
+            .map(|wanted| wanted.span),
         local: local.selectors,
         remote: remote.selectors,
         remote_address: peer_span,

@@ -4,6 +4,7 @@
 mod check;
 mod connection;
 mod document;
+mod host;
 mod secrets;
 mod summary;
 #[cfg(test)]

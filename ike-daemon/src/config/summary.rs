@@ -128,9 +128,13 @@ impl Connection {
         );
         let _ = writeln!(
             text,
-            "  carried  {} mode, {encapsulation}; replay window {}",
+            "  carried  {} mode, {encapsulation}; replay window {}{}",
             mode_name(config.mode),
-            config.replay_window
+            config.replay_window,
+            match config.processors {
+                Some(count) => format!("; SAs for each of {count} processors, if the peer agrees"),
+                None => String::new(),
+            }
         );
         let _ = writeln!(text, "  dpd      {dpd}");
     }

@@ -122,11 +122,11 @@ fn unknown_keys_name_the_nearest() {
         r#"gw.toml:11:1: error: unknown key `windwo` in connection.azure
     11 | windwo = 1
        | ^^^^^^
-    help: known keys here: local, remote, auth, ike, esp, mode, dpd, start, encapsulation, replay_window, insecure, ike_lifetime, child_lifetime
+    help: known keys here: local, remote, auth, ike, esp, mode, dpd, start, encapsulation, replay_window, per_cpu_sas, insecure, ike_lifetime, child_lifetime
 gw.toml:12:1: error: unknown key `espp` in connection.azure; did you mean `esp`?
     12 | espp = "aes256"
        | ^^^^
-    help: known keys here: local, remote, auth, ike, esp, mode, dpd, start, encapsulation, replay_window, insecure, ike_lifetime, child_lifetime
+    help: known keys here: local, remote, auth, ike, esp, mode, dpd, start, encapsulation, replay_window, per_cpu_sas, insecure, ike_lifetime, child_lifetime
 2 errors"#
     );
     let local = r#"local = { adress = "%default", subnets = ["10.0.0.0/24"] }"#;
@@ -248,6 +248,23 @@ flat = 1
 fn syntax_errors_have_a_place() {
     let shown = errors("[dataplane\nwan = \"eth0\"\n");
     assert!(shown.starts_with("gw.toml:1:11: error: "), "{shown}");
+}
+
+#[test]
+fn sas_for_single_processors_take_the_xfrm_engine() {
+    let text = azure_with("start", "start = \"start\"\nper_cpu_sas = true");
+    let config = load_text(&text, Some(AZURE_SECRETS)).unwrap();
+    let settings = config.connections[0].resolved(None).unwrap();
+    assert!(settings.processors.is_some_and(|count| count > 0));
+    let shown = config.warnings[0].to_string();
+    assert!(
+        shown.contains("`per_cpu_sas` has no effect on what is sent")
+            && shown.contains("set engine = \"xfrm\""),
+        "{shown}"
+    );
+    let text = text.replace("engine = \"auto\"", "engine = \"xfrm\"");
+    let config = load_text(&text, Some(AZURE_SECRETS)).unwrap();
+    assert_eq!(warnings(&config), Vec::<String>::new());
 }
 
 #[test]

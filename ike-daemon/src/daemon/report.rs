@@ -129,6 +129,7 @@ impl<R: Random> Gateway<R> {
             suite: child.suite.clone(),
             encapsulation: status::encapsulation_name(child.encapsulation).to_owned(),
             mode: mode.map_or("not installed", status::mode_name).to_owned(),
+            share: child.share.to_string(),
             engine: carrier.as_ref().map(|carrier| carrier.engine.to_owned()),
             passed_over: carrier.map_or_else(Vec::new, |carrier| carrier.passed_over),
             local_ts: selectors(&child.local_ts),

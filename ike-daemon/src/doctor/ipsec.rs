@@ -21,6 +21,8 @@ pub struct Ipsec {
     pub esp6: Fact,
     /// Interfaces of kind `xfrm`.
     pub interface: Fact,
+    /// SAs for single processors (RFC 9611).
+    pub per_cpu: Fact,
     /// ESP's ciphers that are in use or were, in the kernel's names; it loads others when needed.
     pub algorithms: Vec<String>,
     /// States and policies in this network namespace, whoever's; `None` where they may not be seen.
@@ -52,6 +54,7 @@ impl Ipsec {
                 Presence::Present => Fact::plain(Answer::Yes),
                 _ => symbols.has("xfrmi_newlink", "xfrm_interface", "CONFIG_XFRM_INTERFACE"),
             },
+            per_cpu: Fact::unknown("it takes root to try"),
             algorithms: esp_algorithms(
                 &std::fs::read_to_string("/proc/crypto").unwrap_or_default(),
             ),
@@ -72,6 +75,11 @@ impl Ipsec {
             self.esp4 = fact(&probe.esp4);
             self.esp6 = fact(&probe.esp6);
             self.interface = fact(&probe.interface);
+            self.per_cpu = if probe.per_cpu {
+                Fact::plain(Answer::Yes)
+            } else {
+                Fact::no("Linux 6.13 brought them")
+            };
         }
         self
     }

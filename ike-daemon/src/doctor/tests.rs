@@ -220,6 +220,7 @@ fn ipsec(esp: Fact) -> Ipsec {
         esp4: esp.clone(),
         esp6: esp,
         interface: Fact::plain(Answer::Yes),
+        per_cpu: Fact::no("Linux 6.13 brought them"),
         algorithms: Vec::new(),
         states: Some(0),
         policies: None,

@@ -132,6 +132,7 @@ impl Report {
         fact(text, "ESP over IPv4", &ipsec.esp4);
         fact(text, "ESP over IPv6", &ipsec.esp6);
         fact(text, "xfrm interfaces", &ipsec.interface);
+        fact(text, "SAs per processor", &ipsec.per_cpu);
         if !ipsec.algorithms.is_empty() {
             line(text, "ciphers in use", &ipsec.algorithms.join(", "));
         }

@@ -4,9 +4,9 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use espada_tests::espada::Espada;
-use espada_tests::scenario::{Gateways, child, ensure_nothing_clear};
-use espada_tests::topology::{Wan, addr};
+use espada_tests::espada::{self, Espada};
+use espada_tests::scenario::{Gateways, child, count, ensure_nothing_clear};
+use espada_tests::topology::{Line, Wan, addr};
 use espada_tests::{skip, skip_unless_possible, traffic};
 use serde_json::Value;
 
@@ -80,6 +80,63 @@ fn xfrm_carries_a_tunnel() -> Result<()> {
     };
     gateways.verify_traffic()?;
     carried_by(&gateways.a, "xfrm").map(drop)
+}
+
+/// SAs for single processors (RFC 9611): both ends have one for each, and packets take that of the
+/// processor they are sent on.
+#[test]
+fn xfrm_has_sas_for_single_processors() -> Result<()> {
+    let name = "xfrm_has_sas_for_single_processors";
+    skip_unless_possible!(name);
+    let line = Line::new(Wan::Switch)?;
+    let doctor = [&espada::binary()?.display().to_string(), "doctor", "--json"];
+    let report: Value = serde_json::from_slice(&line.gw_a.output(&doctor)?.stdout)?;
+    drop(line);
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    if report["ipsec"]["per_cpu"]["answer"] != "yes" || processors < 2 {
+        skip(
+            name,
+            "it takes a kernel with SAs for single processors, and two of those",
+        );
+        return Ok(());
+    }
+    let gateways = Gateways::established(Wan::Switch, |a, b| {
+        for end in [a, b] {
+            end.global = "engine = \"xfrm\"";
+            end.extra = "per_cpu_sas = true";
+        }
+    })?;
+    let has_all = |connection: &Value| {
+        let children = connection["children"].as_array();
+        children.is_some_and(|children| children.len() == processors + 1)
+    };
+    gateways
+        .a
+        .wait_connection("an SA for each processor", has_all)?;
+    gateways.verify_traffic()?;
+    for number in ["0", "1"] {
+        let sent = || -> Result<u64> {
+            let connection = gateways.a.connection()?;
+            let mut children = connection["children"].as_array().into_iter().flatten();
+            let own = children.find(|child| child["share"] == format!("processor {number}"));
+            let own =
+                own.with_context(|| format!("none for processor {number}: {connection:#}"))?;
+            Ok(count(&own["outbound"]["packets"]))
+        };
+        let before = sent()?;
+        let ping = "ping -n -q -i 0.01 -c 50 -w 20".split(' ');
+        let ping: Vec<&str> = ["taskset", "-c", number].into_iter().chain(ping).collect();
+        let output = gateways
+            .line
+            .client
+            .run(&[&ping[..], &[addr::SERVER]].concat())?;
+        let more = sent()? - before;
+        ensure!(
+            more >= 40,
+            "{more} of 50 with processor {number}'s: {output}"
+        );
+    }
+    Ok(())
 }
 
 /// Each SA goes to the first engine that carries its suite, and the status says why not to another.

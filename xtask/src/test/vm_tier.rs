@@ -28,7 +28,18 @@ fn dataplane_selection(kernel: &str) -> &'static str {
          xfrm::tests::traffic::netns_with_ebpf"
     } else {
         "frontend::tests features::tests device::tests xfrm::tests::a_kernel \
-         xfrm::tests::traffic::netns_native_over_ipv4 xfrm::tests::life::netns_other_peoples"
+         xfrm::tests::traffic::netns_native_over_ipv4 xfrm::tests::life::netns_other_peoples \
+         xfrm::tests::processors"
+    }
+}
+
+/// Cases of whole daemons under each kernel: those that take the kernel's ESP, which the host may lack,
+/// and one of each other engine.
+fn netns_selection(kernel: &str) -> &'static str {
+    if kernel == "6.1" {
+        "engines::xfrm_carries_a_tunnel engines::ebpf_carries_a_tunnel"
+    } else {
+        "engines::xfrm_has_sas_for_single_processors"
     }
 }
 
@@ -129,12 +140,15 @@ fn command(
     format!(
         "export NO_COLOR=1 RUST_BACKTRACE=0 {variables}
 {dataplane} --color=never --test-threads=2 {selection}; result=$?
+{netns} --color=never --test-threads=2 --exact {daemons}; result=$((result | $?))
 {interop} --color=never --test-threads=2 --skip openiked:: {peers}; result=$((result | $?))
 {NO_MORE_MODULES}
 {interop} --color=never --test-threads=2 {openiked}; exit $((result | $?))",
         variables = variables.join(" "),
         selection = dataplane_selection(kernel),
         dataplane = quoted(&programs.dataplane.to_string_lossy()),
+        netns = quoted(&programs.netns.to_string_lossy()),
+        daemons = netns_selection(kernel),
         interop = quoted(&programs.interop.to_string_lossy()),
         peers = interop_selection(kernel).join(" "),
         openiked = openiked_selection(kernel).join(" "),
@@ -164,6 +178,7 @@ fn under(kernel: &Kernel, name: &str, command: &str, tally: &mut Tally) -> bool 
 /// Compiled tests, which run under any kernel.
 struct TestPrograms {
     dataplane: PathBuf,
+    netns: PathBuf,
     interop: PathBuf,
 }
 
@@ -173,6 +188,7 @@ impl TestPrograms {
         let unit = [Tier::Unit.selection(), &["--lib"]].concat();
         Ok(Self {
             dataplane: Self::executable(&unit, "espada_dataplane")?,
+            netns: Self::executable(Tier::Netns.selection(), "netns")?,
             interop: Self::executable(Tier::Interop.selection(), "interop")?,
         })
     }

@@ -7,7 +7,7 @@ use std::time::Instant;
 use espada_common::drops::DropReason;
 use espada_common::sa::{
     ChildSa, ChildSaId, Cipher, Command, Encapsulation, EspSuite, Event, HalfSa, Integrity, Mode,
-    Path, Policy, SecretBytes, TrafficSelector,
+    Path, Policy, SecretBytes, Share, TrafficSelector,
 };
 
 use crate::esp::ip::{self, Outer, protocol};
@@ -127,6 +127,7 @@ pub fn child(id: u64, suite: EspSuite, path: Path) -> ChildSa {
             range("10.1.0.0", "10.1.255.255"),
             range("fd00:b::", "fd00:b::ffff"),
         ],
+        share: Share::Whole,
         replay_window: 64,
         lifetime: std::time::Duration::from_secs(3600),
     }

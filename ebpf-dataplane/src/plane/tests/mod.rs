@@ -12,7 +12,7 @@ use std::time::Duration;
 use espada_common::drops::DropReason;
 use espada_common::sa::{
     ChildSa, Cipher, Encapsulation, EspSuite, Event, HalfSa, Mode, Path, Policy, SecretBytes,
-    Takeover, TrafficSelector,
+    Share, Takeover, TrafficSelector,
 };
 
 use super::*;
@@ -228,6 +228,7 @@ fn sa(side: usize, v6: bool, encapsulation: Encapsulation, id: u64) -> ChildSa {
         mode: Mode::Tunnel,
         local_ts: subnet(side),
         remote_ts: subnet(1 - side),
+        share: Share::Whole,
         replay_window: 4096,
         lifetime: std::time::Duration::from_secs(3600),
     }

@@ -9,7 +9,9 @@ use std::sync::{Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use espada_common::sa::{Cipher, EspSuite, Event, HalfSa, Integrity, SecretBytes, TrafficSelector};
+use espada_common::sa::{
+    Cipher, EspSuite, Event, HalfSa, Integrity, SecretBytes, Share, TrafficSelector,
+};
 
 use super::*;
 use crate::backend::SaBackend;
@@ -390,6 +392,7 @@ pub fn sa(
             encapsulation,
         },
         mode: Mode::Tunnel,
+        share: Share::Whole,
         local_ts: subnet(side),
         remote_ts: subnet(1 - side),
         replay_window: 4096,

@@ -4,6 +4,7 @@
 
 mod harness;
 mod life;
+mod processors;
 mod traffic;
 
 use harness::*;

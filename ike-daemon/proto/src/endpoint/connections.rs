@@ -204,21 +204,20 @@ impl<R: Random> Endpoint<R> {
         }
     }
 
+    fn newest_established(&self, name: &Arc<str>) -> Option<u64> {
+        let established = |spi: &u64| {
+            let entry = self.sas.get(spi);
+            entry.is_some_and(|entry| entry.sa.is_established())
+        };
+        self.of_connection(name).into_iter().rfind(established)
+    }
+
     /// A packet needs the connection.
     pub(super) fn acquire(&mut self, now: Instant, connection: &str) {
         let Ok(config) = self.connection(connection) else {
             return;
         };
-        let established: Vec<u64> = self
-            .of_connection(&config.name)
-            .into_iter()
-            .filter(|spi| {
-                self.sas
-                    .get(spi)
-                    .is_some_and(|entry| entry.sa.is_established())
-            })
-            .collect();
-        if let Some(&spi) = established.last() {
+        if let Some(spi) = self.newest_established(&config.name) {
             return self.with_sa(now, spi, |sa, cx| sa.acquire(cx));
         }
         let held = self

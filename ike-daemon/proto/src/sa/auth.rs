@@ -3,13 +3,15 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use espada_common::sa::Share;
+
 use super::child::{self, ChildOffer};
 use super::context::{Common, Cx, Effect, local_identity};
 use super::established::Established;
 use super::init::fail;
 use super::protect::{self, Protector};
 use super::retransmit::{Due, Retransmit};
-use super::{Datagram, Phase, explain, psk, respond};
+use super::{Datagram, Phase, explain, psk, resource, respond};
 use crate::config::{ConnectionConfig, PskSecret, RemoteAddress, RemoteIdentity};
 use crate::crypto::auth::{SignedOctets, psk_auth, psk_verify};
 use crate::crypto::keys::IkeKeys;
@@ -176,6 +178,9 @@ impl AuthSent {
         let child_spi = cx.child_spi();
         let offer = proposal::offer(&config.esp, &child_spi.to_be_bytes(), Groups::Ignored);
         child::write_mode(&mut writer, config.mode);
+        if config.processors.is_some() {
+            resource::write(&mut writer, Share::Fallback);
+        }
         writer.add(PayloadType::SA, |out| sa::encode(&offer, out));
         let sides = child::sides(&config, common);
         writer.add(PayloadType::TSI, |out| ts::encode(&sides.local, out));

@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use espada_common::sa::{
-    ChildSa, ChildSaId, Encapsulation, EspSuite, HalfSa, Mode, Path, Takeover, TrafficSelector,
+    ChildSa, ChildSaId, Encapsulation, EspSuite, HalfSa, Mode, Path, Share, Takeover,
+    TrafficSelector,
 };
 
 use super::auth::by_side;
 use super::context::{Common, Cx};
-use super::explain;
+use super::{explain, resource};
 use crate::config::ConnectionConfig;
 use crate::crypto::keys::{ChildKeys, DirectionKeys, IkeKeys};
 use crate::crypto::prf::PrfError;
@@ -27,6 +28,8 @@ pub(crate) struct ChildOffer {
     pub ts_r: Vec<TrafficSelector>,
     /// USE_TRANSPORT_MODE is among them.
     pub transport: bool,
+    /// SA_RESOURCE_INFO is among them.
+    pub resource: bool,
 }
 
 impl ChildOffer {
@@ -41,6 +44,9 @@ impl ChildOffer {
             Payload::Notify(notify) if notify.kind == NotifyType::USE_TRANSPORT_MODE => {
                 self.transport = true;
             }
+            Payload::Notify(notify) if notify.kind == NotifyType::SA_RESOURCE_INFO => {
+                self.resource = true;
+            }
             _ => {}
         }
     }
@@ -52,6 +58,7 @@ pub(crate) struct Agreed {
     pub choice: EspChoice,
     pub peer_spi: u32,
     mode: Mode,
+    pub share: Share,
     /// The peer asked for transport mode and gets tunnel mode: what people are told.
     pub declined: Option<Arc<Refusal>>,
     number: u8,
@@ -70,6 +77,7 @@ impl Agreed {
             transforms: self.transforms.clone(),
         };
         write_mode(writer, self.mode);
+        resource::write(writer, self.share);
         writer.add(PayloadType::SA, |out| {
             sa::encode(std::slice::from_ref(&answer), out)
         });
@@ -165,6 +173,7 @@ pub(crate) fn select(
             choice: selection.suite,
             peer_spi,
             mode: config.mode,
+            share: resource::first_share(config, offer),
             declined: declines.then(|| explain::transport_unwanted(config, common, None)),
             number: selection.number,
             transforms: selection.transforms,
@@ -231,6 +240,7 @@ pub(crate) fn accept_answer(
         choice,
         peer_spi,
         mode: config.mode,
+        share: resource::first_share(config, answer),
         declined: None,
         number: chosen.number,
         transforms: chosen.transforms.clone(),
@@ -245,6 +255,10 @@ pub(crate) struct NewChild {
     pub id: Option<ChildSaId>,
     pub suite: EspSuite,
     mode: Mode,
+    /// Which of the packets that its selectors cover it is for.
+    pub share: Share,
+    /// Ours in the exchange that made it.
+    pub role: Role,
     spi_in: u32,
     spi_out: u32,
     inbound: DirectionKeys,
@@ -274,6 +288,8 @@ pub(crate) fn derive(
         id: None,
         suite,
         mode: agreed.mode,
+        share: agreed.share,
+        role,
         spi_in,
         spi_out: agreed.peer_spi,
         inbound,
@@ -292,6 +308,7 @@ pub(crate) struct Child {
     pub suite: EspSuite,
     pub encapsulation: Encapsulation,
     pub mode: Mode,
+    pub share: Share,
     pub local_ts: Vec<TrafficSelector>,
     pub remote_ts: Vec<TrafficSelector>,
     pub since: Instant,
@@ -335,6 +352,7 @@ impl Child {
             suite: new.suite,
             encapsulation: path.encapsulation,
             mode: new.mode,
+            share: new.share,
             local_ts: new.local_ts.clone(),
             remote_ts: new.remote_ts.clone(),
             since: cx.now,
@@ -355,6 +373,7 @@ impl Child {
             outbound: half(new.spi_out, new.outbound),
             path,
             mode: child.mode,
+            share: child.share,
             local_ts: new.local_ts,
             remote_ts: new.remote_ts,
             replay_window: config.replay_window,
@@ -378,6 +397,7 @@ impl Child {
             spi_out: self.spi_out,
             encapsulation: self.encapsulation,
             mode: self.mode,
+            share: self.share,
             local_ts: self.local_ts.clone(),
             remote_ts: self.remote_ts.clone(),
             elapsed,
@@ -393,6 +413,7 @@ impl Child {
             suite: self.suite.to_string(),
             encapsulation: self.encapsulation,
             mode: self.mode,
+            share: self.share,
             local_ts: self.local_ts.clone(),
             remote_ts: self.remote_ts.clone(),
             age: now.saturating_duration_since(self.since),

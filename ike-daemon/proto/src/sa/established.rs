@@ -11,7 +11,7 @@ use super::auth::{PeerProof, down};
 use super::child::{self, Child, NewChild};
 use super::context::{Common, Cx, Effect};
 use super::protect::{self, Protector};
-use super::rekey::{ChildRequest, IkeRequest};
+use super::rekey::{ChildRequest, IkeRequest, Purpose};
 use super::respond::{Answered, Lingering};
 use super::retransmit::{Due, Retransmit};
 use super::saved::Saved;
@@ -57,6 +57,10 @@ pub(crate) struct Established {
     pub deleting: bool,
     /// A rekeyed IKE SA took over; its end is nothing to tell of.
     pub superseded: bool,
+    /// The peer refused a child SA for a single processor.
+    pub(super) no_more_shares: bool,
+    /// When the peer is asked for child SAs for single processors.
+    pub(super) shares_due: Option<Instant>,
 }
 
 /// A request that waits for its turn.
@@ -68,8 +72,8 @@ pub(crate) enum Task {
     DeleteIke,
     /// Delete a child SA that is no longer used.
     DeleteChild { id: ChildSaId, spi_in: u32 },
-    /// Make a child SA, as the successor of `old` if given.
-    CreateChild { old: Option<ChildSaId> },
+    /// Make a child SA.
+    CreateChild { purpose: Purpose },
     /// Replace this IKE SA.
     RekeyIke,
 }
@@ -135,6 +139,8 @@ impl Established {
             rekey_at,
             deleting: false,
             superseded: false,
+            no_more_shares: false,
+            shares_due: None,
         }
     }
 
@@ -167,6 +173,8 @@ impl Established {
             expires: saved.expires,
             deleting: saved.deleting,
             superseded: saved.superseded,
+            no_more_shares: false,
+            shares_due: None,
         }
     }
 
@@ -206,8 +214,12 @@ impl Established {
             let task = Task::DeleteChild { id, spi_in };
             let sent =
                 matches!(self.pending(), Some(Pending::DeleteChild { id: other }) if *other == id);
-            self.queue
-                .retain(|task| *task != Task::CreateChild { old: Some(id) });
+            self.queue.retain(|task| {
+                *task
+                    != Task::CreateChild {
+                        purpose: Purpose::Replace(id),
+                    }
+            });
             if !sent && !self.deleting && !self.queue.contains(&task) {
                 self.queue.push_back(task);
             }
@@ -221,9 +233,11 @@ impl Established {
         } else if !lost.is_empty()
             && !self.deleting
             && !self.superseded
-            && self.children.iter().all(|child| child.replaced)
+            && !self.carries_everything()
         {
-            let task = Task::CreateChild { old: None };
+            let task = Task::CreateChild {
+                purpose: Purpose::First,
+            };
             if !self.queue.contains(&task) {
                 self.queue.push_back(task);
             }
@@ -270,6 +284,7 @@ impl Established {
         old: Option<(ChildSaId, Takeover)>,
         began: Instant,
     ) {
+        self.plan_shares(cx, &new, old.is_some());
         let rekey_at = rekey_time(cx, &self.config.child_lifetime);
         let child = Child::install(common, cx, &self.config, new, old, rekey_at);
         let elapsed = cx.now.saturating_duration_since(began);
@@ -477,7 +492,8 @@ impl Established {
                         Pending::DeleteChild { id },
                     );
                 }
-                Task::CreateChild { old } => self.request_child(common, cx, old, None),
+                Task::CreateChild { purpose } if self.is_needless(purpose) => {}
+                Task::CreateChild { purpose } => self.request_child(common, cx, purpose, None),
                 Task::RekeyIke => self.request_rekey(common, cx, None),
             }
         }
@@ -511,14 +527,15 @@ impl Established {
             .filter(|_| idle)
             .map(|dpd| self.last_heard + dpd.delay);
         let keepalive = common.nat.local.then(|| self.last_sent + keepalive);
-        let rekey = (idle && !self.superseded).then_some(self.rekey_at);
+        let due = [Some(self.rekey_at), self.shares_due].into_iter().flatten();
+        let renewal = due.min().filter(|_| idle && !self.superseded);
         let children = self.children.iter().flat_map(|child| {
             // A rekey that is due waits while a request is under way.
             [Some(child.expires), child.rekey_at.filter(|_| idle)]
                 .into_iter()
                 .flatten()
         });
-        let single = [outstanding, dpd, keepalive, rekey, Some(self.expires)];
+        let single = [outstanding, dpd, keepalive, renewal, Some(self.expires)];
         single.into_iter().flatten().chain(children).min()
     }
 
@@ -590,11 +607,11 @@ impl Established {
         if cx.now >= self.rekey_at && !self.queue.contains(&Task::RekeyIke) {
             self.queue.push_back(Task::RekeyIke);
         }
+        self.ask_for_shares(cx);
         for child in &mut self.children {
             if child.rekey_at.take_if(|at| *at <= cx.now).is_some() {
-                self.queue.push_back(Task::CreateChild {
-                    old: Some(child.id),
-                });
+                let purpose = Purpose::Replace(child.id);
+                self.queue.push_back(Task::CreateChild { purpose });
             }
         }
     }
@@ -609,12 +626,15 @@ impl Established {
         {
             self.remove_child(cx, id, DownReason::Expired);
             self.queue.push_back(Task::DeleteChild { id, spi_in });
+            self.plan_shares_later(cx);
         }
     }
 
     /// A child SA is to be rekeyed before its time.
     pub fn rekey_child(&mut self, id: ChildSaId) {
-        let task = Task::CreateChild { old: Some(id) };
+        let task = Task::CreateChild {
+            purpose: Purpose::Replace(id),
+        };
         let child = self.children.iter_mut().find(|child| child.id == id);
         let due = child.is_some_and(|child| child.rekey_at.take().is_some());
         if due && !self.deleting {
@@ -624,10 +644,12 @@ impl Established {
 
     /// Traffic needs a child SA and there is none.
     pub fn acquire(&mut self) {
-        let task = Task::CreateChild { old: None };
+        let task = Task::CreateChild {
+            purpose: Purpose::First,
+        };
         let on_its_way =
             self.queue.contains(&task) || matches!(self.pending(), Some(Pending::Child(_)));
-        if self.children.is_empty() && !on_its_way && !self.deleting {
+        if !self.carries_everything() && !on_its_way && !self.deleting {
             self.queue.push_back(task);
         }
     }

@@ -11,6 +11,7 @@ pub(crate) mod nat;
 pub(crate) mod protect;
 pub(crate) mod psk;
 pub(crate) mod rekey;
+pub(crate) mod resource;
 pub(crate) mod respond;
 pub(crate) mod retransmit;
 pub(crate) mod saved;

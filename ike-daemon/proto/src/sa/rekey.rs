@@ -6,13 +6,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use espada_common::sa::{ChildSaId, SecretBytes, Takeover};
+use espada_common::sa::{ChildSaId, SecretBytes, Share, Takeover};
 
 use super::child::{self, ChildOffer};
 use super::established::{Established, Pending, Task};
 use super::protect::Protector;
 use super::respond::notifies;
-use super::{Common, Cx, Datagram, Effect, IkeSa, Phase, explain};
+use super::{Common, Cx, Datagram, Effect, IkeSa, Phase, explain, resource};
 use crate::crypto::Random;
 use crate::crypto::dh::KeyExchange;
 use crate::crypto::keys::{IkeContext, IkeKeys, SkeySeed};
@@ -26,12 +26,33 @@ use crate::wire::{ExchangeType, Notify, NotifyType, Payload, PayloadType, Writer
 /// ESP in notify payloads.
 const PROTOCOL_ESP: u8 = 3;
 
+/// What a child SA is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Whatever its selectors cover: there is none yet.
+    First,
+    /// To take over from this one.
+    Replace(ChildSaId),
+    /// What this processor sends.
+    Processor(u32),
+}
+
+impl Purpose {
+    /// The one that it takes over from.
+    pub fn old(self) -> Option<ChildSaId> {
+        match self {
+            Self::Replace(id) => Some(id),
+            Self::First | Self::Processor(_) => None,
+        }
+    }
+}
+
 /// A CREATE_CHILD_SA request of ours for a child SA.
 pub(crate) struct ChildRequest {
     /// What the pair will be called: known beforehand, so that whoever goes on after us can tell
     /// whether it was installed already.
     pub id: ChildSaId,
-    pub old: Option<ChildSaId>,
+    pub purpose: Purpose,
     pub spi_in: u32,
     pub nonce: Vec<u8>,
     pub exchange: Option<KeyExchange>,
@@ -108,13 +129,21 @@ impl Established {
         &mut self,
         common: &Common,
         cx: &mut Cx<'_>,
-        old: Option<ChildSaId>,
+        purpose: Purpose,
         group: Option<DhGroup>,
     ) {
+        let old = purpose.old();
         let replaced = old.and_then(|id| self.children.iter().find(|child| child.id == id));
         if old.is_some() && replaced.is_none_or(|child| child.replaced) {
             return;
         }
+        let share = match (purpose, replaced) {
+            (Purpose::Processor(number), _) => Share::Processor(number),
+            (_, Some(child)) => child.share,
+            // Whether there may be more is what this asks.
+            _ if self.config.processors.is_some() => Share::Fallback,
+            _ => Share::Whole,
+        };
         let rekeys = replaced.map(|child| child.spi_in.to_be_bytes());
         let retried = group.is_some();
         let first = self
@@ -136,6 +165,7 @@ impl Established {
             });
         }
         child::write_mode(&mut writer, self.config.mode);
+        resource::write(&mut writer, share);
         let offer = proposal::offer(&self.config.esp, &spi_in.to_be_bytes(), Groups::Negotiated);
         writer.add(PayloadType::SA, |out| sa::encode(&offer, out));
         writer.add(PayloadType::NONCE, |out| out.extend(&nonce));
@@ -147,7 +177,7 @@ impl Established {
         writer.add(PayloadType::TSR, |out| ts::encode(&sides.remote, out));
         let pending = Pending::Child(Box::new(ChildRequest {
             id: cx.out.next_child_id(),
-            old,
+            purpose,
             spi_in,
             nonce,
             exchange,
@@ -166,7 +196,9 @@ impl Established {
         payloads: &[Payload<'_>],
     ) {
         let parts = Parts::of(payloads);
-        let (id, old, spi_in, began) = (request.id, request.old, request.spi_in, request.began);
+        let (id, purpose, spi_in, began) =
+            (request.id, request.purpose, request.spi_in, request.began);
+        let old = purpose.old();
         if self.deleting {
             // It goes with the IKE SA.
             return cx.out.release(id);
@@ -184,7 +216,7 @@ impl Established {
                 NotifyType::INVALID_KE_PAYLOAD
                     if !request.retried && wanted.as_ref().is_some_and(offered) =>
                 {
-                    return self.request_child(common, cx, old, wanted);
+                    return self.request_child(common, cx, purpose, wanted);
                 }
                 NotifyType::CHILD_SA_NOT_FOUND if old.is_some() => {
                     // The peer lost it: what we send there is lost as well.
@@ -193,7 +225,10 @@ impl Established {
                     }
                     return self.acquire();
                 }
-                NotifyType::TEMPORARY_FAILURE => {}
+                NotifyType::TEMPORARY_FAILURE => self.plan_shares_later(cx),
+                kind if matches!(purpose, Purpose::Processor(_)) => {
+                    self.shares_refused(cx, kind);
+                }
                 kind => {
                     let refusal =
                         explain::child_refused(&self.config, common, kind, Groups::Negotiated);
@@ -206,7 +241,12 @@ impl Established {
             return self.rekey_child_later(cx, old);
         }
         match self.finish_child(common, request, &parts) {
-            Ok(new) => {
+            Ok(mut new) => {
+                new.share = match purpose {
+                    Purpose::First => new.share,
+                    Purpose::Replace(old) => self.share_of(old),
+                    Purpose::Processor(number) => self.free_share(Some(number)),
+                };
                 let takeover = old.map(|old| (old, Takeover::Now));
                 self.install_child(common, cx, new, takeover, began);
                 if let Some(child) = self.children.iter_mut().find(|child| Some(child.id) == old) {
@@ -344,11 +384,16 @@ impl Established {
                 });
             };
             let id = child.id;
-            if matches!(self.pending(), Some(Pending::Child(request)) if request.old == Some(id)) {
+            if matches!(self.pending(), Some(Pending::Child(request)) if request.purpose == Purpose::Replace(id))
+            {
                 return Err(NotifyType::TEMPORARY_FAILURE.into());
             }
-            self.queue
-                .retain(|task| *task != Task::CreateChild { old: Some(id) });
+            self.queue.retain(|task| {
+                *task
+                    != Task::CreateChild {
+                        purpose: Purpose::Replace(id),
+                    }
+            });
             old = Some(id);
         }
         let agreed = child::select(
@@ -371,6 +416,11 @@ impl Established {
                 retry: false,
             });
         }
+        agreed.share = match old {
+            // "The rekeyed Child SA should be bound to the same resource(s)" (RFC 9611 section 4).
+            Some(old) => self.share_of(old),
+            None => self.further_share(&parts.offer).map_err(NotifyOut::from)?,
+        };
         let spi_in = cx.child_spi();
         let nonce_r = cx.nonce();
         agreed.write(writer, spi_in);
@@ -612,6 +662,7 @@ impl Established {
         let mut successor =
             Established::new(cx, config, suite, keys, protector, proof, local_id, 0, 0);
         successor.children = std::mem::take(&mut self.children);
+        successor.plan_shares_later(cx);
         for child in &successor.children {
             cx.out.rehome(child.id, new.local_spi());
         }

@@ -19,7 +19,7 @@ use super::child::Child;
 use super::context::Common;
 use super::established::{Established, Outstanding, Pending, Task};
 use super::nat::Nat;
-use super::rekey::{ChildRequest, IkeRequest};
+use super::rekey::{ChildRequest, IkeRequest, Purpose};
 use super::respond::Answered;
 use super::retransmit::Retransmit;
 use crate::crypto::dh::KeyExchange;
@@ -31,7 +31,7 @@ use crate::wire::ExchangeType;
 use crate::wire::reader::{DecodeError, Reader};
 
 /// Version of the format.
-pub(crate) const VERSION: u8 = 1;
+pub(crate) const VERSION: u8 = 2;
 /// Most octets of a state.
 pub(crate) const MAX_STATE: usize = 16 * 1024;
 /// What states are called in errors.
@@ -342,7 +342,7 @@ fn write_outstanding(out: &mut Out, outstanding: &Outstanding, clock: &Clock) {
         Pending::Child(request) => {
             out.u8(CREATE_CHILD);
             out.u64(request.id.0);
-            out.option(request.old, |out, old| out.u64(old.0));
+            write_purpose(out, request.purpose);
             out.u32(request.spi_in);
             out.block(&request.nonce);
             out.option(request.exchange.as_ref(), Out::exchange);
@@ -372,7 +372,7 @@ fn read_outstanding(reader: &mut Reader<'_>, clock: &Clock) -> Result<Outstandin
         },
         CREATE_CHILD => Pending::Child(Box::new(ChildRequest {
             id: ChildSaId(reader.u64()?),
-            old: codec::option(reader, |reader| reader.u64().map(ChildSaId))?,
+            purpose: read_purpose(reader)?,
             spi_in: reader.u32()?,
             nonce: codec::block(reader)?.to_vec(),
             exchange: codec::option(reader, read_exchange)?,
@@ -398,6 +398,33 @@ fn read_outstanding(reader: &mut Reader<'_>, clock: &Clock) -> Result<Outstandin
     })
 }
 
+const FIRST: u8 = 0;
+const REPLACE: u8 = 1;
+const PROCESSOR: u8 = 2;
+
+fn write_purpose(out: &mut Out, purpose: Purpose) {
+    match purpose {
+        Purpose::First => out.u8(FIRST),
+        Purpose::Replace(old) => {
+            out.u8(REPLACE);
+            out.u64(old.0);
+        }
+        Purpose::Processor(number) => {
+            out.u8(PROCESSOR);
+            out.u32(number);
+        }
+    }
+}
+
+fn read_purpose(reader: &mut Reader<'_>) -> Result<Purpose, DecodeError> {
+    Ok(match reader.u8()? {
+        FIRST => Purpose::First,
+        REPLACE => Purpose::Replace(ChildSaId(reader.u64()?)),
+        PROCESSOR => Purpose::Processor(reader.u32()?),
+        _ => return Err(invalid("a child SA for an unknown purpose")),
+    })
+}
+
 fn read_exchange(reader: &mut Reader<'_>) -> Result<KeyExchange, DecodeError> {
     let group = codec::group(reader)?;
     let drawn = codec::block(reader)?;
@@ -414,9 +441,9 @@ fn write_task(out: &mut Out, task: &Task) {
             out.u64(id.0);
             out.u32(*spi_in);
         }
-        Task::CreateChild { old } => {
+        Task::CreateChild { purpose } => {
             out.u8(CREATE_CHILD);
-            out.option(*old, |out, old| out.u64(old.0));
+            write_purpose(out, *purpose);
         }
         Task::RekeyIke => out.u8(REKEY_IKE),
     }
@@ -431,7 +458,7 @@ fn read_task(reader: &mut Reader<'_>) -> Result<Task, DecodeError> {
             spi_in: reader.u32()?,
         },
         CREATE_CHILD => Task::CreateChild {
-            old: codec::option(reader, |reader| reader.u64().map(ChildSaId))?,
+            purpose: read_purpose(reader)?,
         },
         REKEY_IKE => Task::RekeyIke,
         _ => return Err(invalid("a task of an unknown kind")),

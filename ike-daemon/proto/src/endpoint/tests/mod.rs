@@ -3,6 +3,7 @@ mod lifecycle;
 mod loss;
 mod nat;
 mod pair;
+mod processors;
 mod refusals;
 mod restart;
 mod robustness;

@@ -602,6 +602,7 @@ pub fn connection(local: &str, remote: &str, ike: &str, esp: &str) -> Connection
         start: StartAction::Start,
         encapsulation: EncapsulationPolicy::Auto,
         replay_window: 4096,
+        processors: None,
         ike_lifetime: lifetime,
         child_lifetime: lifetime,
         origin: SettingOrigin {

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::time::Instant;
 
 use espada_common::sa::{
-    ChildSaId, Cipher, Encapsulation, EspSuite, Integrity, Mode, TrafficSelector,
+    ChildSaId, Cipher, Encapsulation, EspSuite, Integrity, Mode, Share, TrafficSelector,
 };
 use zeroize::Zeroizing;
 
@@ -153,6 +153,15 @@ impl Out {
         self.u8(u8::from(child.suite.esn));
         self.u8(u8::from(child.encapsulation == Encapsulation::Udp));
         self.u8(u8::from(child.mode == Mode::Transport));
+        match child.share {
+            Share::Whole => self.u8(WHOLE),
+            Share::Fallback => self.u8(FALLBACK),
+            Share::Processor(number) => {
+                self.u8(PROCESSOR);
+                self.u32(number);
+            }
+            Share::Peer => self.u8(PEER),
+        }
         self.u8(u8::from(child.replaced));
         self.u64(time(child.since));
         self.u64(time(child.expires));
@@ -167,6 +176,11 @@ impl Out {
         }
     }
 }
+
+const WHOLE: u8 = 0;
+const FALLBACK: u8 = 1;
+const PROCESSOR: u8 = 2;
+const PEER: u8 = 3;
 
 fn family(address: IpAddr) -> u8 {
     if address.is_ipv4() { 4 } else { 6 }
@@ -298,6 +312,13 @@ pub(super) fn child(
     } else {
         Mode::Tunnel
     };
+    let share = match reader.u8()? {
+        WHOLE => Share::Whole,
+        FALLBACK => Share::Fallback,
+        PROCESSOR => Share::Processor(reader.u32()?),
+        PEER => Share::Peer,
+        _ => return Err(invalid("a child SA with an unknown share")),
+    };
     let replaced = flag(reader)?;
     let (since, expires) = (time(reader)?, time(reader)?);
     let rekey_at = option(reader, &time)?;
@@ -315,6 +336,7 @@ pub(super) fn child(
         suite,
         encapsulation,
         mode,
+        share,
         local_ts,
         remote_ts,
         since,

@@ -14,12 +14,15 @@ mod kernel;
 mod key;
 #[cfg(test)]
 mod model;
+mod single;
 #[cfg(test)]
 mod tests;
 #[cfg(any(test, target_arch = "x86_64"))]
 mod vector;
 #[cfg(target_arch = "x86_64")]
 mod x86;
+
+pub use single::Single;
 
 /// Octets before the encrypted part of a packet: SPI, sequence number, IV.
 pub const HEADER: usize = 16;

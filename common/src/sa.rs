@@ -11,24 +11,54 @@ use zeroize::Zeroizing;
 /// Encryption of an ESP (or IKE) SA, with the IANA transform it stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Cipher {
-    /// AES-GCM with a 16-octet ICV (RFC 4106, RFC 5282). Key length in bits: 128, 192 or 256.
-    AesGcm16(u16),
+    /// AES-GCM (RFC 4106, RFC 5282). Key length in bits: 128, 192 or 256.
+    AesGcm(u16, GcmIcv),
     /// ChaCha20-Poly1305 (RFC 7634).
     ChaCha20Poly1305,
     /// AES-CBC (RFC 3602). Key length in bits: 128, 192 or 256.
     AesCbc(u16),
 }
 
+/// Octets of an ICV of AES-GCM, each with a transform of its own (RFC 4106 section 8.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum GcmIcv {
+    /// 8 octets.
+    Eight = 8,
+    /// 12 octets.
+    Twelve = 12,
+    /// 16 octets, the whole tag.
+    Sixteen = 16,
+}
+
+impl GcmIcv {
+    /// Octets.
+    pub const fn octets(self) -> usize {
+        self as usize
+    }
+}
+
 impl Cipher {
+    /// Every cipher, with every key length and ICV.
+    pub fn all() -> impl Iterator<Item = Self> {
+        const BITS: [u16; 3] = [128, 192, 256];
+        const ICVS: [GcmIcv; 3] = [GcmIcv::Eight, GcmIcv::Twelve, GcmIcv::Sixteen];
+        let gcm = ICVS
+            .into_iter()
+            .flat_map(|icv| BITS.map(|bits| Self::AesGcm(bits, icv)));
+        gcm.chain([Self::ChaCha20Poly1305])
+            .chain(BITS.map(Self::AesCbc))
+    }
+
     /// True for combined-mode ciphers, which take no separate integrity algorithm.
     pub const fn is_aead(self) -> bool {
-        matches!(self, Self::AesGcm16(_) | Self::ChaCha20Poly1305)
+        matches!(self, Self::AesGcm(..) | Self::ChaCha20Poly1305)
     }
 
     /// Octets of key material taken from KEYMAT, salt included.
     pub const fn keymat_len(self) -> usize {
         match self {
-            Self::AesGcm16(bits) => bits as usize / 8 + 4,
+            Self::AesGcm(bits, _) => bits as usize / 8 + 4,
             Self::ChaCha20Poly1305 => 32 + 4,
             Self::AesCbc(bits) => bits as usize / 8,
         }
@@ -42,6 +72,15 @@ impl Cipher {
     /// Octets of IV in every packet.
     pub const fn iv_len(self) -> usize {
         if self.is_aead() { 8 } else { 16 }
+    }
+
+    /// Octets of ICV that it makes itself (0 for CBC).
+    pub const fn icv_len(self) -> usize {
+        match self {
+            Self::AesGcm(_, icv) => icv.octets(),
+            Self::ChaCha20Poly1305 => 16,
+            Self::AesCbc(_) => 0,
+        }
     }
 
     /// What the plaintext (trailer included) is padded to, in octets. ESP itself asks for 4.
@@ -64,6 +103,14 @@ pub enum Integrity {
 }
 
 impl Integrity {
+    /// All of them.
+    pub const ALL: [Self; 4] = [
+        Self::HmacSha1_96,
+        Self::HmacSha256_128,
+        Self::HmacSha384_192,
+        Self::HmacSha512_256,
+    ];
+
     /// Key octets.
     pub const fn key_len(self) -> usize {
         match self {
@@ -97,11 +144,27 @@ pub struct EspSuite {
 }
 
 impl EspSuite {
+    /// Every suite, without extended sequence numbers.
+    pub fn all() -> impl Iterator<Item = Self> {
+        Cipher::all().flat_map(|cipher| {
+            let alone = cipher.is_aead().then_some(None);
+            let paired = Integrity::ALL.into_iter().map(Some);
+            alone
+                .into_iter()
+                .chain(paired.filter(move |_| !cipher.is_aead()))
+                .map(move |integrity| Self {
+                    cipher,
+                    integrity,
+                    esn: false,
+                })
+        })
+    }
+
     /// ICV octets at the end of each packet.
     pub const fn icv_len(&self) -> usize {
         match self.integrity {
             Some(integrity) => integrity.icv_len(),
-            None => 16,
+            None => self.cipher.icv_len(),
         }
     }
 }
@@ -109,7 +172,7 @@ impl EspSuite {
 impl fmt::Display for Cipher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::AesGcm16(bits) => write!(f, "aes{bits}gcm16"),
+            Self::AesGcm(bits, icv) => write!(f, "aes{bits}gcm{}", icv.octets()),
             Self::ChaCha20Poly1305 => f.write_str("chacha20poly1305"),
             Self::AesCbc(bits) => write!(f, "aes{bits}"),
         }
@@ -127,7 +190,7 @@ impl fmt::Display for Integrity {
     }
 }
 
-/// strongSwan's proposal keywords: `aes256gcm16`, `aes256-sha256`, `…-esn`.
+/// strongSwan's proposal keywords: `aes256gcm16`, `aes128gcm8`, `aes256-sha256`, `…-esn`.
 impl fmt::Display for EspSuite {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.cipher)?;
@@ -645,6 +708,20 @@ mod tests {
 
     fn prefix(address: &str, length: u8) -> TrafficSelector {
         TrafficSelector::prefix(address.parse().unwrap(), length).unwrap()
+    }
+
+    #[test]
+    fn suites_have_names_of_their_own_and_add_up() {
+        let names: std::collections::HashSet<_> =
+            EspSuite::all().map(|suite| suite.to_string()).collect();
+        assert_eq!(names.len(), 22);
+        for name in ["aes192gcm16", "aes256gcm8", "aes128gcm12", "aes192-sha384"] {
+            assert!(names.contains(name), "{name}");
+        }
+        let short = EspSuite::all().find(|suite| suite.to_string() == "aes192gcm12");
+        let short = short.unwrap();
+        assert_eq!((short.icv_len(), short.cipher.keymat_len()), (12, 28));
+        assert!(EspSuite::all().all(|suite| suite.cipher.is_aead() == suite.integrity.is_none()));
     }
 
     #[test]

@@ -15,8 +15,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use espada_common::sa::{
-    ChildSa, ChildSaId, Cipher, Command, Encapsulation, EspSuite, HalfSa, Integrity, Mode, Path,
-    SecretBytes, Share, TrafficSelector,
+    ChildSa, ChildSaId, Cipher, Command, Encapsulation, EspSuite, GcmIcv, HalfSa, Integrity, Mode,
+    Path, SecretBytes, Share, TrafficSelector,
 };
 use serde::Serialize;
 
@@ -49,8 +49,8 @@ impl Default for Options {
             esn: false,
         };
         let mut suites = vec![
-            aead(Cipher::AesGcm16(128)),
-            aead(Cipher::AesGcm16(256)),
+            aead(Cipher::AesGcm(128, GcmIcv::Sixteen)),
+            aead(Cipher::AesGcm(256, GcmIcv::Sixteen)),
             aead(Cipher::ChaCha20Poly1305),
         ];
         for bits in [128, 192, 256] {

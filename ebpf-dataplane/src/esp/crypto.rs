@@ -2,7 +2,7 @@
 //! interleaves packets can take the place of the ones here.
 
 use aes::cipher::{Array, BlockCipherEncrypt, KeyInit, consts::U16};
-use espada_common::sa::{Cipher, EspSuite, HalfSa, Integrity};
+use espada_common::sa::{Cipher, EspSuite, GcmIcv, HalfSa, Integrity};
 use espada_crypto::backend::Features;
 use espada_crypto::cbc::{AesCbc, Chain};
 use espada_crypto::chacha::{self, ChaCha20Poly1305};
@@ -50,15 +50,13 @@ pub trait EspCrypto: Send {
     fn open(&mut self, jobs: &mut [Job]);
 }
 
-/// Whether the ciphers here carry `suite`.
+/// Whether the ciphers here carry `suite`: all that there is.
 pub fn supports(suite: &EspSuite) -> bool {
-    match (suite.cipher, suite.integrity) {
-        (Cipher::AesGcm16(bits), None) | (Cipher::AesCbc(bits), Some(_)) => {
-            matches!(bits, 128 | 192 | 256)
-        }
-        (Cipher::ChaCha20Poly1305, None) => true,
-        _ => false,
-    }
+    let plain = EspSuite {
+        esn: false,
+        ..*suite
+    };
+    EspSuite::all().any(|known| known == plain)
 }
 
 /// The cipher for one direction of an SA.
@@ -90,9 +88,14 @@ pub fn new(suite: &EspSuite, keys: &HalfSa) -> Result<Box<dyn EspCrypto>, ApplyE
     let unfit = ApplyError::Suite(*suite);
     let salted = || encryption.split_last_chunk().ok_or(unfit.clone());
     Ok(match (suite.cipher, suite.integrity) {
-        (Cipher::AesGcm16(_), _) => {
+        (Cipher::AesGcm(_, icv), _) => {
             let (key, salt) = salted()?;
-            let cipher = AesGcm::new(key, *salt, suite.esn, gcm::Icv::Sixteen);
+            let icv = match icv {
+                GcmIcv::Eight => gcm::Icv::Eight,
+                GcmIcv::Twelve => gcm::Icv::Twelve,
+                GcmIcv::Sixteen => gcm::Icv::Sixteen,
+            };
+            let cipher = AesGcm::new(key, *salt, suite.esn, icv);
             Box::new(Gcm(cipher.map_err(|_| unfit)?))
         }
         (Cipher::ChaCha20Poly1305, _) => {
@@ -402,7 +405,7 @@ mod tests {
              cfa2436f14a3f3cf65925bf1f4a13c5d15b21e1884f5ff6247aeabb786b93bce
              61bc17d768fd9732459018148f6cbe722fd04796562dfdb4");
         let suite = EspSuite {
-            cipher: Cipher::AesGcm16(128),
+            cipher: Cipher::AesGcm(128, GcmIcv::Sixteen),
             integrity: None,
             esn: true,
         };
@@ -477,7 +480,7 @@ mod tests {
     #[test]
     fn wrong_keys_and_suites_are_refused() {
         let gcm = EspSuite {
-            cipher: Cipher::AesGcm16(256),
+            cipher: Cipher::AesGcm(256, GcmIcv::Sixteen),
             integrity: None,
             esn: false,
         };

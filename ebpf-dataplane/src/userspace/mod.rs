@@ -385,7 +385,7 @@ impl Engine for UserspaceEngine {
             Err("does not carry transport mode; use tunnel mode".to_owned())
         } else if !esp::crypto::supports(&sa.suite) {
             Err(format!(
-                "does not carry ESP suite {}; use aes128gcm16, aes256gcm16, chacha20poly1305 or AES-CBC with SHA-1 or SHA-2",
+                "does not carry ESP suite {}; use AES-GCM, chacha20poly1305 or AES-CBC with SHA-1 or SHA-2",
                 sa.suite
             ))
         } else {

@@ -573,7 +573,9 @@ mod tests {
     use std::net::SocketAddr;
     use std::time::Duration;
 
-    use espada_common::sa::{Cipher, Encapsulation, EspSuite, HalfSa, Path, SecretBytes, Share};
+    use espada_common::sa::{
+        Cipher, Encapsulation, EspSuite, GcmIcv, HalfSa, Path, SecretBytes, Share,
+    };
 
     use super::*;
 
@@ -600,7 +602,7 @@ mod tests {
             id: ChildSaId(1),
             connection: "net".into(),
             suite: EspSuite {
-                cipher: Cipher::AesGcm16(128),
+                cipher: Cipher::AesGcm(128, GcmIcv::Sixteen),
                 integrity: None,
                 esn: false,
             },

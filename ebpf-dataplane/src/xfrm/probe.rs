@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use espada_common::sa::{
-    ChildSa, ChildSaId, Cipher, Encapsulation, EspSuite, HalfSa, Integrity, Mode, Path,
+    ChildSa, ChildSaId, Cipher, Encapsulation, EspSuite, GcmIcv, HalfSa, Integrity, Mode, Path,
     SecretBytes, Share,
 };
 
@@ -18,10 +18,10 @@ use crate::netlink::{Netlink, NetlinkError};
 /// Whether something works, and if not, why and what to do.
 pub type Answer = Result<(), String>;
 
-/// Algorithms whose presence differs from kernel to kernel. Key lengths do not: the kernel's AES
-/// takes all three.
+/// Algorithms whose presence differs from kernel to kernel. Key lengths do not, as the kernel's AES
+/// takes all three, and its rfc4106 takes all three ICVs.
 const SUITES: [(Cipher, Option<Integrity>); 6] = [
-    (Cipher::AesGcm16(256), None),
+    (Cipher::AesGcm(256, GcmIcv::Sixteen), None),
     (Cipher::ChaCha20Poly1305, None),
     (Cipher::AesCbc(256), Some(Integrity::HmacSha1_96)),
     (Cipher::AesCbc(256), Some(Integrity::HmacSha256_128)),
@@ -40,7 +40,7 @@ pub struct Probe {
     pub esp6: Answer,
     /// Interfaces of kind `xfrm` (CONFIG_XFRM_INTERFACE), which tunnel mode needs.
     pub interface: Answer,
-    /// Suites by name, with any key length of the cipher.
+    /// Suites by name, with any key length and ICV of the cipher.
     pub suites: Vec<(EspSuite, Answer)>,
     /// Whether SAs may belong to one processor (XFRMA_SA_PCPU, from Linux 6.13 or a late 6.12 on).
     pub per_cpu: bool,
@@ -308,7 +308,7 @@ mod tests {
     fn a_kernel_without_xfrm_says_so_everywhere() {
         let probe = Probe::nothing("no XFRM".into());
         assert_eq!(probe.usable(), Err("no XFRM".into()));
-        let suite = esp(&(Cipher::AesGcm16(128), None));
+        let suite = esp(&(Cipher::AesGcm(128, GcmIcv::Sixteen), None));
         assert_eq!(probe.suite(&suite), Err("no XFRM".into()));
     }
 
@@ -335,5 +335,7 @@ mod tests {
             esn: true,
         };
         assert_eq!(probe.suite(&cbc), Ok(()));
+        let short = esp(&(Cipher::AesGcm(192, GcmIcv::Eight), None));
+        assert_eq!(probe.suite(&short), Ok(()));
     }
 }

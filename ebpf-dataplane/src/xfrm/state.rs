@@ -143,7 +143,7 @@ pub fn integrity_name(integrity: Integrity) -> &'static str {
 /// Kernel's name of a cipher.
 pub fn cipher_name(cipher: Cipher) -> &'static str {
     match cipher {
-        Cipher::AesGcm16(_) => "rfc4106(gcm(aes))",
+        Cipher::AesGcm(..) => "rfc4106(gcm(aes))",
         Cipher::ChaCha20Poly1305 => "rfc7539esp(chacha20,poly1305)",
         Cipher::AesCbc(_) => "cbc(aes)",
     }

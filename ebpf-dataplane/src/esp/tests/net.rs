@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use espada_common::drops::DropReason;
 use espada_common::sa::{
-    ChildSa, ChildSaId, Cipher, Command, Encapsulation, EspSuite, Event, HalfSa, Integrity, Mode,
-    Path, Policy, SecretBytes, Share, TrafficSelector,
+    ChildSa, ChildSaId, Cipher, Command, Encapsulation, EspSuite, Event, GcmIcv, HalfSa, Integrity,
+    Mode, Path, Policy, SecretBytes, Share, TrafficSelector,
 };
 
 use crate::esp::ip::{self, Outer, protocol};
@@ -16,41 +16,16 @@ use crate::port::checksum;
 use crate::umem::{Arena, Burst, Frame, FramePool, Meta};
 
 pub const GCM: EspSuite = EspSuite {
-    cipher: Cipher::AesGcm16(256),
+    cipher: Cipher::AesGcm(256, GcmIcv::Sixteen),
     integrity: None,
     esn: false,
 };
 
 /// Every suite the engine carries.
 pub fn suites() -> Vec<EspSuite> {
-    let mut ciphers = vec![
-        (Cipher::AesGcm16(128), None),
-        (Cipher::AesGcm16(192), None),
-        (Cipher::AesGcm16(256), None),
-        (Cipher::ChaCha20Poly1305, None),
-    ];
-    for bits in [128, 192, 256] {
-        for integrity in [
-            Integrity::HmacSha1_96,
-            Integrity::HmacSha256_128,
-            Integrity::HmacSha384_192,
-            Integrity::HmacSha512_256,
-        ] {
-            ciphers.push((Cipher::AesCbc(bits), Some(integrity)));
-        }
-    }
-    let with = |esn| {
-        move |(cipher, integrity)| EspSuite {
-            cipher,
-            integrity,
-            esn,
-        }
-    };
-    ciphers
-        .iter()
-        .copied()
-        .map(with(false))
-        .chain(ciphers.iter().copied().map(with(true)))
+    [false, true]
+        .into_iter()
+        .flat_map(|esn| EspSuite::all().map(move |suite| EspSuite { esn, ..suite }))
         .collect()
 }
 

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use espada_common::drops::DropReason;
 use espada_common::sa::{
-    ChildSa, Cipher, Encapsulation, EspSuite, Event, HalfSa, Mode, Path, Policy, SecretBytes,
-    Share, Takeover, TrafficSelector,
+    ChildSa, Cipher, Encapsulation, EspSuite, Event, GcmIcv, HalfSa, Mode, Path, Policy,
+    SecretBytes, Share, Takeover, TrafficSelector,
 };
 
 use super::*;
@@ -214,7 +214,7 @@ fn sa(side: usize, v6: bool, encapsulation: Encapsulation, id: u64) -> ChildSa {
         id: ChildSaId(id),
         connection: "test".into(),
         suite: EspSuite {
-            cipher: Cipher::AesGcm16(256),
+            cipher: Cipher::AesGcm(256, GcmIcv::Sixteen),
             integrity: None,
             esn: true,
         },

@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use espada_common::sa::{
-    Cipher, EspSuite, Event, HalfSa, Integrity, SecretBytes, Share, TrafficSelector,
+    Cipher, EspSuite, Event, GcmIcv, HalfSa, Integrity, SecretBytes, Share, TrafficSelector,
 };
 
 use super::*;
@@ -351,7 +351,7 @@ pub fn policy(side: usize) -> Policy {
 }
 
 pub const GCM: EspSuite = EspSuite {
-    cipher: Cipher::AesGcm16(256),
+    cipher: Cipher::AesGcm(256, GcmIcv::Sixteen),
     integrity: None,
     esn: true,
 };

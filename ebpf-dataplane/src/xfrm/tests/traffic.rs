@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use espada_common::sa::{Cipher, EspSuite, Event, Integrity, Takeover, TrafficSelector};
+use espada_common::sa::{Cipher, EspSuite, Event, GcmIcv, Integrity, Takeover, TrafficSelector};
 
 use super::harness::*;
 use super::*;
@@ -101,7 +101,9 @@ fn netns_every_suite() {
     };
     let mut suites = vec![(Cipher::ChaCha20Poly1305, None)];
     for bits in [128, 192, 256] {
-        suites.push((Cipher::AesGcm16(bits), None));
+        for icv in [GcmIcv::Eight, GcmIcv::Twelve, GcmIcv::Sixteen] {
+            suites.push((Cipher::AesGcm(bits, icv), None));
+        }
         suites.push((Cipher::AesCbc(bits), Some(Integrity::HmacSha256_128)));
     }
     for integrity in [

@@ -172,7 +172,7 @@ impl ChildKeys {
 
 #[cfg(test)]
 mod tests {
-    use espada_common::sa::{Cipher, Integrity};
+    use espada_common::sa::{Cipher, GcmIcv, Integrity};
     use sha2::{Digest, Sha256};
 
     use super::*;
@@ -212,7 +212,7 @@ mod tests {
 
     fn aead() -> IkeSuite {
         IkeSuite {
-            cipher: Cipher::AesGcm16(256),
+            cipher: Cipher::AesGcm(256, GcmIcv::Sixteen),
             integrity: None,
             prf: Prf::HmacSha256,
             group: DhGroup::Curve25519,

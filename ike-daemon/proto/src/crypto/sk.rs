@@ -12,7 +12,8 @@ use cbc::cipher::{
     BlockCipherDecrypt, BlockCipherEncrypt, BlockModeDecrypt, BlockModeEncrypt, BlockSizeUser,
     KeyInit, KeyIvInit, consts::U16,
 };
-use espada_common::sa::{Cipher, Integrity, SecretBytes};
+use espada_common::sa::{Cipher, GcmIcv, Integrity, SecretBytes};
+use espada_crypto::gcm;
 use ring::aead;
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
@@ -21,7 +22,7 @@ use super::Random;
 use super::prf::KeyedPrf;
 use crate::proposal::Prf;
 
-/// Octets of an AEAD's ICV: all that IKE uses have 16.
+/// Octets of the longest ICV of an AEAD.
 const AEAD_ICV: usize = 16;
 /// Octets of an AES block.
 const BLOCK: usize = 16;
@@ -29,11 +30,9 @@ const BLOCK: usize = 16;
 /// Why a message cannot be protected, or its protection is not what it should be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SkError {
-    /// We have no implementation.
-    #[error(
-        "{0} is not supported for IKE; use aes128gcm16, aes256gcm16, chacha20poly1305 or aes-cbc"
-    )]
-    Unsupported(Cipher),
+    /// There is no such cipher.
+    #[error("there is no {0}: AES has keys of 128, 192 and 256 bits")]
+    NoSuchKey(Cipher),
     /// A cipher that is no AEAD came without integrity algorithm, or an AEAD with one.
     #[error("{0} does not go with that integrity algorithm")]
     Combination(Cipher),
@@ -82,7 +81,7 @@ pub struct IkeCipher {
 
 enum Kind {
     Aead {
-        key: Box<aead::LessSafeKey>,
+        key: Aead,
         salt: Zeroizing<[u8; 4]>,
         next_iv: Option<u64>,
     },
@@ -91,6 +90,61 @@ enum Kind {
         mac: KeyedPrf,
         icv_len: usize,
     },
+}
+
+enum Aead {
+    Ring(Box<aead::LessSafeKey>),
+    /// What ring does not have: AES-192-GCM and short ICVs.
+    Gcm(Box<gcm::Single>),
+}
+
+impl Aead {
+    /// `None` when the key has another length than the cipher's.
+    fn new(cipher: Cipher, key: &[u8]) -> Option<Self> {
+        let algorithm = match cipher {
+            Cipher::AesGcm(128, GcmIcv::Sixteen) => &aead::AES_128_GCM,
+            Cipher::AesGcm(256, GcmIcv::Sixteen) => &aead::AES_256_GCM,
+            Cipher::AesGcm(_, icv) => {
+                let icv = match icv {
+                    GcmIcv::Eight => gcm::Icv::Eight,
+                    GcmIcv::Twelve => gcm::Icv::Twelve,
+                    GcmIcv::Sixteen => gcm::Icv::Sixteen,
+                };
+                return Some(Self::Gcm(Box::new(gcm::Single::new(key, icv).ok()?)));
+            }
+            Cipher::ChaCha20Poly1305 => &aead::CHACHA20_POLY1305,
+            Cipher::AesCbc(_) => return None,
+        };
+        let key = aead::UnboundKey::new(algorithm, key).ok()?;
+        Some(Self::Ring(Box::new(aead::LessSafeKey::new(key))))
+    }
+
+    /// Encrypts in place and writes the ICV, all that there is room for.
+    fn seal(&self, nonce: [u8; 12], aad: &[u8], text: &mut [u8], icv: &mut [u8]) -> Option<()> {
+        match self {
+            Self::Ring(key) => {
+                let nonce = aead::Nonce::assume_unique_for_key(nonce);
+                let tag = key.seal_in_place_separate_tag(nonce, aead::Aad::from(aad), text);
+                icv.copy_from_slice(tag.ok()?.as_ref().get(..icv.len())?);
+                Some(())
+            }
+            Self::Gcm(cipher) => cipher.seal(&nonce, aad, text, icv),
+        }
+    }
+
+    /// Decrypts in place what has the right ICV.
+    fn open(&self, nonce: [u8; 12], aad: &[u8], text: &mut [u8], icv: &[u8]) -> Option<()> {
+        match self {
+            Self::Ring(key) => {
+                let nonce = aead::Nonce::assume_unique_for_key(nonce);
+                let (aad, tag) = (aead::Aad::from(aad), icv.try_into().ok()?);
+                key.open_in_place_separate_tag(nonce, aad, tag, text, 0..)
+                    .ok()
+                    .map(|_| ())
+            }
+            Self::Gcm(cipher) => cipher.open(&nonce, aad, text, icv),
+        }
+    }
 }
 
 impl IkeCipher {
@@ -111,9 +165,9 @@ impl IkeCipher {
             });
         }
         let kind = match (cipher, integrity) {
-            (Cipher::AesGcm16(128), None) => aead_kind(cipher, &aead::AES_128_GCM, key)?,
-            (Cipher::AesGcm16(256), None) => aead_kind(cipher, &aead::AES_256_GCM, key)?,
-            (Cipher::ChaCha20Poly1305, None) => aead_kind(cipher, &aead::CHACHA20_POLY1305, key)?,
+            (Cipher::AesGcm(128 | 192 | 256, _) | Cipher::ChaCha20Poly1305, None) => {
+                aead_kind(cipher, key)?
+            }
             (Cipher::AesCbc(128 | 192 | 256), Some(integrity)) => {
                 let expected = integrity.key_len();
                 let got = integrity_key.expose().len();
@@ -131,10 +185,13 @@ impl IkeCipher {
                     icv_len: integrity.icv_len(),
                 }
             }
-            (Cipher::AesGcm16(_) | Cipher::AesCbc(_), _) if !is_supported(cipher) => {
-                return Err(SkError::Unsupported(cipher));
-            }
-            _ => return Err(SkError::Combination(cipher)),
+            (
+                Cipher::AesGcm(128 | 192 | 256, _)
+                | Cipher::ChaCha20Poly1305
+                | Cipher::AesCbc(128 | 192 | 256),
+                _,
+            ) => return Err(SkError::Combination(cipher)),
+            _ => return Err(SkError::NoSuchKey(cipher)),
         };
         Ok(Self { cipher, kind })
     }
@@ -163,7 +220,7 @@ impl IkeCipher {
     /// Octets of the ICV.
     pub fn icv_len(&self) -> usize {
         match &self.kind {
-            Kind::Aead { .. } => AEAD_ICV,
+            Kind::Aead { .. } => self.cipher.icv_len(),
             Kind::Cbc { icv_len, .. } => *icv_len,
         }
     }
@@ -202,6 +259,7 @@ impl IkeCipher {
         random: &mut impl Random,
     ) -> Result<Vec<u8>, SkError> {
         let iv_len = self.iv_len();
+        let icv_len = self.icv_len();
         let ciphertext_len = self.ciphertext_len(plaintext.len());
         // Reserved at once: growth would leave plaintext behind in freed memory.
         let mut body = Vec::with_capacity(self.sealed_len(plaintext.len()));
@@ -218,10 +276,11 @@ impl IkeCipher {
                 *next_iv = counter.checked_add(1);
                 iv.copy_from_slice(&counter.to_be_bytes());
                 let nonce = nonce(salt, iv)?;
-                let tag = key
-                    .seal_in_place_separate_tag(nonce, aead::Aad::from(prefix), ciphertext)
-                    .map_err(|_| SkError::IvExhausted)?;
-                body.extend_from_slice(tag.as_ref());
+                let mut icv = [0; AEAD_ICV];
+                let icv = icv.get_mut(..icv_len).unwrap_or_default();
+                key.seal(nonce, prefix, ciphertext, icv)
+                    .ok_or(SkError::IvExhausted)?;
+                body.extend_from_slice(icv);
             }
             Kind::Cbc { key, mac, icv_len } => {
                 // "Senders MUST select a new unpredictable IV for every message" (section 3.14).
@@ -257,13 +316,13 @@ impl IkeCipher {
 
         let mut plaintext = match &self.kind {
             Kind::Aead { key, salt, .. } => {
-                let mut buffer = Zeroizing::new(rest.to_vec());
-                let nonce = nonce(salt, iv)?;
-                let opened = key
-                    .open_in_place(nonce, aead::Aad::from(prefix), &mut buffer)
-                    .map_err(|_| SkError::Authentication)?
-                    .len();
-                buffer.truncate(opened);
+                let ciphertext = rest.len().checked_sub(self.icv_len());
+                let (ciphertext, icv) = ciphertext
+                    .and_then(|ciphertext| rest.split_at_checked(ciphertext))
+                    .ok_or(length)?;
+                let mut buffer = Zeroizing::new(ciphertext.to_vec());
+                key.open(nonce(salt, iv)?, prefix, &mut buffer, icv)
+                    .ok_or(SkError::Authentication)?;
                 buffer
             }
             Kind::Cbc { key, mac, icv_len } => {
@@ -304,31 +363,17 @@ impl fmt::Debug for IkeCipher {
     }
 }
 
-fn is_supported(cipher: Cipher) -> bool {
-    match cipher {
-        // ring has no AES-192-GCM.
-        Cipher::AesGcm16(bits) => matches!(bits, 128 | 256),
-        Cipher::AesCbc(bits) => matches!(bits, 128 | 192 | 256),
-        Cipher::ChaCha20Poly1305 => true,
-    }
-}
-
-fn aead_kind(
-    cipher: Cipher,
-    algorithm: &'static aead::Algorithm,
-    material: &[u8],
-) -> Result<Kind, SkError> {
-    let length = SkError::KeyLength {
+fn aead_kind(cipher: Cipher, material: &[u8]) -> Result<Kind, SkError> {
+    let parts = material
+        .split_last_chunk::<4>()
+        .and_then(|(key, salt)| Some((Aead::new(cipher, key)?, salt)));
+    let (key, salt) = parts.ok_or(SkError::KeyLength {
         cipher,
         expected: cipher.keymat_len(),
         got: material.len(),
-    };
-    let (key, salt) = material
-        .split_last_chunk::<4>()
-        .ok_or_else(|| length.clone())?;
-    let key = aead::UnboundKey::new(algorithm, key).map_err(|_| length)?;
+    })?;
     Ok(Kind::Aead {
-        key: Box::new(aead::LessSafeKey::new(key)),
+        key,
         salt: Zeroizing::new(*salt),
         // Counted from 0: the keys are of this direction of this SA alone.
         next_iv: Some(0),
@@ -336,15 +381,15 @@ fn aead_kind(
 }
 
 /// Salt | IV (RFC 5282 section 4, RFC 7634 section 2).
-fn nonce(salt: &[u8; 4], iv: &[u8]) -> Result<aead::Nonce, SkError> {
-    let mut nonce = [0; aead::NONCE_LEN];
+fn nonce(salt: &[u8; 4], iv: &[u8]) -> Result<[u8; 12], SkError> {
+    let mut nonce = [0; 12];
     let (head, tail) = nonce.split_at_mut(salt.len());
     head.copy_from_slice(salt);
     if tail.len() != iv.len() {
         return Err(SkError::Authentication);
     }
     tail.copy_from_slice(iv);
-    Ok(aead::Nonce::assume_unique_for_key(nonce))
+    Ok(nonce)
 }
 
 /// HMAC over the whole message so far, not yet truncated.
@@ -407,14 +452,18 @@ mod tests {
     use super::*;
     use crate::crypto::test_util::{TestRandom, hex};
 
-    const SUITES: [(Cipher, Option<Integrity>); 7] = [
-        (Cipher::AesGcm16(128), None),
-        (Cipher::AesGcm16(256), None),
+    const SUITES: [(Cipher, Option<Integrity>); 11] = [
+        (Cipher::AesGcm(128, GcmIcv::Sixteen), None),
+        (Cipher::AesGcm(256, GcmIcv::Sixteen), None),
         (Cipher::ChaCha20Poly1305, None),
         (Cipher::AesCbc(128), Some(Integrity::HmacSha1_96)),
         (Cipher::AesCbc(192), Some(Integrity::HmacSha256_128)),
         (Cipher::AesCbc(256), Some(Integrity::HmacSha384_192)),
         (Cipher::AesCbc(256), Some(Integrity::HmacSha512_256)),
+        (Cipher::AesGcm(192, GcmIcv::Sixteen), None),
+        (Cipher::AesGcm(128, GcmIcv::Eight), None),
+        (Cipher::AesGcm(192, GcmIcv::Twelve), None),
+        (Cipher::AesGcm(256, GcmIcv::Twelve), None),
     ];
 
     fn counting(from: u8, len: usize) -> SecretBytes {
@@ -441,16 +490,34 @@ mod tests {
     fn bodies_equal_those_of_python_cryptography() {
         let cases = [
             (
-                Cipher::AesGcm16(128),
+                Cipher::AesGcm(128, GcmIcv::Sixteen),
                 None,
                 "000000000000000015f11d5c3f1952c7a5f6b840960e81a6df1e4ded40a0018c
                  aed4cc554fcf4cac667a34f263",
             ),
             (
-                Cipher::AesGcm16(256),
+                Cipher::AesGcm(256, GcmIcv::Sixteen),
                 None,
                 "0000000000000000ec694821ca5fbc4e89747507a86b926f21f5dc4ec890534e
                  6215c0ff30bed0d104dd9537f2",
+            ),
+            (
+                Cipher::AesGcm(192, GcmIcv::Sixteen),
+                None,
+                "0000000000000000904209f3b7466cbc1ce9151423d1594989b21f0961d725e3
+                 83c7f3a59c981d77a0b93100f9",
+            ),
+            (
+                Cipher::AesGcm(128, GcmIcv::Eight),
+                None,
+                "000000000000000015f11d5c3f1952c7a5f6b840960e81a6df1e4ded40a0018c
+                 aed4cc554f",
+            ),
+            (
+                Cipher::AesGcm(256, GcmIcv::Twelve),
+                None,
+                "0000000000000000ec694821ca5fbc4e89747507a86b926f21f5dc4ec890534e
+                 6215c0ff30bed0d104",
             ),
             (
                 Cipher::ChaCha20Poly1305,
@@ -588,8 +655,8 @@ mod tests {
                 .unwrap_err()
         };
         assert_eq!(
-            new(Cipher::AesGcm16(192), None, 28, 0),
-            SkError::Unsupported(Cipher::AesGcm16(192))
+            new(Cipher::AesGcm(152, GcmIcv::Sixteen), None, 23, 0),
+            SkError::NoSuchKey(Cipher::AesGcm(152, GcmIcv::Sixteen))
         );
         let aead = Cipher::ChaCha20Poly1305;
         assert_eq!(
@@ -616,7 +683,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_sealed_opens(suite in 0usize..7, plaintext: Vec<u8>, prefix: Vec<u8>) {
+        fn what_is_sealed_opens(suite in 0..SUITES.len(), plaintext: Vec<u8>, prefix: Vec<u8>) {
             let (algorithm, integrity) = SUITES[suite];
             let mut cipher = cipher(algorithm, integrity);
             let body = cipher.seal(&prefix, &plaintext, &mut TestRandom::new(4)).unwrap();
@@ -628,7 +695,7 @@ mod tests {
         }
 
         #[test]
-        fn noise_never_opens(suite in 0usize..7, body: Vec<u8>, prefix: Vec<u8>) {
+        fn noise_never_opens(suite in 0..SUITES.len(), body: Vec<u8>, prefix: Vec<u8>) {
             let (algorithm, integrity) = SUITES[suite];
             prop_assert!(cipher(algorithm, integrity).open(&prefix, &body).is_err());
         }

@@ -1,8 +1,8 @@
-//! strongSwan's proposal keywords.
+//! strongSwan's proposal keywords, and libreswan's for AEADs.
 
 use std::fmt;
 
-use espada_common::sa::{Cipher, Integrity};
+use espada_common::sa::{Cipher, GcmIcv, Integrity};
 
 use super::transform::{Supported, named};
 use super::{DhGroup, Esn, Prf, Proposal, Protocol, TransformType};
@@ -10,20 +10,52 @@ use super::{DhGroup, Esn, Prf, Proposal, Protocol, TransformType};
 /// Keywords we can do, by what they stand for; the first of each is the one shown.
 const KEYWORDS: &[(Supported, &[&str])] = &[
     (
-        Supported::Cipher(Cipher::AesGcm16(256)),
+        Supported::Cipher(Cipher::AesGcm(256, GcmIcv::Sixteen)),
         &["aes256gcm16", "aes256gcm128", "aes256gcm"],
     ),
     (
-        Supported::Cipher(Cipher::AesGcm16(128)),
+        Supported::Cipher(Cipher::AesGcm(128, GcmIcv::Sixteen)),
         &["aes128gcm16", "aes128gcm128", "aes128gcm"],
     ),
     (
         Supported::Cipher(Cipher::ChaCha20Poly1305),
-        &["chacha20poly1305", "chacha20poly1305compat"],
+        &[
+            "chacha20poly1305",
+            "chacha20poly1305compat",
+            "chacha20_poly1305",
+        ],
     ),
     (Supported::Cipher(Cipher::AesCbc(256)), &["aes256"]),
     (Supported::Cipher(Cipher::AesCbc(192)), &["aes192"]),
     (Supported::Cipher(Cipher::AesCbc(128)), &["aes128", "aes"]),
+    (
+        Supported::Cipher(Cipher::AesGcm(192, GcmIcv::Sixteen)),
+        &["aes192gcm16", "aes192gcm128", "aes192gcm"],
+    ),
+    (
+        Supported::Cipher(Cipher::AesGcm(256, GcmIcv::Twelve)),
+        &["aes256gcm12", "aes256gcm96"],
+    ),
+    (
+        Supported::Cipher(Cipher::AesGcm(192, GcmIcv::Twelve)),
+        &["aes192gcm12", "aes192gcm96"],
+    ),
+    (
+        Supported::Cipher(Cipher::AesGcm(128, GcmIcv::Twelve)),
+        &["aes128gcm12", "aes128gcm96"],
+    ),
+    (
+        Supported::Cipher(Cipher::AesGcm(256, GcmIcv::Eight)),
+        &["aes256gcm8", "aes256gcm64"],
+    ),
+    (
+        Supported::Cipher(Cipher::AesGcm(192, GcmIcv::Eight)),
+        &["aes192gcm8", "aes192gcm64"],
+    ),
+    (
+        Supported::Cipher(Cipher::AesGcm(128, GcmIcv::Eight)),
+        &["aes128gcm8", "aes128gcm64"],
+    ),
     (
         Supported::Integrity(Integrity::HmacSha256_128),
         &["sha256", "sha2_256"],
@@ -250,10 +282,47 @@ fn lookup(keyword: &str) -> Option<Supported> {
     if let Some((supported, _)) = direct {
         return Some(*supported);
     }
+    if let Some(cipher) = libreswan_gcm(keyword) {
+        return Some(Supported::Cipher(cipher));
+    }
     let number = keyword
         .strip_prefix("group")
         .or_else(|| keyword.strip_prefix("dh"))?;
     DhGroup::from_id(number.parse().ok()?).map(Supported::Group)
+}
+
+/// libreswan's names of AES-GCM, with the key length behind them: `aes_gcm256`, `aes_gcm_c_256`,
+/// `aes_gcm_8-256`.
+fn libreswan_gcm(keyword: &str) -> Option<Cipher> {
+    let (name, bits) = [128, 192, 256].into_iter().find_map(|bits| {
+        let name = keyword.strip_suffix(&bits.to_string())?;
+        Some((name.strip_suffix(['_', '-']).unwrap_or(name), bits))
+    })?;
+    let icv = match name {
+        "aes_gcm" | "aes_gcm_16" | "aes_gcm_c" => GcmIcv::Sixteen,
+        "aes_gcm_12" | "aes_gcm_b" => GcmIcv::Twelve,
+        "aes_gcm_8" | "aes_gcm_a" => GcmIcv::Eight,
+        _ => return None,
+    };
+    Some(Cipher::AesGcm(bits, icv))
+}
+
+/// The keywords of a proposal. libreswan's key length is part of the keyword before it.
+fn split(words: &str) -> Vec<String> {
+    let mut keywords: Vec<String> = Vec::new();
+    for word in words.split('-') {
+        match keywords.last_mut() {
+            Some(cipher)
+                if cipher.to_ascii_lowercase().starts_with("aes_gcm")
+                    && matches!(word, "128" | "192" | "256") =>
+            {
+                cipher.push('-');
+                cipher.push_str(word);
+            }
+            _ => keywords.push(word.to_owned()),
+        }
+    }
+    keywords
 }
 
 fn reject(written: &str, keyword: &str) -> KeywordError {
@@ -319,7 +388,7 @@ pub(super) fn parse(
         groups: Vec::new(),
         esn: Vec::new(),
     };
-    for written in words.split('-') {
+    for written in &split(words) {
         let keyword = written.trim().to_ascii_lowercase();
         match lookup(&keyword).ok_or_else(|| reject(written, &keyword))? {
             Supported::Cipher(cipher) => push(&mut proposal.ciphers, cipher),

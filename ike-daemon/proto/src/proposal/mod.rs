@@ -8,7 +8,7 @@ mod transform;
 
 use std::fmt;
 
-use espada_common::sa::{Cipher, Integrity};
+use espada_common::sa::{Cipher, GcmIcv, Integrity};
 
 pub(crate) use explain::write_table;
 pub use explain::{Comparison, Mismatch, Offer, Suggestion, TypeComparison};
@@ -310,8 +310,8 @@ impl Proposal {
             Self {
                 protocol: Protocol::Ike,
                 ciphers: vec![
-                    Cipher::AesGcm16(256),
-                    Cipher::AesGcm16(128),
+                    Cipher::AesGcm(256, GcmIcv::Sixteen),
+                    Cipher::AesGcm(128, GcmIcv::Sixteen),
                     Cipher::ChaCha20Poly1305,
                 ],
                 integrities: Vec::new(),
@@ -346,8 +346,8 @@ impl Proposal {
             Self {
                 protocol: Protocol::Esp,
                 ciphers: vec![
-                    Cipher::AesGcm16(256),
-                    Cipher::AesGcm16(128),
+                    Cipher::AesGcm(256, GcmIcv::Sixteen),
+                    Cipher::AesGcm(128, GcmIcv::Sixteen),
                     Cipher::ChaCha20Poly1305,
                 ],
                 integrities: Vec::new(),

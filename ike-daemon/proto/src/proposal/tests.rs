@@ -66,6 +66,41 @@ fn reads_keywords_and_their_aliases() {
             "aes256-sha256-prfsha512-modp2048",
         ),
         (Protocol::Esp, "aes256gcm16", "aes256gcm16"),
+        (
+            Protocol::Esp,
+            "aes256gcm64-aes192gcm96-aes128gcm128",
+            "aes256gcm8-aes192gcm12-aes128gcm16",
+        ),
+        (
+            Protocol::Esp,
+            "aes192gcm-AES128GCM8",
+            "aes192gcm16-aes128gcm8",
+        ),
+        (
+            Protocol::Esp,
+            "aes_gcm256-aes_gcm_192-aes_gcm-128",
+            "aes256gcm16-aes192gcm16-aes128gcm16",
+        ),
+        (
+            Protocol::Esp,
+            "aes_gcm_a-256-aes_gcm_b_192-aes_gcm_c128",
+            "aes256gcm8-aes192gcm12-aes128gcm16",
+        ),
+        (
+            Protocol::Esp,
+            "aes_gcm_8_256-AES_GCM_12-192-aes_gcm_16_128-chacha20_poly1305",
+            "aes256gcm8-aes192gcm12-aes128gcm16-chacha20poly1305",
+        ),
+        (
+            Protocol::Ike,
+            "aes_gcm256-sha2_256-dh31",
+            "aes256gcm16-prfsha256-x25519",
+        ),
+        (
+            Protocol::Ike,
+            "aes256gcm8-aes192gcm16-prfsha256-x25519",
+            "aes256gcm8-aes192gcm16-prfsha256-x25519",
+        ),
         (Protocol::Esp, "aes256-sha1-noesn", "aes256-sha1"),
         (
             Protocol::Esp,
@@ -123,9 +158,17 @@ fn refusals_name_the_keyword_and_the_cure() {
         ),
         (
             Protocol::Esp,
-            "aes192gcm16",
-            "\"aes192gcm16\" (encryption) is known but not supported",
+            "aes192ccm16",
+            "\"aes192ccm16\" (encryption) is known but not supported",
         ),
+        (Protocol::Esp, "aes_gcm", "unknown keyword \"aes_gcm\""),
+        (
+            Protocol::Esp,
+            "aes256gcm4",
+            "unknown keyword \"aes256gcm4\"; did you mean \"aes256gcm",
+        ),
+        (Protocol::Esp, "aes_gcm-16", "unknown keyword"),
+        (Protocol::Esp, "aes256-128", "unknown keyword \"128\""),
         (
             Protocol::Ike,
             "aes256-sha256-dh24",
@@ -243,6 +286,14 @@ fn numbers_on_the_wire_are_those_of_iana() {
     assert_eq!(
         wire[0],
         raw(Protocol::Ike, &[(1, 20, 128), (2, 7, 0), (4, 31, 0)])
+    );
+    let wire = offered(&[esp("aes256gcm8-aes128gcm12-aes192gcm16")]);
+    assert_eq!(
+        wire[0],
+        raw(
+            Protocol::Esp,
+            &[(1, 18, 256), (1, 19, 128), (1, 20, 192), (5, 0, 0)]
+        )
     );
     let wire = offered(&[esp("aes192-sha512-ecp521-esn")]);
     assert_eq!(
@@ -389,6 +440,30 @@ fn none_and_missing_transforms() {
     assert!(select(&aead, &[(1, 20, 0), (5, 0, 0)]).is_err());
     // Unknown transform types make a proposal unacceptable.
     assert!(select(&aead, &[(1, 20, 256), (5, 0, 0), (6, 0, 0)]).is_err());
+}
+
+/// Key length and ICV are chosen as they are offered: neither stands for another.
+#[test]
+fn icvs_and_key_lengths_of_aes_gcm() {
+    let every = "aes256gcm16-aes128gcm16-aes192gcm16-aes256gcm12-aes192gcm12-aes128gcm12-\
+                 aes256gcm8-aes192gcm8-aes128gcm8";
+    for one in every.split('-') {
+        let theirs = offered(&[esp(one)]);
+        let selection = select_esp(&[esp(every)], &theirs, Groups::Ignored, None).unwrap();
+        assert_eq!(selection.suite.suite.to_string(), one);
+        let answer = raw(Protocol::Esp, &[(1, 17, 256), (5, 0, 0)]);
+        assert!(verify_esp(&[esp(one)], &answer, Groups::Ignored).is_err());
+        for other in every.split('-').filter(|other| *other != one) {
+            assert!(select_esp(&[esp(other)], &theirs, Groups::Ignored, None).is_err());
+        }
+    }
+    let mismatch = select_ike(
+        &[ike("aes256gcm16-prfsha256-x25519")],
+        &offered(&[ike("aes256gcm8-prfsha256-x25519")]),
+        None,
+    );
+    let mismatch = mismatch.unwrap_err().to_string();
+    assert!(mismatch.contains("aes256gcm8"), "{mismatch}");
 }
 
 #[test]

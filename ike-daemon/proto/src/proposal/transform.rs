@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use espada_common::sa::{Cipher, Integrity};
+use espada_common::sa::{Cipher, GcmIcv, Integrity};
 
 use super::{DhGroup, Esn, Prf};
 
@@ -79,6 +79,8 @@ pub struct Transform {
 pub(super) const NONE: u16 = 0;
 
 const ENCR_AES_CBC: u16 = 12;
+const ENCR_AES_GCM_8: u16 = 18;
+const ENCR_AES_GCM_12: u16 = 19;
 const ENCR_AES_GCM_16: u16 = 20;
 const ENCR_CHACHA20_POLY1305: u16 = 28;
 
@@ -86,7 +88,9 @@ impl From<Cipher> for Transform {
     fn from(cipher: Cipher) -> Self {
         let (id, key_len) = match cipher {
             Cipher::AesCbc(bits) => (ENCR_AES_CBC, Some(bits)),
-            Cipher::AesGcm16(bits) => (ENCR_AES_GCM_16, Some(bits)),
+            Cipher::AesGcm(bits, GcmIcv::Eight) => (ENCR_AES_GCM_8, Some(bits)),
+            Cipher::AesGcm(bits, GcmIcv::Twelve) => (ENCR_AES_GCM_12, Some(bits)),
+            Cipher::AesGcm(bits, GcmIcv::Sixteen) => (ENCR_AES_GCM_16, Some(bits)),
             // RFC 7634 section 2: the key has one length, so the attribute is not sent.
             Cipher::ChaCha20Poly1305 => (ENCR_CHACHA20_POLY1305, None),
         };
@@ -153,25 +157,10 @@ impl From<Esn> for Transform {
 impl Transform {
     /// Every transform we can do.
     fn supported() -> impl Iterator<Item = Supported> {
-        let ciphers = [
-            Cipher::AesGcm16(128),
-            Cipher::AesGcm16(256),
-            Cipher::ChaCha20Poly1305,
-            Cipher::AesCbc(128),
-            Cipher::AesCbc(192),
-            Cipher::AesCbc(256),
-        ];
-        let integrities = [
-            Integrity::HmacSha1_96,
-            Integrity::HmacSha256_128,
-            Integrity::HmacSha384_192,
-            Integrity::HmacSha512_256,
-        ];
-        ciphers
-            .into_iter()
+        Cipher::all()
             .map(Supported::Cipher)
             .chain(Prf::ALL.into_iter().map(Supported::Prf))
-            .chain(integrities.into_iter().map(Supported::Integrity))
+            .chain(Integrity::ALL.into_iter().map(Supported::Integrity))
             .chain(DhGroup::ALL.into_iter().map(Supported::Group))
             .chain([Esn::No, Esn::Yes].into_iter().map(Supported::Esn))
     }
@@ -234,10 +223,10 @@ const NAMED: &[(TransformType, u16, &str)] = &[
     (TransformType::Encryption, 16, "aes*ccm16"),
     (TransformType::Encryption, 16, "aes*ccm128"),
     (TransformType::Encryption, 16, "aes*ccm"),
-    (TransformType::Encryption, 18, "aes*gcm8"),
-    (TransformType::Encryption, 18, "aes*gcm64"),
-    (TransformType::Encryption, 19, "aes*gcm12"),
-    (TransformType::Encryption, 19, "aes*gcm96"),
+    (TransformType::Encryption, ENCR_AES_GCM_8, "aes*gcm8"),
+    (TransformType::Encryption, ENCR_AES_GCM_8, "aes*gcm64"),
+    (TransformType::Encryption, ENCR_AES_GCM_12, "aes*gcm12"),
+    (TransformType::Encryption, ENCR_AES_GCM_12, "aes*gcm96"),
     (TransformType::Encryption, ENCR_AES_GCM_16, "aes*gcm16"),
     (TransformType::Encryption, ENCR_AES_GCM_16, "aes*gcm128"),
     (TransformType::Encryption, ENCR_AES_GCM_16, "aes*gcm"),

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::time::Instant;
 
 use espada_common::sa::{
-    ChildSaId, Cipher, Encapsulation, EspSuite, Integrity, Mode, Share, TrafficSelector,
+    ChildSaId, Cipher, Encapsulation, EspSuite, GcmIcv, Integrity, Mode, Share, TrafficSelector,
 };
 use zeroize::Zeroizing;
 
@@ -103,9 +103,11 @@ impl Out {
 
     fn cipher(&mut self, cipher: Cipher, integrity: Option<Integrity>) {
         let (kind, bits) = match cipher {
-            Cipher::AesGcm16(bits) => (1, bits),
+            Cipher::AesGcm(bits, GcmIcv::Sixteen) => (1, bits),
             Cipher::ChaCha20Poly1305 => (2, 256),
             Cipher::AesCbc(bits) => (3, bits),
+            Cipher::AesGcm(bits, GcmIcv::Eight) => (4, bits),
+            Cipher::AesGcm(bits, GcmIcv::Twelve) => (5, bits),
         };
         self.u8(kind);
         self.u16(bits);
@@ -240,9 +242,11 @@ pub(super) fn identity(reader: &mut Reader<'_>) -> Result<Identity, DecodeError>
 
 fn cipher(reader: &mut Reader<'_>) -> Result<(Cipher, Option<Integrity>), DecodeError> {
     let cipher = match (reader.u8()?, reader.u16()?) {
-        (1, bits @ (128 | 192 | 256)) => Cipher::AesGcm16(bits),
+        (1, bits @ (128 | 192 | 256)) => Cipher::AesGcm(bits, GcmIcv::Sixteen),
         (2, 256) => Cipher::ChaCha20Poly1305,
         (3, bits @ (128 | 192 | 256)) => Cipher::AesCbc(bits),
+        (4, bits @ (128 | 192 | 256)) => Cipher::AesGcm(bits, GcmIcv::Eight),
+        (5, bits @ (128 | 192 | 256)) => Cipher::AesGcm(bits, GcmIcv::Twelve),
         _ => return Err(invalid("an unknown cipher")),
     };
     let integrity = match reader.u8()? {
@@ -344,4 +348,20 @@ pub(super) fn child(
         expires,
         replaced,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_suite_is_read_back() {
+        for suite in EspSuite::all() {
+            let mut out = Out::new();
+            out.cipher(suite.cipher, suite.integrity);
+            let written = out.finish().unwrap();
+            let read = cipher(&mut Reader::new(&written, "suite")).unwrap();
+            assert_eq!(read, (suite.cipher, suite.integrity));
+        }
+    }
 }

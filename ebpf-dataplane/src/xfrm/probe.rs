@@ -303,6 +303,7 @@ pub fn explain_suite(suite: &EspSuite, error: Option<&NetlinkError>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::xfrm::wire::{self, Body, SaInfo, attribute};
 
     #[test]
     fn a_kernel_without_xfrm_says_so_everywhere() {
@@ -310,6 +311,23 @@ mod tests {
         assert_eq!(probe.usable(), Err("no XFRM".into()));
         let suite = esp(&(Cipher::AesGcm(128, GcmIcv::Sixteen), None));
         assert_eq!(probe.suite(&suite), Err("no XFRM".into()));
+    }
+
+    #[test]
+    fn the_kernel_is_told_the_icv_in_bits() {
+        for (icv, bits) in [
+            (GcmIcv::Eight, 64u32),
+            (GcmIcv::Twelve, 96),
+            (GcmIcv::Sixteen, 128),
+        ] {
+            let sa = sample(&esp(&(Cipher::AesGcm(192, icv), None)), false).unwrap();
+            let body = state::algorithms(Body::new(&SaInfo::default()), &sa, &sa.outbound);
+            let (_, attributes) = wire::split::<SaInfo>(body.octets()).unwrap();
+            let aead = attributes.find(attribute::ALG_AEAD).unwrap();
+            assert!(aead.starts_with(b"rfc4106(gcm(aes))\0"));
+            let lengths = [(192 + 32u32).to_ne_bytes(), bits.to_ne_bytes()];
+            assert_eq!(aead[64..72], *lengths.as_flattened());
+        }
     }
 
     #[test]

@@ -237,7 +237,8 @@ pub fn describe(sa: &ChildSa, side: Side, settings: &Settings<'_>) -> Body {
     body
 }
 
-fn algorithms(body: Body, sa: &ChildSa, half: &HalfSa) -> Body {
+/// Appends cipher and integrity algorithm with their keys.
+pub fn algorithms(body: Body, sa: &ChildSa, half: &HalfSa) -> Body {
     let cipher = sa.suite.cipher;
     let key = half.encryption_key.expose();
     let name = algorithm_name(cipher_name(cipher));

@@ -142,6 +142,12 @@ agreeing! {
         "aes256-sha1-modp1024", "aes256-sha1", "insecure = true", [Espada, StrongSwan];
     aes128_gcm_ecp384: Wan::Switch,
         "aes128gcm16-prfsha384-ecp384", "aes128gcm16", "", [Espada, StrongSwan];
+    aes256_gcm_icv8: Wan::Switch,
+        "aes256gcm8-prfsha256-x25519", "aes256gcm8", "", [Espada, StrongSwan];
+    aes128_gcm_icv12: Wan::Switch,
+        "aes128gcm12-prfsha256-x25519", "aes128gcm12", "", [Espada];
+    aes192_gcm: Wan::Switch,
+        "aes192gcm16-prfsha256-x25519", "aes192gcm16", "", [StrongSwan];
     chacha20_ecp256: Wan::Switch,
         "chacha20poly1305-prfsha256-ecp256", "aes256-sha512", "", [Espada];
     modp3072_sha384: Wan::Switch,

@@ -37,6 +37,8 @@ cases! { Kernel;
     native_gcm_begins: Switch, Peer, ["aes256gcm16-prfsha256-x25519", "aes256gcm16-x25519"], GCM_PEER;
     native_gcm_esn: Switch, Espada, ["aes256gcm16-prfsha256-x25519", "aes128gcm16-esn"],
         ["aes_gcm256-sha2_256-dh31", "aes_gcm128", "esn=yes"];
+    native_gcm_aes192_icv12: Switch, Espada, ["aes256gcm16-prfsha256-x25519", "aes192gcm12"],
+        ["aes_gcm256-sha2_256-dh31", "aes_gcm_12_192", "esn=no"];
     azure_custom_policy: Switch, Espada, ["aes256-sha256-modp2048", "aes256-sha256"],
         ["aes256-sha2_256-modp2048", "aes256-sha2_256", "esn=no"];
     native_chacha20: Switch, Espada, ["aes256gcm16-prfsha256-ecp256", "chacha20poly1305"],

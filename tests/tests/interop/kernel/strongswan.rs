@@ -54,6 +54,7 @@ impl Kind for Six {
 
 const GCM: [&str; 2] = ["aes256gcm16-prfsha256-x25519", "aes256gcm16"];
 const GCM_ESN: [&str; 2] = ["aes256gcm16-prfsha256-x25519", "aes128gcm16-esn"];
+const GCM_ICV8_ESN: [&str; 2] = ["aes256gcm8-prfsha256-x25519", "aes256gcm8-esn"];
 const AZURE: [&str; 2] = ["aes256-sha256-modp2048", "aes256-sha256"];
 const CHACHA20: [&str; 2] = ["chacha20poly1305-prfsha256-x25519", "chacha20poly1305"];
 const CHACHA20_ESN: [&str; 2] = ["aes256gcm16-prfsha256-x25519", "chacha20poly1305-esn"];
@@ -65,6 +66,7 @@ mod five {
         native_gcm: Switch, Espada, GCM, SAME;
         native_gcm_begins: Switch, Peer, GCM, SAME;
         native_gcm_esn: Switch, Espada, GCM_ESN, SAME;
+        native_gcm_icv8_esn: Switch, Espada, GCM_ICV8_ESN, SAME;
         azure_custom_policy: Switch, Espada, AZURE, SAME;
         cbc_sha1_esn_begins: Switch, Peer, ["aes128-sha256-ecp256", "aes128-sha1-esn"], SAME;
         cbc_sha384: Switch, Espada, ["aes256-sha384-ecp384", "aes256-sha384"], SAME;

@@ -42,7 +42,7 @@ impl Cipher {
     /// Every cipher, with every key length and ICV.
     pub fn all() -> impl Iterator<Item = Self> {
         const BITS: [u16; 3] = [128, 192, 256];
-        const ICVS: [GcmIcv; 3] = [GcmIcv::Eight, GcmIcv::Twelve, GcmIcv::Sixteen];
+        const ICVS: [GcmIcv; 3] = [GcmIcv::Sixteen, GcmIcv::Twelve, GcmIcv::Eight];
         let gcm = ICVS
             .into_iter()
             .flat_map(|icv| BITS.map(|bits| Self::AesGcm(bits, icv)));

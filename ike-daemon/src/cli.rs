@@ -3,8 +3,10 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use espada_common::sa::EspSuite;
 use espada_dataplane::bench;
 
 use crate::config::{self, SecretsPolicy};
@@ -135,12 +137,23 @@ enum Command {
 
 #[derive(Subcommand)]
 enum Bench {
-    /// ESP encapsulation and decapsulation of bursts in memory, on one core.
-    Engine {
-        /// JSON instead of a table.
-        #[arg(long)]
-        json: bool,
-    },
+    /// The userspace engine: ESP encapsulation and decapsulation of bursts in memory, on one core.
+    Engine(Measured),
+    /// Its ciphers alone, with the instructions that this processor has for each.
+    Crypto(Measured),
+}
+
+#[derive(clap::Args)]
+struct Measured {
+    /// JSON instead of a table.
+    #[arg(long)]
+    json: bool,
+    /// How long to measure, everything together.
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
+    seconds: u16,
+    /// Only this ESP suite, such as aes256gcm16; may be repeated.
+    #[arg(long = "suite", value_name = "NAME", value_parser = bench::suite)]
+    suites: Vec<EspSuite>,
 }
 
 /// Runs the program with the arguments it was started with.
@@ -206,8 +219,11 @@ fn run(command: Command) -> anyhow::Result<Exit> {
             json,
         } => examine(&interfaces, config.as_deref(), json),
         Command::Bench {
-            what: Bench::Engine { json },
-        } => bench_engine(json),
+            what: Bench::Engine(measured),
+        } => measure(measured, bench::engine),
+        Command::Bench {
+            what: Bench::Crypto(measured),
+        } => measure(measured, bench::crypto),
         Command::Version => {
             writeln!(io::stdout(), "espada {}", env!("CARGO_PKG_VERSION"))?;
             Ok(Exit::Success)
@@ -326,9 +342,19 @@ fn examine(interfaces: &[String], config: Option<&Path>, json: bool) -> anyhow::
     })
 }
 
-fn bench_engine(json: bool) -> anyhow::Result<Exit> {
-    let rows = bench::engine(&bench::Options::default())?;
-    if json {
+fn measure(
+    measured: Measured,
+    bench: impl Fn(&bench::Options) -> Result<Vec<bench::Row>, bench::BenchError>,
+) -> anyhow::Result<Exit> {
+    let mut options = bench::Options {
+        duration: Duration::from_secs(measured.seconds.into()),
+        ..bench::Options::default()
+    };
+    if !measured.suites.is_empty() {
+        options.suites = measured.suites;
+    }
+    let rows = bench(&options)?;
+    if measured.json {
         writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&rows)?)?;
     } else {
         write!(io::stdout(), "{}", bench::Table(&rows))?;

@@ -53,6 +53,15 @@ impl AesCbc {
         })))
     }
 
+    /// Names the instructions it is made of.
+    pub fn instructions(&self) -> &'static str {
+        match &self.0 {
+            Implementation::Crates(_) => "portable",
+            #[cfg(target_arch = "x86_64")]
+            Implementation::Burst(aes) => aes.instructions(),
+        }
+    }
+
     /// Encrypts every chain of the burst in place, as many at a time as the processor likes.
     pub fn encrypt<'a>(&self, burst: impl Iterator<Item = Chain<'a>>) {
         match &self.0 {

@@ -77,6 +77,16 @@ impl Hmac {
         })
     }
 
+    /// Names the instructions that take full bursts.
+    pub fn instructions(&self) -> &'static str {
+        match &self.0 {
+            Keyed::Sha1(state) => state.functions.instructions(),
+            Keyed::Sha256(state) => state.functions.instructions(),
+            Keyed::Sha384(state) => state.functions.instructions(),
+            Keyed::Sha512(state) => state.functions.instructions(),
+        }
+    }
+
     /// Works on every job of the burst, several at a time.
     pub fn process<'a>(&self, burst: impl Iterator<Item = Job<'a>>) {
         match &self.0 {
@@ -115,6 +125,15 @@ impl<H: Hash> Functions<H> {
             wide: H::wide(features).filter(|(lanes, _)| H::worth_wide(features) <= *lanes),
             worth_wide: H::worth_wide(features),
             pair: H::pair(features),
+        }
+    }
+
+    fn instructions(&self) -> &'static str {
+        match (self.wide, self.pair) {
+            (Some((lanes, _)), _) if lanes * size_of::<H::Word>() == 64 => "avx512",
+            (Some(_), _) => "avx2",
+            (None, Some(_)) => "sha-ni",
+            (None, None) => "portable",
         }
     }
 

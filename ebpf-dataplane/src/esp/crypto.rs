@@ -33,6 +33,20 @@ pub struct Job {
     pub(super) head: usize,
 }
 
+impl Job {
+    /// A packet that belongs to no SA's table.
+    pub(crate) fn alone(frame: Frame, seq: u64) -> Self {
+        Self {
+            frame,
+            seq,
+            ok: false,
+            slot: 0,
+            order: 0,
+            head: 0,
+        }
+    }
+}
+
 /// Brings jobs of one SA together, in their order. Does nothing when they are already.
 pub(super) fn group(jobs: &mut [Job]) {
     if !jobs.is_sorted_by_key(|job| job.slot) {
@@ -48,6 +62,10 @@ pub trait EspCrypto: Send {
     /// Verifies the ICV, then decrypts in place. The octets of a job left with `ok == false`
     /// are unspecified.
     fn open(&mut self, jobs: &mut [Job]);
+
+    /// Names what takes full bursts of packets with `len` encrypted octets: instructions, or a
+    /// crate.
+    fn instructions(&self, len: usize) -> String;
 }
 
 /// Whether the ciphers here carry `suite`: all that there is.
@@ -145,6 +163,10 @@ impl EspCrypto for Gcm {
     fn open(&mut self, jobs: &mut [Job]) {
         Self::burst(jobs, |packets| self.0.open(packets));
     }
+
+    fn instructions(&self, _: usize) -> String {
+        gcm::backend().to_string()
+    }
 }
 
 /// RFC 7634 section 2.1: with extended sequence numbers the AAD is the SPI and all 64 bits, although
@@ -199,6 +221,10 @@ impl EspCrypto for ChaCha {
     fn open(&mut self, jobs: &mut [Job]) {
         let packets = jobs.iter_mut().filter_map(|job| self.packet(job, None));
         self.cipher.open(packets);
+    }
+
+    fn instructions(&self, len: usize) -> String {
+        self.cipher.instructions(len).to_owned()
     }
 }
 
@@ -303,6 +329,11 @@ impl EspCrypto for CbcHmac {
             chain
         }));
     }
+
+    fn instructions(&self, _: usize) -> String {
+        let (cipher, mac) = (self.cipher.instructions(), self.mac.instructions());
+        format!("{cipher}, {mac}")
+    }
 }
 
 /// CBC wants IVs that nobody can predict (RFC 3602 section 3), or chosen plaintext can be tested
@@ -344,14 +375,7 @@ mod tests {
     fn job(packet: &[u8], seq: u64) -> Job {
         let mut frame = Arena::new(1, 2048).unwrap().take(1).get().unwrap();
         frame.append(packet.len()).unwrap().copy_from_slice(packet);
-        Job {
-            frame,
-            seq,
-            ok: false,
-            slot: 0,
-            order: 0,
-            head: 0,
-        }
+        Job::alone(frame, seq)
     }
 
     fn keys(encryption: &[u8], integrity: &[u8]) -> HalfSa {

@@ -27,6 +27,7 @@ type Schedule = [[u8; BLOCK]; KEYS];
 pub(super) struct Aes {
     encryption: Schedule,
     decryption: Schedule,
+    instructions: &'static str,
     lanes: usize,
     encrypt: Encrypt,
     decrypt: Decrypt,
@@ -45,23 +46,33 @@ impl Aes {
         if !features.aes() {
             return None;
         }
-        let (lanes, encrypt, decrypt): (usize, [Encrypt; 3], [Decrypt; 3]) = if features.vaes512() {
+        type Functions = ([Encrypt; 3], [Decrypt; 3]);
+        let (instructions, lanes, (encrypt, decrypt)): (_, _, Functions) = if features.vaes512() {
             (
+                "vaes512",
                 16,
-                [encrypt_512::<10>, encrypt_512::<12>, encrypt_512::<14>],
-                [decrypt_512::<10>, decrypt_512::<12>, decrypt_512::<14>],
+                (
+                    [encrypt_512::<10>, encrypt_512::<12>, encrypt_512::<14>],
+                    [decrypt_512::<10>, decrypt_512::<12>, decrypt_512::<14>],
+                ),
             )
         } else if features.vaes256() {
             (
+                "vaes256",
                 16,
-                [encrypt_256::<10>, encrypt_256::<12>, encrypt_256::<14>],
-                [decrypt_256::<10>, decrypt_256::<12>, decrypt_256::<14>],
+                (
+                    [encrypt_256::<10>, encrypt_256::<12>, encrypt_256::<14>],
+                    [decrypt_256::<10>, decrypt_256::<12>, decrypt_256::<14>],
+                ),
             )
         } else {
             (
+                "aesni",
                 8,
-                [encrypt_128::<10>, encrypt_128::<12>, encrypt_128::<14>],
-                [decrypt_128::<10>, decrypt_128::<12>, decrypt_128::<14>],
+                (
+                    [encrypt_128::<10>, encrypt_128::<12>, encrypt_128::<14>],
+                    [decrypt_128::<10>, decrypt_128::<12>, decrypt_128::<14>],
+                ),
             )
         };
         let which = match key.len() {
@@ -73,6 +84,7 @@ impl Aes {
         let mut aes = Self {
             encryption: [[0; BLOCK]; KEYS],
             decryption: [[0; BLOCK]; KEYS],
+            instructions,
             lanes,
             encrypt: encrypt[which],
             decrypt: decrypt[which],
@@ -80,6 +92,11 @@ impl Aes {
         // SAFETY: the processor has the AES instructions.
         unsafe { expand(key, &mut aes.encryption, &mut aes.decryption) };
         Some(aes)
+    }
+
+    /// Names the instructions.
+    pub(super) fn instructions(&self) -> &'static str {
+        self.instructions
     }
 
     /// Packets to encrypt at a time.

@@ -74,6 +74,14 @@ impl Burst {
         })
     }
 
+    /// Names the instructions.
+    pub(super) fn instructions(&self) -> &'static str {
+        match self.stream.lanes() {
+            COLUMNS => "avx512",
+            _ => "avx2",
+        }
+    }
+
     /// Encrypts a burst; `alone` takes the packets that are better off one by one.
     pub(super) fn seal<'a>(
         &self,

@@ -66,14 +66,7 @@ fn sealed(
     packet.extend(plain);
     packet.resize(packet.len() + geometry.icv, 0);
     let frame = b.frame(&packet, Meta::default());
-    let mut jobs = [Job {
-        frame,
-        seq,
-        ok: false,
-        slot: 0,
-        order: 0,
-        head: 0,
-    }];
+    let mut jobs = [Job::alone(frame, seq)];
     crypto::new(&sa.suite, &sa.outbound)
         .unwrap()
         .seal(&mut jobs);

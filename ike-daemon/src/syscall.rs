@@ -335,9 +335,13 @@ struct CapabilityData {
 /// `_LINUX_CAPABILITY_VERSION_3`: two words a set.
 const CAPABILITY_VERSION: u32 = 0x2008_0522;
 
+/// CAP_SYS_NICE: threads that go before others.
+const REALTIME: u32 = 23;
+
 /// Gives up every capability that is not in `KEPT`, for this thread and all it starts later,
-/// and the way back to them.
-pub fn drop_privileges() -> io::Result<()> {
+/// and the way back to them. `realtime`: those may be real-time threads.
+pub fn drop_privileges(realtime: bool) -> io::Result<()> {
+    let kept = || KEPT.iter().copied().chain(realtime.then_some(REALTIME));
     let mut header = CapabilityHeader {
         version: CAPABILITY_VERSION,
         pid: 0,
@@ -348,7 +352,7 @@ pub fn drop_privileges() -> io::Result<()> {
     let got = unsafe { libc::syscall(libc::SYS_capget, header_place, sets.as_mut_ptr()) };
     check(got as libc::c_int)?;
     for capability in 0..64 {
-        if KEPT.contains(&capability) {
+        if kept().any(|other| other == capability) {
             continue;
         }
         // SAFETY: plain values. Numbers the kernel does not know give EINVAL, and without
@@ -364,11 +368,10 @@ pub fn drop_privileges() -> io::Result<()> {
         };
     }
     for (word, set) in sets.iter_mut().enumerate() {
-        let kept = KEPT
-            .iter()
-            .filter(|bit| **bit as usize / 32 == word)
+        let mask = kept()
+            .filter(|bit| *bit as usize / 32 == word)
             .fold(0, |mask, bit| mask | 1 << (bit % 32));
-        set.permitted &= kept;
+        set.permitted &= mask;
         set.effective = set.permitted;
         set.inheritable = 0;
     }

@@ -18,7 +18,7 @@ use crate::engine::Engine;
 use crate::esp;
 use crate::frontend::FrontEnd;
 use crate::netlink::Netlink;
-use crate::userspace::{self, UserspaceEngine, XskMode, XskStatus};
+use crate::userspace::{self, UserspaceEngine, Workers, XskMode, XskStatus};
 use crate::wake::{Suspicion, Wake};
 use crate::xfrm::{self, XfrmEngine};
 
@@ -92,8 +92,8 @@ pub struct Config {
     pub front_end: Option<FrontEnd>,
     /// AF_XDP for native ESP of the userspace engine.
     pub xsk: XskMode,
-    /// Processors of the userspace engine's outbound and inbound worker.
-    pub pin: Option<[usize; 2]>,
+    /// How the userspace engine's workers run.
+    pub workers: Workers,
     /// Marks and hardware of the XFRM engine.
     pub xfrm: xfrm::Options,
     /// Where events go. Called from the engines' threads.
@@ -155,7 +155,7 @@ impl Plane {
                     esp: config.esp,
                     front_end: front_end.clone(),
                     xsk: config.xsk,
-                    pin: config.pin,
+                    workers: config.workers,
                     sink: Arc::clone(&config.sink),
                     suspicion: suspicion.clone(),
                 })

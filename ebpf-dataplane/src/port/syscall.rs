@@ -511,6 +511,20 @@ pub fn pin_thread(cpu: usize) -> io::Result<()> {
     }
 }
 
+/// Has the calling thread run before all that are not real-time ones, in turns with its like. The
+/// kernel still leaves the others some time.
+pub fn run_before_others() -> io::Result<()> {
+    let lowest = libc::sched_param { sched_priority: 1 };
+    // SAFETY: the kernel copies the struct; 0 is the calling thread.
+    let result =
+        unsafe { libc::sched_setscheduler(0, libc::SCHED_RR | libc::SCHED_RESET_ON_FORK, &lowest) };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
 /// Moves the calling thread (and threads it starts from now on) to another network namespace.
 #[cfg(test)]
 pub fn enter_network_namespace(namespace: std::fs::File) -> io::Result<()> {

@@ -48,12 +48,31 @@ pub struct Config {
     pub front_end: Option<SharedFrontEnd>,
     /// AF_XDP for native ESP.
     pub xsk: XskMode,
-    /// Processors of the outbound and the inbound worker.
-    pub pin: Option<[usize; 2]>,
+    /// How the workers run.
+    pub workers: Workers,
     /// Where events go. Called from the workers.
     pub sink: EventSink,
     /// Raised when a packet did not fit its path.
     pub suspicion: Suspicion,
+}
+
+/// How the outbound and the inbound worker run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Workers {
+    /// Their processors; by default wherever the kernel puts them.
+    pub processors: Option<[usize; 2]>,
+    /// Before whatever else runs on the machine (SCHED_RR), as the kernel's own packet work does.
+    /// Packets otherwise wait for other threads' turns to end, milliseconds each.
+    pub realtime: bool,
+}
+
+impl Default for Workers {
+    fn default() -> Self {
+        Self {
+            processors: None,
+            realtime: true,
+        }
+    }
 }
 
 /// Whether native ESP goes past the kernel.
@@ -169,7 +188,10 @@ impl UserspaceEngine {
             .reader()
             .and_then(|reader| Ok((reader, tun.writer()?, tun.writer()?)))
             .map_err(half)?;
-        let [out_cpu, in_cpu] = config.pin.map_or([None, None], |cpus| cpus.map(Some));
+        let [out_place, in_place] = [0, 1].map(|worker| worker::Place {
+            processor: config.workers.processors.map(|both| both[worker]),
+            realtime: config.workers.realtime,
+        });
         let inbound = worker::inbound(
             InboundParts {
                 engine: Inbound::new(config.esp, Arc::clone(&stats)),
@@ -181,7 +203,7 @@ impl UserspaceEngine {
                 stats: Arc::clone(&stats),
                 sink: Arc::clone(&config.sink),
             },
-            in_cpu,
+            in_place,
         )?;
         let outbound = worker::outbound(
             OutboundParts {
@@ -197,7 +219,7 @@ impl UserspaceEngine {
                 sink: config.sink,
                 mtu_suspect: config.suspicion,
             },
-            out_cpu,
+            out_place,
         )?;
         Ok(Self {
             interface: Interface {

@@ -86,21 +86,46 @@ impl Drop for Handle {
     }
 }
 
-/// Starts a worker thread called `name`, on processor `cpu` if given.
+/// Where and when a worker runs.
+#[derive(Clone, Copy)]
+pub struct Place {
+    /// Its processor, if it has a fixed one.
+    pub processor: Option<usize>,
+    /// Before threads that are not real-time ones.
+    pub realtime: bool,
+}
+
+impl Place {
+    /// Takes it with the calling thread. What the system does not allow is told and done without.
+    fn take(self) {
+        if let Some(processor) = self.processor
+            && let Err(error) = syscall::pin_thread(processor)
+        {
+            tracing::warn!(processor, %error, "cannot pin a worker to its processor");
+        }
+        if self.realtime
+            && let Err(error) = syscall::run_before_others()
+        {
+            tracing::info!(
+                %error,
+                "workers share processors with other threads on equal terms: packets may wait for \
+                 milliseconds; real-time scheduling takes CAP_SYS_NICE"
+            );
+        }
+    }
+}
+
+/// Starts a worker thread called `name`.
 fn spawn(
     name: &str,
-    cpu: Option<usize>,
+    place: Place,
     body: impl FnOnce(Receiver<Order>, Wake) -> io::Result<()> + Send + 'static,
 ) -> Result<Handle, BackendError> {
     let (orders, receiver) = channel();
     let wake = Wake::new()?;
     let own = wake.clone();
     let run = move || {
-        if let Some(cpu) = cpu
-            && let Err(error) = syscall::pin_thread(cpu)
-        {
-            tracing::warn!(cpu, %error, "cannot pin a worker to its processor");
-        }
+        place.take();
         if let Err(error) = body(receiver, own) {
             tracing::error!(%error, "a worker thread stopped: no traffic passes in its direction");
         }
@@ -144,8 +169,8 @@ pub struct OutboundParts {
 }
 
 /// Starts the outbound worker.
-pub fn outbound(mut parts: OutboundParts, cpu: Option<usize>) -> Result<Handle, BackendError> {
-    spawn("espada-out", cpu, move |orders, wake| {
+pub fn outbound(mut parts: OutboundParts, place: Place) -> Result<Handle, BackendError> {
+    spawn("espada-out", place, move |orders, wake| {
         let mut poller = Poller::new()?;
         poller.add(wake.as_fd(), WAKE)?;
         poller.add(parts.tun.as_fd(), 0)?;
@@ -245,8 +270,8 @@ pub struct InboundParts {
 }
 
 /// Starts the inbound worker.
-pub fn inbound(mut parts: InboundParts, cpu: Option<usize>) -> Result<Handle, BackendError> {
-    spawn("espada-in", cpu, move |orders, wake| {
+pub fn inbound(mut parts: InboundParts, place: Place) -> Result<Handle, BackendError> {
+    spawn("espada-in", place, move |orders, wake| {
         let mut poller = Poller::new()?;
         poller.add(wake.as_fd(), WAKE)?;
         let sources = (parts.udp.iter().map(AsFd::as_fd))

@@ -83,6 +83,8 @@ pub struct DataplaneConfig {
     pub front_end: FrontEndMode,
     /// `xsk`.
     pub xsk: XskMode,
+    /// `realtime`: the userspace engine's workers run before other threads.
+    pub realtime: bool,
     /// `keystream_ahead`: the eBPF engine's keystream is prepared in userspace.
     pub keystream_ahead: bool,
     /// `xfrm_mark`, `xfrm_output_mark` and `xfrm_offload`.
@@ -99,6 +101,7 @@ impl Default for DataplaneConfig {
             mss_clamp: true,
             front_end: FrontEndMode::Auto,
             xsk: XskMode::Auto,
+            realtime: true,
             keystream_ahead: false,
             xfrm: xfrm::Options::default(),
         }
@@ -225,6 +228,7 @@ const DATAPLANE_KEYS: &[&str] = &[
     "mss_clamp",
     "front_end",
     "xsk",
+    "realtime",
     "keystream_ahead",
     "xfrm_mark",
     "xfrm_output_mark",
@@ -357,6 +361,9 @@ fn read_dataplane(table: &Table<'_, '_>) -> DataplaneConfig {
     }
     if let Some(mode) = table.choice("xsk", &[("auto", XskMode::Auto), ("off", XskMode::Off)]) {
         config.xsk = mode.value;
+    }
+    if let Some(realtime) = table.boolean("realtime") {
+        config.realtime = realtime.value;
     }
     if let Some(ahead) = table.boolean("keystream_ahead") {
         config.keystream_ahead = ahead.value;

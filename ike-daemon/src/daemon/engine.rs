@@ -9,7 +9,7 @@ use espada_dataplane::backend::EventSink;
 use espada_dataplane::esp;
 use espada_dataplane::frontend::FrontEnd;
 use espada_dataplane::plane::{self, EngineKind};
-use espada_dataplane::userspace;
+use espada_dataplane::userspace::{self, Workers};
 
 use super::plane::{Observer, Plane, Unobserved};
 use super::wan::{self, Watched};
@@ -55,7 +55,10 @@ pub fn start(
             XskMode::Auto => userspace::XskMode::Auto,
             XskMode::Off => userspace::XskMode::Off,
         },
-        pin: None,
+        workers: Workers {
+            realtime: settings.realtime,
+            ..Workers::default()
+        },
         xfrm: settings.xfrm,
         sink,
     })

@@ -102,7 +102,7 @@ async fn start(config: GatewayConfig, instance: &Instance) -> anyhow::Result<Exi
             return Ok(Exit::Failure);
         }
     };
-    syscall::drop_privileges()?;
+    syscall::drop_privileges(config.dataplane.realtime)?;
 
     let (sink, events) = event_channel();
     let plane = match engine::start(&config, prepared, sockets.clone_nat()?, sink) {

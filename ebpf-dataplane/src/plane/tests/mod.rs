@@ -165,7 +165,7 @@ fn start_behind(pair: &Pair, side: usize, sink: EventSink, mode: Option<ModeChoi
             esp: esp::Config::default(),
             front_end,
             xsk: XskMode::Auto,
-            pin: None,
+            workers: crate::userspace::Workers::default(),
             xfrm: crate::xfrm::Options::default(),
             sink,
         })

@@ -292,7 +292,7 @@ pub fn start_plane(pair: &Hosts, side: usize, kind: EngineKind) -> Plane {
             esp: crate::esp::Config::default(),
             front_end,
             xsk: XskMode::Off,
-            pin: None,
+            workers: crate::userspace::Workers::default(),
             xfrm: crate::xfrm::Options::default(),
             sink: quiet(),
         })

@@ -268,6 +268,11 @@ impl Espada {
         self.command(&["up", CONNECTION])
     }
 
+    /// The daemon's process.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
     /// `espada down`.
     pub fn down(&self) -> Result<String> {
         self.command(&["down", CONNECTION])

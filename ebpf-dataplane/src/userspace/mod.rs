@@ -57,22 +57,13 @@ pub struct Config {
 }
 
 /// How the outbound and the inbound worker run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Workers {
     /// Their processors; by default wherever the kernel puts them.
     pub processors: Option<[usize; 2]>,
     /// Before whatever else runs on the machine (SCHED_RR), as the kernel's own packet work does.
     /// Packets otherwise wait for other threads' turns to end, milliseconds each.
     pub realtime: bool,
-}
-
-impl Default for Workers {
-    fn default() -> Self {
-        Self {
-            processors: None,
-            realtime: true,
-        }
-    }
 }
 
 /// Whether native ESP goes past the kernel.

@@ -101,7 +101,7 @@ impl Default for DataplaneConfig {
             mss_clamp: true,
             front_end: FrontEndMode::Auto,
             xsk: XskMode::Auto,
-            realtime: true,
+            realtime: false,
             keystream_ahead: false,
             xfrm: xfrm::Options::default(),
         }

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use espada_tests::espada::Espada;
 use espada_tests::scenario::{Gateways, child, ensure_nothing_clear};
 use espada_tests::topology::{WAN_DEVICE, Wan, addr};
-use espada_tests::{cmd, skip_unless_possible, traffic};
+use espada_tests::{cmd, skip, skip_unless_possible, traffic};
 
 /// Short waits, so that a dead peer is noticed within seconds.
 const IMPATIENT: &str = "[ike]\nretransmit_first = \"200ms\"\nretransmit_max = \"500ms\"\n\
@@ -244,4 +244,42 @@ fn lifetimes_end_in_rekeying() -> Result<()> {
         })?;
     }
     gateways.verify_traffic()
+}
+
+/// `realtime = true`: the workers go before other threads, and nothing else of the daemon does.
+#[test]
+fn workers_are_real_time_threads_where_asked_for() -> Result<()> {
+    let name = "workers_are_real_time_threads_where_asked_for";
+    skip_unless_possible!(name);
+    for (setting, expected) in [("realtime = true", "2"), ("realtime = false", "0")] {
+        let gateways = Gateways::established(Wan::Switch, |a, _| {
+            a.global = setting;
+        })?;
+        if gateways
+            .a
+            .log()
+            .contains("share processors with other threads")
+        {
+            skip(
+                name,
+                "this root may not have real-time threads (CAP_SYS_NICE)",
+            );
+            return Ok(());
+        }
+        let threads = std::fs::read_dir(format!("/proc/{}/task", gateways.a.pid()))?;
+        let mut workers = 0;
+        for thread in threads {
+            let text = std::fs::read_to_string(thread?.path().join("stat"))?;
+            let (name, fields) = text.rsplit_once(") ").context("no name")?;
+            // The scheduling policy is field 41 of the line; the name is the second.
+            let policy = fields.split(' ').nth(41 - 3).context("no policy")?;
+            let worker = name.ends_with("(espada-in") || name.ends_with("(espada-out");
+            workers += usize::from(worker);
+            let wanted = if worker { expected } else { "0" };
+            ensure!(policy == wanted, "{setting}: policy {policy} of {text}");
+        }
+        ensure!(workers == 2, "{workers} workers");
+        gateways.verify_traffic()?;
+    }
+    Ok(())
 }

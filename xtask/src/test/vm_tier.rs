@@ -33,11 +33,10 @@ fn dataplane_selection(kernel: &str) -> &'static str {
     }
 }
 
-/// Cases of whole daemons under each kernel: those that take the kernel's ESP, which the host may lack,
-/// and one of each other engine.
+/// Cases of whole daemons under each kernel: those that take the kernel's ESP, which the host may lack.
 fn netns_selection(kernel: &str) -> &'static str {
     if kernel == "6.1" {
-        "engines::xfrm_carries_a_tunnel engines::ebpf_carries_a_tunnel"
+        "engines::xfrm_carries_a_tunnel"
     } else {
         "engines::xfrm_has_sas_for_single_processors"
     }

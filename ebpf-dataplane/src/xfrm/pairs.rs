@@ -27,12 +27,11 @@ enum Sending {
 
 impl Sending {
     fn of(share: Share, per_cpu: bool) -> Self {
-        match share {
-            Share::Whole => Self::Named,
-            Share::Fallback if !per_cpu => Self::Named,
-            Share::Fallback | Share::Processor(_) if per_cpu => Self::Shared,
+        match (share, per_cpu) {
+            (Share::Whole, _) | (Share::Fallback, false) => Self::Named,
+            (Share::Fallback | Share::Processor(_), true) => Self::Shared,
             // Others carry what the kernel cannot tell by processor.
-            Share::Fallback | Share::Processor(_) | Share::Peer => Self::Never,
+            (Share::Processor(_), false) | (Share::Peer, _) => Self::Never,
         }
     }
 }

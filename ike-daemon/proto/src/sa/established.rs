@@ -214,12 +214,7 @@ impl Established {
             let task = Task::DeleteChild { id, spi_in };
             let sent =
                 matches!(self.pending(), Some(Pending::DeleteChild { id: other }) if *other == id);
-            self.queue.retain(|task| {
-                *task
-                    != Task::CreateChild {
-                        purpose: Purpose::Replace(id),
-                    }
-            });
+            self.withdraw(Purpose::Replace(id));
             if !sent && !self.deleting && !self.queue.contains(&task) {
                 self.queue.push_back(task);
             }
@@ -446,6 +441,12 @@ impl Established {
             // Nothing can be protected with these keys any more.
             self.expires = cx.now;
         }
+    }
+
+    /// Takes a child SA that waits for its turn out of the queue.
+    pub(super) fn withdraw(&mut self, purpose: Purpose) {
+        self.queue
+            .retain(|task| *task != Task::CreateChild { purpose });
     }
 
     /// What our request under way is about.

@@ -388,12 +388,7 @@ impl Established {
             {
                 return Err(NotifyType::TEMPORARY_FAILURE.into());
             }
-            self.queue.retain(|task| {
-                *task
-                    != Task::CreateChild {
-                        purpose: Purpose::Replace(id),
-                    }
-            });
+            self.withdraw(Purpose::Replace(id));
             old = Some(id);
         }
         let agreed = child::select(

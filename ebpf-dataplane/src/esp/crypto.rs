@@ -2,7 +2,7 @@
 //! interleaves packets can take the place of the ones here.
 
 use aes::cipher::{Array, BlockCipherEncrypt, KeyInit, consts::U16};
-use espada_common::sa::{Cipher, EspSuite, GcmIcv, HalfSa, Integrity};
+use espada_common::sa::{Cipher, EspSuite, HalfSa, Integrity};
 use espada_crypto::backend::Features;
 use espada_crypto::cbc::{AesCbc, Chain};
 use espada_crypto::chacha::{self, ChaCha20Poly1305};
@@ -108,11 +108,6 @@ pub fn new(suite: &EspSuite, keys: &HalfSa) -> Result<Box<dyn EspCrypto>, ApplyE
     Ok(match (suite.cipher, suite.integrity) {
         (Cipher::AesGcm(_, icv), _) => {
             let (key, salt) = salted()?;
-            let icv = match icv {
-                GcmIcv::Eight => gcm::Icv::Eight,
-                GcmIcv::Twelve => gcm::Icv::Twelve,
-                GcmIcv::Sixteen => gcm::Icv::Sixteen,
-            };
             let cipher = AesGcm::new(key, *salt, suite.esn, icv);
             Box::new(Gcm(cipher.map_err(|_| unfit)?))
         }
@@ -429,7 +424,7 @@ mod tests {
              cfa2436f14a3f3cf65925bf1f4a13c5d15b21e1884f5ff6247aeabb786b93bce
              61bc17d768fd9732459018148f6cbe722fd04796562dfdb4");
         let suite = EspSuite {
-            cipher: Cipher::AesGcm(128, GcmIcv::Sixteen),
+            cipher: Cipher::AesGcm(128, gcm::Icv::Sixteen),
             integrity: None,
             esn: true,
         };
@@ -504,7 +499,7 @@ mod tests {
     #[test]
     fn wrong_keys_and_suites_are_refused() {
         let gcm = EspSuite {
-            cipher: Cipher::AesGcm(256, GcmIcv::Sixteen),
+            cipher: Cipher::AesGcm(256, gcm::Icv::Sixteen),
             integrity: None,
             esn: false,
         };

@@ -22,32 +22,11 @@ mod vector;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+pub use espada_common::sa::GcmIcv as Icv;
 pub use single::Single;
 
 /// Octets before the encrypted part of a packet: SPI, sequence number, IV.
 pub const HEADER: usize = 16;
-
-/// Length of the ICV (RFC 4106 section 6).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Icv {
-    /// 8 octets.
-    Eight,
-    /// 12 octets.
-    Twelve,
-    /// 16 octets.
-    Sixteen,
-}
-
-impl Icv {
-    /// Octets.
-    pub const fn octets(self) -> usize {
-        match self {
-            Self::Eight => 8,
-            Self::Twelve => 12,
-            Self::Sixteen => 16,
-        }
-    }
-}
 
 #[cfg(any(test, target_arch = "x86_64"))]
 const _: () = assert!(Icv::Eight.octets() >= vector::SLACK);

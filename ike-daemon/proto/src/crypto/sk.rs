@@ -105,11 +105,6 @@ impl Aead {
             Cipher::AesGcm(128, GcmIcv::Sixteen) => &aead::AES_128_GCM,
             Cipher::AesGcm(256, GcmIcv::Sixteen) => &aead::AES_256_GCM,
             Cipher::AesGcm(_, icv) => {
-                let icv = match icv {
-                    GcmIcv::Eight => gcm::Icv::Eight,
-                    GcmIcv::Twelve => gcm::Icv::Twelve,
-                    GcmIcv::Sixteen => gcm::Icv::Sixteen,
-                };
                 return Some(Self::Gcm(Box::new(gcm::Single::new(key, icv).ok()?)));
             }
             Cipher::ChaCha20Poly1305 => &aead::CHACHA20_POLY1305,

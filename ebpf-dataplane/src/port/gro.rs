@@ -9,6 +9,10 @@ use crate::umem::Frame;
 /// Segments joined at most.
 pub const MOST_PIECES: usize = 64;
 
+/// Runs that a segment is compared with, the youngest first: bounds the work of a burst of as many
+/// flows as packets.
+const MOST_FLOWS: usize = 32;
+
 const TCP_PSH: u8 = 0x08;
 const TCP_ACK: u8 = 0x10;
 const NONE: u16 = u16::MAX;
@@ -123,7 +127,8 @@ pub struct Coalescer {
 impl Coalescer {
     /// Calls `emit` once per packet to write, with the pieces to gather; each flow stays in order.
     pub fn deliver(&mut self, frames: &mut [Frame], mut emit: impl FnMut(VnetHeader, &[&[u8]])) {
-        for chunk in frames.chunks_mut(MOST_PIECES) {
+        // Frames are counted in 16 bits.
+        for chunk in frames.chunks_mut(usize::from(NONE)) {
             self.gather(chunk);
             for run in &self.runs {
                 let header = finish(run, chunk);
@@ -174,11 +179,13 @@ impl Coalescer {
             .runs
             .iter_mut()
             .rev()
+            .take(MOST_FLOWS)
             .find(|run| same_flow(first_of(run), packet))
         else {
             return false;
         };
-        let Some(head) = run.segment.filter(|_| run.open) else {
+        let room = run.open && usize::from(run.pieces) < MOST_PIECES;
+        let Some(head) = run.segment.filter(|_| room) else {
             return false;
         };
         let carried = run.total - head.head;

@@ -58,6 +58,9 @@ pub struct Interfaces {
     pub front_end: Vec<Attachment>,
     /// AF_XDP sockets for native ESP.
     pub xsk: Option<Xsk>,
+    /// Lanes of the userspace engine, each of an outbound and an inbound thread; `null` where it does
+    /// not run.
+    pub workers: Option<usize>,
 }
 
 /// AF_XDP sockets for native ESP.
@@ -367,6 +370,9 @@ impl Report {
                 };
                 let _ = write!(text, "; AF_XDP on {} queue(s), {copies}", xsk.queues);
             }
+            if let Some(workers) = self.interfaces.workers {
+                let _ = write!(text, "; {workers} worker(s) in each direction");
+            }
             text.push('\n');
         }
         for engine in &self.engines {
@@ -529,6 +535,7 @@ mod tests {
                     queues: 1,
                     zero_copy: false,
                 }),
+                workers: Some(2),
             },
             connections: vec![
                 Connection {
@@ -614,7 +621,7 @@ mod tests {
     fn text_for_people() {
         let expected = "\
 Espada 0.1.0, engine userspace (chosen by engine = \"auto\"), up 2h1m
-plaintext interface espada0; front end: eth0 xdp (native); AF_XDP on 1 queue(s), copying
+plaintext interface espada0; front end: eth0 xdp (native); AF_XDP on 1 queue(s), copying; 2 worker(s) in each direction
 
 azure: established for 1m1s
   IKE aes256-sha256-modp2048, initiator, established in 84 ms, rekey in 3h53m

@@ -31,6 +31,8 @@ pub struct Job {
     pub(super) order: u32,
     /// Octets of outer header in the headroom right before the packet.
     pub(super) head: usize,
+    /// Octets of inner packet.
+    pub(super) octets: u32,
 }
 
 impl Job {
@@ -43,6 +45,7 @@ impl Job {
             slot: 0,
             order: 0,
             head: 0,
+            octets: 0,
         }
     }
 }

@@ -232,6 +232,7 @@ impl Inbound {
                     slot,
                     order,
                     head,
+                    octets: 0,
                 });
             }
             Err(replay::Replayed) => {

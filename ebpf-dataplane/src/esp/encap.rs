@@ -13,24 +13,18 @@ use super::crypto::{self, EspCrypto, Job};
 use super::ip::{self, Fragment, Inner, Outer, protocol};
 use super::pmtu::{self, IPV6_MIN_MTU, RateLimit};
 use super::sad::{self, Geometry, Slab, TRAILER};
+use super::sequence::{Sequence, Shared};
 use super::spd::{FastMap, Spd, Verdict};
 use super::stats::{Direction, SaCounters};
 use super::{ApplyError, Config, DfPolicy, Output, Stats};
 use crate::port::checksum;
 use crate::umem::{Burst, Frame, FramePool, NoRoom};
 
-/// [`Event::SeqLow`] comes when this part of the sequence number space is left.
-const SEQ_LOW_FRACTION: u64 = 16;
-
 struct OutboundSa {
     id: ChildSaId,
     connection: Arc<str>,
     spi: u32,
-    /// Sequence number of the last packet, 0 before the first.
-    seq: u64,
-    /// The last sequence number there is.
-    seq_max: u64,
-    seq_low_told: bool,
+    sequence: Sequence,
     suite: EspSuite,
     crypto: Box<dyn EspCrypto>,
     path: Path,
@@ -40,9 +34,6 @@ struct OutboundSa {
     /// Identification of outer IPv4 headers.
     ip_id: u16,
     counters: Arc<SaCounters>,
-    /// Packets and inner octets of this burst.
-    packets: u64,
-    bytes: u64,
     /// Sends when this SA is removed.
     successor: Option<Box<Successor>>,
 }
@@ -54,18 +45,6 @@ struct Successor {
     connection: Arc<str>,
     local_ts: Vec<TrafficSelector>,
     remote_ts: Vec<TrafficSelector>,
-}
-
-impl OutboundSa {
-    /// RFC 4303 section 3.3.3: the number of the next packet. "The sender MUST NOT send a packet
-    /// on an SA if doing so would cause the sequence number to cycle."
-    fn next_seq(&mut self) -> Option<u64> {
-        if self.seq >= self.seq_max {
-            return None;
-        }
-        self.seq += 1;
-        Some(self.seq)
-    }
 }
 
 /// The outbound half of the engine: SPD, outbound SAs and their sequence numbers.
@@ -97,17 +76,27 @@ impl Outbound {
     /// Carries out a command as far as it concerns outbound traffic. When it fails, nothing has
     /// changed.
     pub fn apply(&mut self, command: &Command) -> Result<(), ApplyError> {
+        self.apply_shared(command, None)
+    }
+
+    /// [`Outbound::apply`] as one of several lanes: a pair that is installed takes what it has in common
+    /// with the others from `shared`.
+    pub fn apply_shared(
+        &mut self,
+        command: &Command,
+        shared: Option<&Arc<Shared>>,
+    ) -> Result<(), ApplyError> {
         match command {
             Command::InstallPolicy(policy) => self.spd.install(policy),
             Command::RemovePolicy { connection } => self.spd.remove(connection)?,
             Command::InstallSa(sa) => {
-                let slot = self.store(sa)?;
+                let slot = self.store(sa, shared)?;
                 self.spd
                     .add_sa(&sa.connection, slot, &sa.local_ts, &sa.remote_ts);
             }
             Command::RekeySa { old, new, takeover } => {
                 let old = self.slot(*old)?;
-                let slot = self.store(new)?;
+                let slot = self.store(new, shared)?;
                 let successor = Successor {
                     slot,
                     id: new.id,
@@ -158,7 +147,7 @@ impl Outbound {
 
     #[cfg(test)]
     pub(super) fn skip_to(&mut self, id: u64, seq: u64) {
-        self.sa(ChildSaId(id)).unwrap().seq = seq;
+        self.sa(ChildSaId(id)).unwrap().sequence.skip_to(seq);
     }
 
     fn slot(&self, id: ChildSaId) -> Result<u32, ApplyError> {
@@ -186,33 +175,30 @@ impl Outbound {
     }
 
     /// Makes an SA without traffic.
-    fn store(&mut self, sa: &ChildSa) -> Result<u32, ApplyError> {
+    fn store(&mut self, sa: &ChildSa, shared: Option<&Arc<Shared>>) -> Result<u32, ApplyError> {
         if self.ids.contains_key(&sa.id.0) {
             return Err(ApplyError::DuplicateSa(sa.id));
         }
         sad::check_path(&sa.path)?;
         let crypto = crypto::new(&sa.suite, &sa.outbound)?;
+        let last_seq = if sa.suite.esn {
+            u64::MAX
+        } else {
+            u32::MAX.into()
+        };
         let slot = self.sas.insert(OutboundSa {
             id: sa.id,
             connection: Arc::clone(&sa.connection),
             spi: sa.outbound.spi,
-            seq: 0,
-            seq_max: if sa.suite.esn {
-                u64::MAX
-            } else {
-                u32::MAX.into()
-            },
-            seq_low_told: false,
+            sequence: Sequence::new(last_seq, shared),
             suite: sa.suite,
             crypto,
             path: sa.path,
             mode: sa.mode,
             path_mtu: self.config.path_mtu,
             geometry: Geometry::new(&sa.suite, &sa.path),
-            ip_id: 0,
+            ip_id: shared.map_or(0, |shared| shared.first_identification()),
             counters: self.stats.register(sa.id, Direction::Outbound),
-            packets: 0,
-            bytes: 0,
             successor: None,
         });
         self.ids.insert(sa.id.0, slot);
@@ -329,7 +315,7 @@ impl Outbound {
         self.drop_of(slot, frame, DropReason::TooBig, pool);
     }
 
-    /// Gives a packet its sequence number, trailer and headers, and queues it for the cipher.
+    /// Gives a packet its trailer and headers, and queues it for the cipher.
     fn enqueue(
         &mut self,
         slot: u32,
@@ -341,26 +327,25 @@ impl Outbound {
         let Some(sa) = self.sas.get_mut(slot) else {
             return self.drop(frame, DropReason::Internal, pool);
         };
-        let bytes = frame.len() as u64;
+        let octets = frame.len() as u32;
         match wrap(sa, &self.config, &mut frame, inner, df) {
-            Ok((seq, head)) => {
-                sa.packets += 1;
-                sa.bytes += bytes;
+            Ok(head) => {
                 let order = self.jobs.len() as u32;
                 self.jobs.push(Job {
                     frame,
-                    seq,
+                    seq: 0,
                     ok: false,
                     slot,
                     order,
                     head,
+                    octets,
                 });
             }
             Err(reason) => self.drop_of(slot, frame, reason, pool),
         }
     }
 
-    /// Encrypts what is queued, SA by SA, and hands it out.
+    /// Numbers and encrypts what is queued, SA by SA, and hands it out.
     fn seal(&mut self, now: Instant, pool: &mut FramePool, out: &mut Output) {
         crypto::group(&mut self.jobs);
         let at = self.stats.since_epoch(now);
@@ -368,12 +353,24 @@ impl Outbound {
             let Some(sa) = run.first().and_then(|job| self.sas.get_mut(job.slot)) else {
                 continue;
             };
-            sa.crypto.seal(run);
-            sa.counters.carried(sa.packets, sa.bytes, at);
-            (sa.packets, sa.bytes) = (0, 0);
-            let remaining = sa.seq_max - sa.seq;
-            if remaining <= sa.seq_max / SEQ_LOW_FRACTION && !sa.seq_low_told {
-                sa.seq_low_told = true;
+            let block = sa.sequence.take(run.len());
+            let mut bytes = 0;
+            for (job, seq) in run.iter_mut().zip(block.numbers()) {
+                job.seq = seq;
+                if let Some(field) = job.frame.data_mut().get_mut(4..8) {
+                    field.copy_from_slice(&(seq as u32).to_be_bytes());
+                }
+                bytes += u64::from(job.octets);
+            }
+            let (numbered, rest) = run.split_at_mut(block.count);
+            rest.iter()
+                .for_each(|_| sa.counters.drops.add(DropReason::SequenceExhausted));
+            if numbered.is_empty() {
+                continue;
+            }
+            sa.crypto.seal(numbered);
+            sa.counters.carried(block.count as u64, bytes, at);
+            if let Some(remaining) = sa.sequence.runs_low() {
                 out.events.push(Event::SeqLow {
                     id: sa.id,
                     remaining,
@@ -384,10 +381,13 @@ impl Outbound {
             // The outer header was built in the headroom, right before the ESP header.
             if job.ok && job.frame.prepend(job.head).is_ok() {
                 out.wan.push(job.frame);
-            } else {
-                self.stats.outbound_drops.add(DropReason::Internal);
-                pool.put(job.frame);
+                continue;
             }
+            // One without a number was counted with its SA.
+            if job.seq != 0 {
+                self.stats.outbound_drops.add(DropReason::Internal);
+            }
+            pool.put(job.frame);
         }
     }
 
@@ -404,15 +404,16 @@ impl Outbound {
     }
 }
 
-/// Puts trailer, ESP header and outer header around a packet. On success the frame holds the ESP
-/// packet, with as many octets of outer header in the headroom before it as returned.
+/// Puts trailer, ESP header and outer header around a packet, all but its sequence number. On success
+/// the frame holds the ESP packet, with as many octets of outer header in the headroom before it as
+/// returned.
 fn wrap(
     sa: &mut OutboundSa,
     config: &Config,
     frame: &mut Frame,
     inner: &Inner,
     df: bool,
-) -> Result<(u64, usize), DropReason> {
+) -> Result<usize, DropReason> {
     let room = |_: NoRoom| DropReason::Internal;
     let geometry = sa.geometry;
     let df = match config.df {
@@ -462,10 +463,8 @@ fn wrap(
         frame.trim_front(own_header);
     }
     let esp_len = frame.len();
-    let seq = sa.next_seq().ok_or(DropReason::SequenceExhausted)?;
     let header = frame.data_mut();
     header[..4].copy_from_slice(&sa.spi.to_be_bytes());
-    header[4..8].copy_from_slice(&(seq as u32).to_be_bytes());
 
     // RFC 4301 section 5.1.2.1 also has the inner TTL decremented; the kernel did that when it
     // forwarded the packet into the tunnel interface, and a second time would count one hop twice.
@@ -483,13 +482,13 @@ fn wrap(
     meta.df = df;
     meta.spi = sa.spi;
     if !native {
-        return Ok((seq, 0));
+        return Ok(0);
     }
     if own_header > 0 {
         let header = frame.prepend(own_header).map_err(room)?;
         turn_into_outer(header, esp_len);
         frame.trim_front(own_header);
-        return Ok((seq, own_header));
+        return Ok(own_header);
     }
     sa.ip_id = sa.ip_id.wrapping_add(1);
     let outer = Outer {
@@ -507,7 +506,7 @@ fn wrap(
     let header = frame.prepend(outer_len).map_err(room)?;
     ip::build(&outer, esp_len, header).ok_or(DropReason::TooBig)?;
     frame.trim_front(outer_len);
-    Ok((seq, outer_len))
+    Ok(outer_len)
 }
 
 /// Transport mode: the packet's own header now announces ESP and the new length.

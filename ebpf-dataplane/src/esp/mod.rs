@@ -1,6 +1,7 @@
 //! The ESP engine (RFC 4303): bursts of frames in, bursts of frames out. No sockets, no threads,
-//! no clock; nothing is allocated per packet. [`Outbound`] owns sequence numbers and the SPD,
-//! [`Inbound`] owns replay windows: each belongs to one worker.
+//! no clock; nothing is allocated per packet. [`Outbound`] owns the SPD and outbound SAs,
+//! [`Inbound`] inbound SAs: each belongs to one worker. Where several workers (lanes) carry one pair,
+//! they share its sequence numbers ([`Shared`]).
 
 pub mod crypto;
 pub mod decap;
@@ -8,6 +9,7 @@ pub mod encap;
 pub mod ip;
 mod pmtu;
 pub mod sad;
+mod sequence;
 pub mod spd;
 pub mod stats;
 #[cfg(test)]
@@ -19,6 +21,7 @@ use crate::umem::{Burst, FramePool};
 
 pub use decap::Inbound;
 pub use encap::Outbound;
+pub use sequence::Shared;
 pub use stats::Stats;
 
 /// What to do with the Don't Fragment bit of an outer IPv4 header (RFC 4301 section 8.1).

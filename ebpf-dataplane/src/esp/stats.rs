@@ -37,8 +37,10 @@ fn bump(counter: &AtomicU64, by: u64) {
     );
 }
 
-/// Counters of one direction of a child SA, written by the worker that owns the direction.
+/// Counters of one direction of a child SA, written by the worker that owns the direction. On cache
+/// lines of its own, as those of several lanes are made one after the other.
 #[derive(Debug, Default)]
+#[repr(align(64))]
 pub struct SaCounters {
     packets: AtomicU64,
     bytes: AtomicU64,
@@ -96,8 +98,8 @@ impl Pair {
     }
 }
 
-/// What both directions count, shared with the control thread. The lock is taken when SAs come
-/// and go and when somebody asks, never for a packet.
+/// What both directions of one lane count, shared with the control thread. The lock is taken when SAs
+/// come and go and when somebody asks, never for a packet.
 pub struct Stats {
     epoch: Instant,
     pairs: Mutex<BTreeMap<ChildSaId, Pair>>,
@@ -165,9 +167,70 @@ impl Stats {
     }
 }
 
+/// Counters of every pair, by id, over all lanes that carry it.
+pub fn sum(lanes: &[Arc<Stats>]) -> Vec<ChildSaStats> {
+    let mut pairs: BTreeMap<ChildSaId, ChildSaStats> = BTreeMap::new();
+    for pair in lanes.iter().flat_map(|lane| lane.snapshot()) {
+        pairs
+            .entry(pair.id)
+            .and_modify(|sum| {
+                add(&mut sum.inbound, &pair.inbound);
+                add(&mut sum.outbound, &pair.outbound);
+            })
+            .or_insert(pair);
+    }
+    pairs.into_values().collect()
+}
+
+fn add(sum: &mut HalfSaStats, lane: &HalfSaStats) {
+    sum.packets = sum.packets.wrapping_add(lane.packets);
+    sum.bytes = sum.bytes.wrapping_add(lane.bytes);
+    sum.last_used = sum.last_used.max(lane.last_used);
+    add_drops(&mut sum.drops, &lane.drops);
+}
+
+fn add_drops(sum: &mut [u64; DropReason::COUNT], lane: &[u64; DropReason::COUNT]) {
+    for (sum, lane) in sum.iter_mut().zip(lane) {
+        *sum = sum.wrapping_add(*lane);
+    }
+}
+
+/// Drops outside any SA over all lanes: inbound, outbound.
+pub fn sum_drops(lanes: &[Arc<Stats>]) -> [[u64; DropReason::COUNT]; 2] {
+    let mut sums = [[0; DropReason::COUNT]; 2];
+    for lane in lanes {
+        let [inbound, outbound] = &mut sums;
+        add_drops(inbound, &lane.inbound_drops.snapshot());
+        add_drops(outbound, &lane.outbound_drops.snapshot());
+    }
+    sums
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lanes_add_up() {
+        let epoch = Instant::now();
+        let lanes = [0; 2].map(|_| Stats::new(epoch));
+        for (lane, stats) in (1..).zip(&lanes) {
+            let counters = stats.register(ChildSaId(7), Direction::Outbound);
+            counters.carried(lane, 100 * lane, Duration::from_secs(lane));
+            counters.drops.add(DropReason::TooBig);
+            stats.inbound_drops.add(DropReason::UnknownSpi);
+        }
+        lanes[1].register(ChildSaId(8), Direction::Inbound);
+        let pairs = sum(&lanes);
+        assert_eq!(pairs.len(), 2);
+        let outbound = &pairs[0].outbound;
+        assert_eq!((outbound.packets, outbound.bytes), (3, 300));
+        assert_eq!(outbound.last_used, Some(epoch + Duration::from_secs(2)));
+        assert_eq!(outbound.drops[DropReason::TooBig as usize], 2);
+        let [inbound, outbound] = sum_drops(&lanes);
+        assert_eq!(inbound[DropReason::UnknownSpi as usize], 2);
+        assert_eq!(outbound.iter().sum::<u64>(), 0);
+    }
 
     #[test]
     fn a_pair_lives_until_both_directions_are_gone() {

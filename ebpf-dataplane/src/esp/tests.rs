@@ -2,6 +2,7 @@
 
 mod decap;
 mod encap;
+mod lanes;
 pub(crate) mod net;
 mod rekey;
 mod roundtrip;

@@ -116,6 +116,7 @@ pub struct Plane {
     control: Arc<Mutex<Control>>,
     front_end: Option<SharedFrontEnd>,
     xsk: Option<XskStatus>,
+    lanes: Option<usize>,
     engines: Vec<EngineStatus>,
     watcher: Watcher,
     nat: Option<NatReader>,
@@ -140,7 +141,7 @@ impl Plane {
             })
         };
         let mut engines: Vec<Box<dyn Engine>> = Vec::new();
-        let (mut absent, mut xsk) = (Vec::new(), None);
+        let (mut absent, mut xsk, mut lanes) = (Vec::new(), None, None);
         for (kind, reason) in &config.left_out {
             absent.push(Absent::new(engines.len(), *kind, reason.clone()));
         }
@@ -161,6 +162,7 @@ impl Plane {
                 })
                 .map(|engine| {
                     xsk = engine.xsk().cloned();
+                    lanes = Some(engine.lanes());
                     Box::new(engine) as Box<dyn Engine>
                 }),
                 EngineKind::Ebpf => EbpfEngine::start(ebpf::Config {
@@ -240,6 +242,7 @@ impl Plane {
             control,
             front_end,
             xsk,
+            lanes,
             engines: status,
             watcher,
             nat,
@@ -255,6 +258,12 @@ impl Plane {
     /// How AF_XDP does; `None` when native ESP goes through raw sockets.
     pub fn xsk(&self) -> Option<&XskStatus> {
         self.xsk.as_ref()
+    }
+
+    /// Lanes of the userspace engine, each of an outbound and an inbound worker; `None` where it does
+    /// not run.
+    pub fn lanes(&self) -> Option<usize> {
+        self.lanes
     }
 
     /// The engines, those left out last.

@@ -456,8 +456,8 @@ pub fn eventfd() -> io::Result<std::fs::File> {
 }
 
 /// Attaches an open `/dev/net/tun` to the TUN interface `name` (at most 15 octets), creating it if
-/// it is not there, with a virtio-net header before each packet.
-pub fn tun_attach(tun: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+/// it is not there, with a virtio-net header before each packet; as one of its queues if it has several.
+pub fn tun_attach(tun: BorrowedFd<'_>, name: &str, several: bool) -> io::Result<()> {
     // SAFETY: all-zero is a valid ifreq.
     let mut request: libc::ifreq = unsafe { zeroed() };
     if name.len() >= request.ifr_name.len() {
@@ -466,7 +466,9 @@ pub fn tun_attach(tun: BorrowedFd<'_>, name: &str) -> io::Result<()> {
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from as libc::c_char;
     }
-    request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as i16;
+    let queues = if several { libc::IFF_MULTI_QUEUE } else { 0 };
+    let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | queues;
+    request.ifr_ifru.ifru_flags = flags as i16;
     // SAFETY: TUNSETIFF reads and writes one ifreq.
     let result = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
     if result == 0 {
@@ -491,6 +493,24 @@ pub fn tun_set_offload(tun: BorrowedFd<'_>, features: u32) -> io::Result<()> {
     } else {
         Err(io::Error::last_os_error())
     }
+}
+
+/// The processors that the calling thread may run on.
+pub fn processors() -> io::Result<Vec<usize>> {
+    // SAFETY: a zeroed set is empty; pointer and size describe it.
+    let (result, set) = unsafe {
+        let mut set: libc::cpu_set_t = zeroed();
+        let result = libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut set);
+        (result, set)
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let all = 0..libc::CPU_SETSIZE as usize;
+    // SAFETY: the numbers are below CPU_SETSIZE.
+    Ok(all
+        .filter(|cpu| unsafe { libc::CPU_ISSET(*cpu, &set) })
+        .collect())
 }
 
 /// Binds the calling thread to one processor.

@@ -1,9 +1,12 @@
-//! The userspace engine: two worker threads between the tunnel interface and the WAN ports.
+//! The userspace engine: worker threads between the tunnel interface and the WAN ports, an outbound
+//! and an inbound one to a lane.
 
+mod lanes;
 mod worker;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::UdpSocket;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -12,7 +15,7 @@ use espada_common::sa::{ChildSa, ChildSaId, ChildSaStats, Command, Encapsulation
 
 use crate::backend::{BackendError, EventSink};
 use crate::engine::{Engine, Interface, Steering, Way};
-use crate::esp::{self, ApplyError, Inbound, Outbound, Stats};
+use crate::esp::{self, ApplyError, Inbound, Outbound, Shared, Stats};
 use crate::netlink::{Link, Netlink};
 use crate::plane::{SharedFrontEnd, lock_front_end, sysctl};
 use crate::port::raw::{RawReceiver, RawSender};
@@ -23,13 +26,17 @@ use crate::port::xsk::{self, Neighbours, XskReceiver, XskSender};
 use crate::umem::{Arena, HEADROOM, TAILROOM};
 use crate::wake::Suspicion;
 
-use worker::{Handle, InboundParts, OutboundParts};
+use lanes::Lanes;
+use worker::{InboundParts, OutboundParts};
+
+pub use lanes::MOST as MOST_LANES;
 
 /// Name of this engine.
 pub const NAME: &str = "userspace";
 
-/// Frames of each direction: a few super-packets and the sockets' bursts.
-const FRAMES: usize = 4096;
+/// Frames of each direction of a lane, alone and among others: a few super-packets and the sockets'
+/// bursts.
+const FRAMES: [usize; 2] = [4096, 2048];
 
 /// What an engine is started with.
 pub struct Config {
@@ -56,11 +63,14 @@ pub struct Config {
     pub suspicion: Suspicion,
 }
 
-/// How the outbound and the inbound worker run.
+/// How the workers run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Workers {
-    /// Their processors; by default wherever the kernel puts them.
-    pub processors: Option<[usize; 2]>,
+    /// Lanes, each of an outbound and an inbound worker: [`MOST_LANES`] at most, by default as many as
+    /// suit the processors.
+    pub lanes: Option<NonZeroUsize>,
+    /// Each worker stays on one processor; by default the kernel moves them.
+    pub pinned: bool,
     /// Before whatever else runs on the machine (SCHED_RR), as the kernel's own packet work does.
     /// Packets otherwise wait for other threads' turns to end, milliseconds each.
     pub realtime: bool,
@@ -96,9 +106,10 @@ struct Sending {
 /// The engine. Dropping it stops the threads and removes the interface.
 pub struct UserspaceEngine {
     interface: Interface,
-    inbound: Handle,
-    outbound: Handle,
-    stats: Arc<Stats>,
+    inbound: Lanes,
+    outbound: Lanes,
+    /// Of each lane.
+    stats: Vec<Arc<Stats>>,
     front_end: Option<SharedFrontEnd>,
     xsk: Option<XskStatus>,
     /// The interface with AF_XDP sockets, and the queues that have one.
@@ -116,7 +127,8 @@ impl UserspaceEngine {
     pub fn start(config: Config) -> Result<Self, BackendError> {
         let mut netlink = Netlink::open()?;
         let mtu = config.mtu;
-        let tun = Tun::open(&config.tun)?;
+        let places = lanes::places(config.workers);
+        let tun = Tun::open(&config.tun, places.len())?;
         sysctl::prepare_tun(&config.tun);
         let tun_link = netlink.link(&config.tun)?;
         netlink.set_tunnel_up(tun_link.index, mtu)?;
@@ -124,16 +136,16 @@ impl UserspaceEngine {
         for socket in &config.udp {
             udp::prepare(socket)?;
         }
-        let system = |what: &str| {
-            let what = what.to_owned();
-            move |source| BackendError::System { what, source }
+        let system = |what: &'static str| {
+            move |source| BackendError::System {
+                what: what.to_owned(),
+                source,
+            }
         };
         let duplicate = || -> std::io::Result<Vec<UdpSocket>> {
             config.udp.iter().map(UdpSocket::try_clone).collect()
         };
-        let duplicated = system("cannot duplicate the ESP-in-UDP sockets");
-        let sockets = duplicate().map_err(duplicated)?;
-        let receivers = duplicate()
+        let mut receivers: Vec<UdpReceiver> = duplicate()
             .and_then(|sockets| sockets.into_iter().map(UdpReceiver::new).collect())
             .map_err(system("cannot duplicate the ESP-in-UDP sockets"))?;
         let mut raw = vec![RawReceiver::open(true)?];
@@ -146,7 +158,9 @@ impl UserspaceEngine {
         let queues = steered
             .as_ref()
             .map_or(0, |link| link.rx_queues.clamp(1, xsk::MOST_QUEUES));
-        let arena = Arena::new(2 * FRAMES + (queues * xsk::RING) as usize, frame_size(mtu))
+        let frames = FRAMES[usize::from(places.len() > 1)];
+        let ring_frames = (queues * xsk::RING) as usize;
+        let arena = Arena::new((places.len() + 1) * frames + ring_frames, frame_size(mtu))
             .map_err(system("cannot map memory for packets"))?;
         let mut sockets_xsk = match (&steered, &config.front_end) {
             (Some(link), Some(front_end)) => open_xsk(&arena, link, queues, front_end),
@@ -164,61 +178,63 @@ impl UserspaceEngine {
                 sockets_xsk.iter().map(|(queue, _)| *queue).collect(),
             )
         });
-        let mut inbound_pool = arena.take(FRAMES + sockets_xsk.len() * xsk::RING as usize);
-        let (mut xsk_receivers, mut xsk_sender) = (Vec::new(), None);
+        let mut inbound_pool = arena.take(frames + sockets_xsk.len() * xsk::RING as usize);
+        let (mut xsk_receivers, mut xsk_senders) = (Vec::new(), Vec::new());
         for (_, socket) in sockets_xsk.drain(..) {
             let (receive, transmit) = socket.split();
             let counters = Arc::clone(&xsk_counters);
             xsk_receivers.push(XskReceiver::new(receive, &mut inbound_pool, counters));
-            // One worker sends, so one queue suffices.
-            xsk_sender.get_or_insert_with(|| XskSender::new(transmit, Arc::clone(&xsk_counters)));
+            xsk_senders.push(XskSender::new(transmit, Arc::clone(&xsk_counters)));
         }
-        let stats = Stats::new(Instant::now());
-        let half = system("cannot duplicate the tunnel interface's descriptor");
-        let (reader, answers, writer) = tun
-            .reader()
-            .and_then(|reader| Ok((reader, tun.writer()?, tun.writer()?)))
-            .map_err(half)?;
-        let [out_place, in_place] = [0, 1].map(|worker| worker::Place {
-            processor: config.workers.processors.map(|both| both[worker]),
-            realtime: config.workers.realtime,
-        });
-        let inbound = worker::inbound(
-            InboundParts {
-                engine: Inbound::new(config.esp, Arc::clone(&stats)),
-                pool: inbound_pool,
-                udp: receivers,
-                raw,
-                xsk: xsk_receivers,
-                tun: writer,
-                stats: Arc::clone(&stats),
-                sink: Arc::clone(&config.sink),
-            },
-            in_place,
-        )?;
-        let outbound = worker::outbound(
-            OutboundParts {
-                engine: Outbound::new(config.esp, Arc::clone(&stats)),
-                pool: arena.take(FRAMES),
-                tun: reader,
-                answers,
+        let mut xsk_senders = xsk_senders.into_iter();
+        let epoch = Instant::now();
+        let stats: Vec<_> = places.iter().map(|_| Stats::new(epoch)).collect();
+        let half = system("cannot duplicate the tunnel interface's descriptors");
+        let readers = tun.readers().map_err(half)?;
+        let (mut inbound, mut outbound) = (Vec::new(), Vec::new());
+        for (lane, ((tun_reader, stats), [out_place, in_place])) in
+            readers.into_iter().zip(&stats).zip(places).enumerate()
+        {
+            if lane == 0 {
+                inbound.push(worker::inbound(
+                    lane,
+                    InboundParts {
+                        engine: Inbound::new(config.esp, Arc::clone(stats)),
+                        pool: std::mem::replace(&mut inbound_pool, arena.take(0)),
+                        udp: std::mem::take(&mut receivers),
+                        raw: std::mem::take(&mut raw),
+                        xsk: std::mem::take(&mut xsk_receivers),
+                        tun: tun.writer().map_err(half)?,
+                        stats: Arc::clone(stats),
+                        sink: Arc::clone(&config.sink),
+                    },
+                    in_place,
+                )?);
+            }
+            let sockets = duplicate().map_err(system("cannot duplicate the ESP-in-UDP sockets"))?;
+            let parts = OutboundParts {
+                engine: Outbound::new(config.esp, Arc::clone(stats)),
+                pool: arena.take(frames),
+                tun: tun_reader,
+                answers: tun.writer().map_err(half)?,
                 udp: UdpSender::new(sockets)
                     .map_err(system("cannot read the address of an ESP-in-UDP socket"))?,
                 raw: RawSender::open(config.esp.ttl)?,
-                xsk: xsk_sender,
-                stats: Arc::clone(&stats),
-                sink: config.sink,
-                mtu_suspect: config.suspicion,
-            },
-            out_place,
-        )?;
+                // A queue each, as far as they go.
+                xsk: xsk_senders.next(),
+                stats: Arc::clone(stats),
+                sink: Arc::clone(&config.sink),
+                mtu_suspect: config.suspicion.clone(),
+            };
+            outbound.push(worker::outbound(lane, parts, out_place)?);
+        }
         Ok(Self {
             interface: Interface {
                 name: config.tun,
                 index: tun_link.index,
             },
-            inbound,
-            outbound,
+            inbound: Lanes::new(inbound),
+            outbound: Lanes::new(outbound),
             stats,
             front_end: config.front_end,
             xsk: xsk_about,
@@ -235,20 +251,28 @@ impl UserspaceEngine {
         self.xsk.as_ref()
     }
 
+    /// Lanes, each of an outbound and an inbound worker.
+    pub fn lanes(&self) -> usize {
+        self.stats.len()
+    }
+
     fn inbound_then_outbound(&self, command: &Command) -> Result<(), BackendError> {
-        self.inbound
-            .apply(command.clone())?
-            .map_err(backend_error)?;
-        self.outbound.apply(command.clone())?.map_err(backend_error)
+        let command = Arc::new(command.clone());
+        self.inbound.apply(&command, None)?.map_err(backend_error)?;
+        self.outbound.apply(&command, None)?.map_err(backend_error)
     }
 
     /// Inbound first: when the peer sees our first packet it may answer at once.
     fn install(&mut self, command: &Command, sa: &ChildSa) -> Result<(), BackendError> {
+        let command = Arc::new(command.clone());
+        let shared = (self.lanes() > 1).then(|| Arc::new(Shared::default()));
+        let shared = shared.as_ref();
         self.inbound
-            .apply(command.clone())?
+            .apply(&command, shared)?
             .map_err(backend_error)?;
-        if let Err(error) = self.outbound.apply(command.clone())? {
-            let _ = self.inbound.apply(Command::RemoveSa { id: sa.id })?;
+        if let Err(error) = self.outbound.apply(&command, shared)? {
+            let undo = Arc::new(Command::RemoveSa { id: sa.id });
+            let _ = self.inbound.apply(&undo, None)?;
             return Err(backend_error(error));
         }
         let sending = Sending {
@@ -279,7 +303,7 @@ impl UserspaceEngine {
             }
         }
         let neighbours = Arc::new(Neighbours { links, counters });
-        if let Err(error) = self.outbound.set_neighbours(neighbours) {
+        if let Err(error) = self.outbound.set_neighbours(&neighbours) {
             tracing::warn!(%error, "AF_XDP neighbours not published");
         }
     }
@@ -421,16 +445,18 @@ impl Engine for UserspaceEngine {
                 self.sending.remove(id);
                 // In this order with the command: the worker's counter is gone before its slot is.
                 self.publish_neighbours();
-                let outbound = self.outbound.apply(command.clone())?;
-                let inbound = self.inbound.apply(command.clone())?;
+                let command = Arc::new(command.clone());
+                let outbound = self.outbound.apply(&command, None)?;
+                let inbound = self.inbound.apply(&command, None)?;
                 // After a rekey the old pair may be left in one direction only.
                 outbound.or(inbound).map_err(backend_error)
             }
             Command::InstallPolicy(_) | Command::RemovePolicy { .. } => {
+                let command = Arc::new(command.clone());
                 self.outbound
-                    .apply(command.clone())?
+                    .apply(&command, None)?
                     .map_err(backend_error)?;
-                self.inbound.apply(command.clone())?.map_err(backend_error)
+                self.inbound.apply(&command, None)?.map_err(backend_error)
             }
         }
     }
@@ -457,14 +483,11 @@ impl Engine for UserspaceEngine {
     }
 
     fn sa_stats(&mut self) -> Result<Vec<ChildSaStats>, BackendError> {
-        Ok(self.stats.snapshot())
+        Ok(esp::stats::sum(&self.stats))
     }
 
     fn drop_totals(&mut self) -> Result<[[u64; DropReason::COUNT]; 2], BackendError> {
-        Ok([
-            self.stats.inbound_drops.snapshot(),
-            self.stats.outbound_drops.snapshot(),
-        ])
+        Ok(esp::stats::sum_drops(&self.stats))
     }
 
     fn shut_down(&mut self) {

@@ -1,5 +1,5 @@
-//! The two threads of the userspace engine. Each owns its half of the engine and runs every burst
-//! to completion; commands arrive through a channel between bursts.
+//! The threads of the userspace engine. Each owns one half of an engine and runs every burst to
+//! completion; commands arrive through a channel between bursts.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -11,7 +11,7 @@ use std::time::Instant;
 use espada_common::sa::{ChildSaId, Command, Encapsulation};
 
 use crate::backend::{BackendError, EventSink};
-use crate::esp::{ApplyError, Inbound, Outbound, Output, Stats};
+use crate::esp::{ApplyError, Inbound, Outbound, Output, Shared, Stats};
 use crate::port::raw::{RawReceiver, RawSender};
 use crate::port::syscall::{self, Poller};
 use crate::port::tun::{TunReader, TunWriter};
@@ -28,7 +28,11 @@ const WAKE: u64 = u64::MAX;
 
 /// What the control side asks of a worker.
 enum Order {
-    Apply(Box<Command>, SyncSender<Result<(), ApplyError>>),
+    Apply {
+        command: Arc<Command>,
+        shared: Option<Arc<Shared>>,
+        answer: SyncSender<Result<(), ApplyError>>,
+    },
     PathMtu(ChildSaId, u16),
     Neighbours(Arc<Neighbours>),
     Stop,
@@ -42,13 +46,20 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// Has the worker carry a command out and waits until it has.
-    pub fn apply(&self, command: Command) -> Result<Result<(), ApplyError>, BackendError> {
+    /// Has the worker carry a command out, as [`Outbound::apply_shared`] does. Its answer comes when it
+    /// has.
+    pub fn apply(
+        &self,
+        command: Arc<Command>,
+        shared: Option<Arc<Shared>>,
+    ) -> Result<Receiver<Result<(), ApplyError>>, BackendError> {
         let (answer, answered) = sync_channel(1);
-        self.order(Order::Apply(Box::new(command), answer))?;
-        answered
-            .recv()
-            .map_err(|_| BackendError::Stopped(super::NAME))
+        self.order(Order::Apply {
+            command,
+            shared,
+            answer,
+        })?;
+        Ok(answered)
     }
 
     /// Tells an outbound worker what fits the path of a pair (octets of outer IP packet).
@@ -169,8 +180,12 @@ pub struct OutboundParts {
 }
 
 /// Starts the outbound worker.
-pub fn outbound(mut parts: OutboundParts, place: Place) -> Result<Handle, BackendError> {
-    spawn("espada-out", place, move |orders, wake| {
+pub fn outbound(
+    lane: usize,
+    mut parts: OutboundParts,
+    place: Place,
+) -> Result<Handle, BackendError> {
+    spawn(&format!("espada-out-{lane}"), place, move |orders, wake| {
         let mut poller = Poller::new()?;
         poller.add(wake.as_fd(), WAKE)?;
         poller.add(parts.tun.as_fd(), 0)?;
@@ -186,8 +201,13 @@ pub fn outbound(mut parts: OutboundParts, place: Place) -> Result<Handle, Backen
                 wake.clear();
                 for order in orders.try_iter() {
                     match order {
-                        Order::Apply(command, answer) => {
-                            let _ = answer.send(parts.engine.apply(&command));
+                        Order::Apply {
+                            command,
+                            shared,
+                            answer,
+                        } => {
+                            let applied = parts.engine.apply_shared(&command, shared.as_ref());
+                            let _ = answer.send(applied);
                         }
                         Order::PathMtu(id, mtu) => {
                             if let Err(error) = parts.engine.set_path_mtu(id, mtu) {
@@ -270,8 +290,8 @@ pub struct InboundParts {
 }
 
 /// Starts the inbound worker.
-pub fn inbound(mut parts: InboundParts, place: Place) -> Result<Handle, BackendError> {
-    spawn("espada-in", place, move |orders, wake| {
+pub fn inbound(lane: usize, mut parts: InboundParts, place: Place) -> Result<Handle, BackendError> {
+    spawn(&format!("espada-in-{lane}"), place, move |orders, wake| {
         let mut poller = Poller::new()?;
         poller.add(wake.as_fd(), WAKE)?;
         let sources = (parts.udp.iter().map(AsFd::as_fd))
@@ -291,7 +311,9 @@ pub fn inbound(mut parts: InboundParts, place: Place) -> Result<Handle, BackendE
                     wake.clear();
                     for order in orders.try_iter() {
                         match order {
-                            Order::Apply(command, answer) => {
+                            Order::Apply {
+                                command, answer, ..
+                            } => {
                                 let _ = answer.send(parts.engine.apply(&command));
                             }
                             // Only what is sent has a path.

@@ -387,10 +387,44 @@ impl<'d, 'i> Table<'d, 'i> {
         key: &str,
         bounds: std::ops::RangeInclusive<u32>,
     ) -> Option<Located<u32>> {
-        let value = self.value(key)?;
         let expected = format!("a whole number from {} to {}", bounds.start(), bounds.end());
+        self.number(key, &expected, bounds)
+    }
+
+    /// A whole number within bounds, or `"auto"` (`None`).
+    pub fn integer_or_auto(
+        &self,
+        key: &str,
+        bounds: std::ops::RangeInclusive<u32>,
+    ) -> Option<Located<Option<u32>>> {
+        let value = self.value(key)?;
+        if matches!(value.get_ref(), DeValue::String(text) if text == "auto") {
+            return Some(Located {
+                value: None,
+                span: value.span(),
+            });
+        }
+        let expected = format!(
+            "\"auto\" or a whole number from {} to {}",
+            bounds.start(),
+            bounds.end()
+        );
+        let number = self.number(key, &expected, bounds)?;
+        Some(Located {
+            value: Some(number.value),
+            span: number.span,
+        })
+    }
+
+    fn number(
+        &self,
+        key: &str,
+        expected: &str,
+        bounds: std::ops::RangeInclusive<u32>,
+    ) -> Option<Located<u32>> {
+        let value = self.value(key)?;
         let DeValue::Integer(number) = value.get_ref() else {
-            self.mismatch(key, &expected, value);
+            self.mismatch(key, expected, value);
             return None;
         };
         match u32::from_str_radix(number.as_str(), number.radix()) {
@@ -399,7 +433,7 @@ impl<'d, 'i> Table<'d, 'i> {
                 span: value.span(),
             }),
             _ => {
-                self.mismatch(key, &expected, value);
+                self.mismatch(key, expected, value);
                 None
             }
         }

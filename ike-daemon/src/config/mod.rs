@@ -11,6 +11,7 @@ mod summary;
 mod tests;
 
 use std::net::IpAddr;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ pub use document::{Diagnostic, Severity, show_duration};
 
 use document::{Document, Table, nearest, quoted_list};
 use espada_dataplane::plane::EngineKind;
+use espada_dataplane::userspace;
 use espada_dataplane::xfrm::{self, Mark, OffloadMode};
 
 /// Which engines carry ESP.
@@ -83,6 +85,11 @@ pub struct DataplaneConfig {
     pub front_end: FrontEndMode,
     /// `xsk`.
     pub xsk: XskMode,
+    /// `workers`: lanes of the userspace engine, each of an outbound and an inbound thread; `None`: as
+    /// many as suit the processors.
+    pub workers: Option<NonZeroUsize>,
+    /// `pin_workers`: each of its threads stays on one processor.
+    pub pin_workers: bool,
     /// `realtime`: the userspace engine's workers run before other threads.
     pub realtime: bool,
     /// `keystream_ahead`: the eBPF engine's keystream is prepared in userspace.
@@ -101,6 +108,8 @@ impl Default for DataplaneConfig {
             mss_clamp: true,
             front_end: FrontEndMode::Auto,
             xsk: XskMode::Auto,
+            workers: None,
+            pin_workers: false,
             realtime: false,
             keystream_ahead: false,
             xfrm: xfrm::Options::default(),
@@ -228,6 +237,8 @@ const DATAPLANE_KEYS: &[&str] = &[
     "mss_clamp",
     "front_end",
     "xsk",
+    "workers",
+    "pin_workers",
     "realtime",
     "keystream_ahead",
     "xfrm_mark",
@@ -361,6 +372,15 @@ fn read_dataplane(table: &Table<'_, '_>) -> DataplaneConfig {
     }
     if let Some(mode) = table.choice("xsk", &[("auto", XskMode::Auto), ("off", XskMode::Off)]) {
         config.xsk = mode.value;
+    }
+    let lanes = 1..=userspace::MOST_LANES as u32;
+    if let Some(workers) = table.integer_or_auto("workers", lanes) {
+        config.workers = workers
+            .value
+            .and_then(|lanes| NonZeroUsize::new(lanes as usize));
+    }
+    if let Some(pinned) = table.boolean("pin_workers") {
+        config.pin_workers = pinned.value;
     }
     if let Some(realtime) = table.boolean("realtime") {
         config.realtime = realtime.value;

@@ -187,6 +187,8 @@ mtu = 100
 mss_clamp = "yes"
 front_end = "xfrm"
 tun = "a name that is too long"
+workers = 0
+pin_workers = 2
 
 [ike]
 retransmit_tries = 0
@@ -221,27 +223,46 @@ flat = 1
             "gw.toml:6:13: error: `dataplane.mss_clamp` must be true or false, found the string \"yes\"",
             "gw.toml:7:13: error: `dataplane.front_end` must be \"auto\", \"xdp\", \"tc\" or \"off\", found \"xfrm\"",
             "gw.toml:8:7: error: \"a name that is too long\" cannot be an interface name: 1 to 15 characters, no blanks, `/`, `:` or `%`",
-            "gw.toml:11:20: error: `ike.retransmit_tries` must be a whole number from 1 to 50, found the integer 0",
-            "gw.toml:12:15: error: `ike.retry_first` must be a length of time such as \"30s\", \"5m\" or \"1h\", found the string \"1\"",
-            "gw.toml:15:21: error: `connection.x.local.address` must be an IP address, \"%default\" or \"%any\", found \"gw.example\"",
-            "gw.toml:15:46: error: `connection.x.local.subnets`: \"/33\" is no prefix length of 10.0.0.0: it goes from 0 to 32",
-            "gw.toml:15:78: error: `connection.x.local.subnets` must be a subnet such as \"10.0.0.0/24\" or a list of them, found the integer 7",
-            "gw.toml:16:22: error: `connection.x.remote.address` must be an IP address, a host name or \"%any\", found \"300.1.2.3\"",
-            "gw.toml:16:45: error: `connection.x.remote.subnets` is empty",
-            "gw.toml:17:8: error: certificates and EAP are not in this version of Espada",
-            "gw.toml:18:17: error: `connection.x.dpd.delay` must be a length of time such as \"30s\", \"5m\" or \"1h\", found the integer 30",
-            "gw.toml:18:30: error: `connection.x.dpd.action` must be \"restart\", \"clear\" or \"trap\", found \"reset\"",
-            "gw.toml:19:9: error: `connection.x.start` must be \"start\", \"trap\" or \"none\", found \"yes\"",
-            "gw.toml:20:17: error: `connection.x.replay_window` must be a whole number from 0 to 65536, found the integer 99999999",
-            "gw.toml:21:18: error: `connection.x.child_lifetime` must be from 1m to 30d, found \"1s\"",
-            "gw.toml:23:1: error: `connection.bad name.remote` is missing",
-            "gw.toml:23:13: error: \"bad name\" cannot be a connection's name: 1 to 64 letters, digits, `-`, `_` or `.`",
-            "gw.toml:27:1: error: `connection.flat` must be a table with a connection's settings",
+            "gw.toml:9:11: error: `dataplane.workers` must be \"auto\" or a whole number from 1 to 64, found the integer 0",
+            "gw.toml:10:15: error: `dataplane.pin_workers` must be true or false, found the integer 2",
+            "gw.toml:13:20: error: `ike.retransmit_tries` must be a whole number from 1 to 50, found the integer 0",
+            "gw.toml:14:15: error: `ike.retry_first` must be a length of time such as \"30s\", \"5m\" or \"1h\", found the string \"1\"",
+            "gw.toml:17:21: error: `connection.x.local.address` must be an IP address, \"%default\" or \"%any\", found \"gw.example\"",
+            "gw.toml:17:46: error: `connection.x.local.subnets`: \"/33\" is no prefix length of 10.0.0.0: it goes from 0 to 32",
+            "gw.toml:17:78: error: `connection.x.local.subnets` must be a subnet such as \"10.0.0.0/24\" or a list of them, found the integer 7",
+            "gw.toml:18:22: error: `connection.x.remote.address` must be an IP address, a host name or \"%any\", found \"300.1.2.3\"",
+            "gw.toml:18:45: error: `connection.x.remote.subnets` is empty",
+            "gw.toml:19:8: error: certificates and EAP are not in this version of Espada",
+            "gw.toml:20:17: error: `connection.x.dpd.delay` must be a length of time such as \"30s\", \"5m\" or \"1h\", found the integer 30",
+            "gw.toml:20:30: error: `connection.x.dpd.action` must be \"restart\", \"clear\" or \"trap\", found \"reset\"",
+            "gw.toml:21:9: error: `connection.x.start` must be \"start\", \"trap\" or \"none\", found \"yes\"",
+            "gw.toml:22:17: error: `connection.x.replay_window` must be a whole number from 0 to 65536, found the integer 99999999",
+            "gw.toml:23:18: error: `connection.x.child_lifetime` must be from 1m to 30d, found \"1s\"",
+            "gw.toml:25:1: error: `connection.bad name.remote` is missing",
+            "gw.toml:25:13: error: \"bad name\" cannot be a connection's name: 1 to 64 letters, digits, `-`, `_` or `.`",
+            "gw.toml:29:1: error: `connection.flat` must be a table with a connection's settings",
         ],
         "{shown}"
     );
     assert!(shown.contains("did you mean \"userspace\"?"), "{shown}");
     assert!(shown.contains("help: use auth = \"psk\""), "{shown}");
+}
+
+#[test]
+fn workers_are_counted_or_left_to_the_processors() {
+    for (setting, expected) in [("\"auto\"", None), ("1", Some(1)), ("64", Some(64))] {
+        let text = format!("[dataplane]\nworkers = {setting}\npin_workers = true\n");
+        let dataplane = load_text(&text, None).unwrap().dataplane;
+        assert_eq!(dataplane.workers.map(usize::from), expected);
+        assert!(dataplane.pin_workers);
+    }
+    let shown = errors("[dataplane]\nworkers = \"many\"\n");
+    assert!(
+        shown.starts_with(
+            "gw.toml:2:11: error: `dataplane.workers` must be \"auto\" or a whole number from 1 to 64, found the string \"many\""
+        ),
+        "{shown}"
+    );
 }
 
 #[test]

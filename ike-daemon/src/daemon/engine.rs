@@ -56,8 +56,9 @@ pub fn start(
             XskMode::Off => userspace::XskMode::Off,
         },
         workers: Workers {
+            lanes: settings.workers,
+            pinned: settings.pin_workers,
             realtime: settings.realtime,
-            ..Workers::default()
         },
         xfrm: settings.xfrm,
         sink,
@@ -85,6 +86,7 @@ pub fn start(
             queues: xsk.queues,
             zero_copy: xsk.zero_copy,
         }),
+        workers: running.lanes(),
         backend: Box::new(running),
         reason,
         observer,

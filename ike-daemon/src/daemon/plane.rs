@@ -48,6 +48,8 @@ pub struct Plane {
     pub engines: Vec<Engine>,
     /// AF_XDP, where native ESP goes past the kernel.
     pub xsk: Option<Xsk>,
+    /// Lanes of the userspace engine, where it runs.
+    pub workers: Option<usize>,
     /// The front end.
     pub observer: Box<dyn Observer>,
 }

@@ -53,6 +53,7 @@ impl<R: Random> Gateway<R> {
                     .find_map(|engine| engine.interface.clone()),
                 front_end: self.plane.observer.attachments(),
                 xsk: self.plane.xsk,
+                workers: self.plane.workers,
             },
             connections,
             drops: status::DropReport {

@@ -90,6 +90,7 @@ impl End {
             reason: "a test".to_owned(),
             engines: Vec::new(),
             xsk: None,
+            workers: None,
             observer: Box::new(Unobserved),
         };
         let boot = crate::syscall::boot_time().unwrap();

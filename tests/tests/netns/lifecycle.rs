@@ -251,7 +251,10 @@ fn lifetimes_end_in_rekeying() -> Result<()> {
 fn workers_are_real_time_threads_where_asked_for() -> Result<()> {
     let name = "workers_are_real_time_threads_where_asked_for";
     skip_unless_possible!(name);
-    for (setting, expected) in [("realtime = true", "2"), ("realtime = false", "0")] {
+    for (setting, expected) in [
+        ("workers = 1\nrealtime = true", "2"),
+        ("workers = 1\nrealtime = false", "0"),
+    ] {
         let gateways = Gateways::established(Wan::Switch, |a, _| {
             a.global = setting;
         })?;
@@ -273,7 +276,7 @@ fn workers_are_real_time_threads_where_asked_for() -> Result<()> {
             let (name, fields) = text.rsplit_once(") ").context("no name")?;
             // The scheduling policy is field 41 of the line; the name is the second.
             let policy = fields.split(' ').nth(41 - 3).context("no policy")?;
-            let worker = name.ends_with("(espada-in") || name.ends_with("(espada-out");
+            let worker = name.contains("(espada-in-") || name.contains("(espada-out-");
             workers += usize::from(worker);
             let wanted = if worker { expected } else { "0" };
             ensure!(policy == wanted, "{setting}: policy {policy} of {text}");

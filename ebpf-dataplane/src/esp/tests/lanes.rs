@@ -1,0 +1,175 @@
+//! Several lanes that carry one pair of SAs, each in a thread of its own.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Barrier};
+use std::time::Instant;
+
+use espada_common::drops::DropReason;
+use espada_common::sa::{ChildSa, ChildSaId, Command, Encapsulation, EspSuite, Event, Takeover};
+
+use super::net::*;
+use crate::esp::{Config, Outbound, Output, Shared, Stats, stats};
+use crate::umem::{Arena, Burst, FramePool, Meta};
+
+const LANES: usize = 4;
+
+/// One outbound lane with its own frames.
+struct Lane {
+    outbound: Outbound,
+    pool: FramePool,
+    out: Output,
+    now: Instant,
+}
+
+impl Lane {
+    /// Sends `count` equal packets in one burst; gives what goes to the WAN.
+    fn send(&mut self, count: usize) -> Vec<(Vec<u8>, Meta)> {
+        let mut burst = Burst::new();
+        let packet = udp(false, 100);
+        for _ in 0..count {
+            let mut frame = self.pool.get().unwrap();
+            frame.append(packet.len()).unwrap().copy_from_slice(&packet);
+            burst.push(frame);
+        }
+        self.outbound
+            .process(self.now, &mut burst, &mut self.pool, &mut self.out);
+        let sent: Vec<_> = self
+            .out
+            .wan
+            .frames()
+            .iter()
+            .map(|frame| (frame.data().to_vec(), *frame.meta()))
+            .collect();
+        self.out.wan.recycle(&mut self.pool);
+        sent
+    }
+}
+
+fn lanes(sa: &ChildSa) -> (Vec<Lane>, Vec<Arc<Stats>>) {
+    let arena = Arena::new(128 * LANES, 2048).unwrap();
+    let now = Instant::now();
+    let statistics: Vec<_> = (0..LANES).map(|_| Stats::new(now)).collect();
+    let lane = |stats: &Arc<Stats>| Lane {
+        outbound: Outbound::new(Config::default(), Arc::clone(stats)),
+        pool: arena.take(128),
+        out: Output::new(),
+        now,
+    };
+    let mut lanes: Vec<_> = statistics.iter().map(lane).collect();
+    install(&mut lanes, &Command::InstallSa(Box::new(sa.clone())));
+    (lanes, statistics)
+}
+
+fn install(lanes: &mut [Lane], command: &Command) {
+    let shared = Arc::new(Shared::default());
+    for lane in lanes {
+        lane.outbound.apply_shared(command, Some(&shared)).unwrap();
+    }
+}
+
+fn seq(packet: &[u8]) -> u32 {
+    u32::from_be_bytes(packet[4..8].try_into().unwrap())
+}
+
+/// All lanes send bursts of changing length at once.
+fn send_at_once(lanes: &mut [Lane], bursts: usize) -> Vec<(Vec<u8>, Meta)> {
+    let start = Barrier::new(lanes.len());
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = lanes
+            .iter_mut()
+            .enumerate()
+            .map(|(number, lane)| {
+                let start = &start;
+                scope.spawn(move || {
+                    start.wait();
+                    (0..bursts)
+                        .flat_map(|burst| lane.send(1 + (burst * (number + 3)) % 64))
+                        .collect::<Vec<_>>()
+                })
+            })
+            .collect();
+        let all = threads.into_iter().map(|thread| thread.join().unwrap());
+        all.flatten().collect()
+    })
+}
+
+#[test]
+fn lanes_number_the_packets_of_an_sa_without_gap_or_repetition() {
+    for suite in [GCM, EspSuite { esn: true, ..GCM }] {
+        let sa = child(1, suite, path(Encapsulation::Udp, false));
+        let (mut lanes, statistics) = lanes(&sa);
+        let sent = send_at_once(&mut lanes, 60);
+        let numbers: BTreeSet<u32> = sent.iter().map(|(packet, _)| seq(packet)).collect();
+        assert!(numbers.into_iter().eq(1..=sent.len() as u32));
+        let counted = &stats::sum(&statistics)[0].outbound;
+        assert_eq!(counted.packets, sent.len() as u64);
+        assert_eq!(counted.bytes, 100 * sent.len() as u64);
+        // The peer takes every packet for what it is.
+        let mut peer = pair(
+            &ChildSa {
+                replay_window: 65_536,
+                ..sa
+            },
+            Config::default(),
+        )
+        .1;
+        let opened: usize = sent.chunks(64).map(|burst| peer.receive(burst).len()).sum();
+        assert_eq!(opened, sent.len());
+    }
+}
+
+#[test]
+fn lanes_never_send_past_the_last_number() {
+    let sa = child(1, GCM, path(Encapsulation::Udp, false));
+    let (mut lanes, statistics) = lanes(&sa);
+    let left = 500;
+    lanes[0].outbound.skip_to(1, u64::from(u32::MAX) - left);
+    let sent = send_at_once(&mut lanes, 20);
+    let numbers: BTreeSet<u32> = sent.iter().map(|(packet, _)| seq(packet)).collect();
+    assert!(
+        numbers
+            .into_iter()
+            .eq(u32::MAX - left as u32 + 1..=u32::MAX)
+    );
+    assert_eq!(sent.len() as u64, left);
+    let offered: usize = (0..LANES)
+        .flat_map(|lane| (0..20).map(move |burst| 1 + (burst * (lane + 3)) % 64))
+        .sum();
+    let counted = &stats::sum(&statistics)[0].outbound;
+    assert_eq!(counted.packets, left);
+    let refused = counted.drops[DropReason::SequenceExhausted as usize];
+    assert_eq!(refused, offered as u64 - left);
+    let told = lanes.iter().flat_map(|lane| &lane.out.events);
+    let low = told.filter(|event| matches!(event, Event::SeqLow { id, .. } if id.0 == 1));
+    assert_eq!(low.count(), 1);
+    assert!(lanes.iter().all(|lane| lane.pool.available() == 128));
+}
+
+#[test]
+fn lanes_follow_a_rekey_and_begin_anew() {
+    let old = child(1, GCM, path(Encapsulation::Udp, false));
+    let new = child(2, GCM, old.path);
+    let (mut lanes, _) = lanes(&old);
+    send_at_once(&mut lanes, 10);
+    let rekey = Command::RekeySa {
+        old: ChildSaId(1),
+        new: Box::new(new.clone()),
+        takeover: Takeover::Now,
+    };
+    install(&mut lanes, &rekey);
+    let sent = send_at_once(&mut lanes, 10);
+    let numbers: BTreeSet<u32> = sent.iter().map(|(packet, _)| seq(packet)).collect();
+    assert!(sent.iter().all(|(_, meta)| meta.spi == new.outbound.spi));
+    assert!(numbers.into_iter().eq(1..=sent.len() as u32));
+}
+
+/// Packets of several lanes that leave at about the same time may be fragmented on their way.
+#[test]
+fn lanes_keep_their_identifications_apart() {
+    let sa = child(1, GCM, path(Encapsulation::Esp, false));
+    let (mut lanes, _) = lanes(&sa);
+    let sent = send_at_once(&mut lanes, 20);
+    let identification = |packet: &[u8]| u16::from_be_bytes([packet[4], packet[5]]);
+    let distinct: BTreeSet<u16> = sent.iter().map(|(p, _)| identification(p)).collect();
+    assert_eq!(distinct.len(), sent.len());
+}

@@ -6,8 +6,8 @@ use std::cell::UnsafeCell;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ptr::NonNull;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use espada_common::sa::{Encapsulation, Path};
 
@@ -223,6 +223,18 @@ impl FramePool {
         self.free.push(frame);
     }
 
+    /// Gives frames beyond this pool's share to `reserve`, or takes what is missing of it from there.
+    pub fn balance(&mut self, reserve: &Reserve) {
+        let Reserve { share, slack, .. } = *reserve;
+        if self.free.len() > share + slack {
+            reserve.lock().extend(self.free.drain(share..));
+        } else if self.free.len() + slack < share {
+            let mut frames = reserve.lock();
+            let kept = frames.len().saturating_sub(share - self.free.len());
+            self.free.extend(frames.drain(kept..));
+        }
+    }
+
     /// Frames that are free now.
     pub fn available(&self) -> usize {
         self.free.len()
@@ -247,6 +259,31 @@ impl FramePool {
         // and the swap above made us its only taker.
         let arena = unsafe { Arc::from_raw(Arc::as_ptr(&self.arena)) };
         Some(Frame { arena, index })
+    }
+}
+
+/// Frames that pools of one arena lend each other, where packets begin in one and end in another.
+pub struct Reserve {
+    frames: Mutex<Vec<Frame>>,
+    /// Frames that a pool should have.
+    share: usize,
+    /// How many more or fewer it may have: all others together at their most leave it half its share.
+    slack: usize,
+}
+
+impl Reserve {
+    /// For a number of pools with `share` frames each.
+    pub fn new(pools: usize, share: usize) -> Self {
+        Self {
+            frames: Mutex::new(Vec::with_capacity(pools * share)),
+            share,
+            slack: share / (2 * pools.max(1)),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Frame>> {
+        // A list of frames is one before and after each change.
+        self.frames.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -525,6 +562,25 @@ mod tests {
         assert!(first.adopt(1 << 40).is_none());
         first.put(back);
         assert_eq!(first.available(), 2);
+    }
+
+    #[test]
+    fn pools_keep_about_their_share() {
+        let arena = Arena::new(300, 2048).unwrap();
+        let reserve = Reserve::new(3, 100);
+        let mut pools = [0; 3].map(|_| arena.take(100));
+        // Packets begin in the first and end in the third.
+        for _ in 0..1000 {
+            let frame = pools[0].get().unwrap();
+            pools[2].put(frame);
+            for pool in &mut pools {
+                pool.balance(&reserve);
+            }
+            assert!(pools[0].available() >= 50);
+            assert!(pools[2].available() <= 117);
+        }
+        let kept: usize = pools.iter().map(FramePool::available).sum();
+        assert_eq!(kept + reserve.lock().len(), 300);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use espada_common::drops::DropReason;
-use espada_common::replay::{self, ReplayWindow};
+use espada_common::replay;
 use espada_common::sa::{
     ChildSa, ChildSaId, Command, Encapsulation, EspSuite, Event, Mode, Path, TrafficSelector,
 };
@@ -16,7 +16,8 @@ use super::ip::{self, Fragment, Outer, ecn, protocol};
 use super::sad::{self, Geometry, Slab, TRAILER};
 use super::spd::FastMap;
 use super::stats::{Direction, SaCounters};
-use super::{ApplyError, Config, Output, Stats};
+use super::window::Window;
+use super::{ApplyError, Config, Output, Shared, Stats};
 use crate::port::checksum;
 use crate::umem::{Burst, Frame, FramePool};
 
@@ -28,7 +29,7 @@ struct InboundSa {
     spi: u32,
     suite: EspSuite,
     crypto: Box<dyn EspCrypto>,
-    window: ReplayWindow<Box<[u64]>>,
+    window: Window,
     path: Path,
     mode: Mode,
     geometry: Geometry,
@@ -76,13 +77,23 @@ impl Inbound {
     /// Carries out a command as far as it concerns inbound traffic. When it fails, nothing has
     /// changed.
     pub fn apply(&mut self, command: &Command) -> Result<(), ApplyError> {
+        self.apply_shared(command, None)
+    }
+
+    /// [`Inbound::apply`] as one of several lanes: a pair that is installed takes what it has in common
+    /// with the others from `shared`.
+    pub fn apply_shared(
+        &mut self,
+        command: &Command,
+        shared: Option<&Arc<Shared>>,
+    ) -> Result<(), ApplyError> {
         match command {
             Command::InstallPolicy(_) | Command::RemovePolicy { .. } => {}
-            Command::InstallSa(sa) => self.install(sa)?,
+            Command::InstallSa(sa) => self.install(sa, shared)?,
             Command::RekeySa { old, new, .. } => {
                 // The old SA still receives what the peer sent before it moved.
                 self.slot(*old)?;
-                self.install(new)?;
+                self.install(new, shared)?;
             }
             Command::RemoveSa { id } => {
                 let slot = self.slot(*id)?;
@@ -118,7 +129,7 @@ impl Inbound {
             .ok_or(ApplyError::UnknownSa(id))
     }
 
-    fn install(&mut self, sa: &ChildSa) -> Result<(), ApplyError> {
+    fn install(&mut self, sa: &ChildSa, shared: Option<&Arc<Shared>>) -> Result<(), ApplyError> {
         if self.ids.contains_key(&sa.id.0) {
             return Err(ApplyError::DuplicateSa(sa.id));
         }
@@ -127,8 +138,7 @@ impl Inbound {
             return Err(ApplyError::DuplicateSpi(spi));
         }
         sad::check_path(&sa.path)?;
-        let words = vec![0; replay::words_for(sa.replay_window)].into_boxed_slice();
-        let window = ReplayWindow::new(words, sa.replay_window, sa.suite.esn)
+        let window = Window::new(sa.replay_window, sa.suite.esn, shared)
             .ok_or(ApplyError::Suite(sa.suite))?;
         let slot = self.sas.insert(InboundSa {
             id: sa.id,

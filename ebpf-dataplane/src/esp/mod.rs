@@ -1,7 +1,7 @@
 //! The ESP engine (RFC 4303): bursts of frames in, bursts of frames out. No sockets, no threads,
 //! no clock; nothing is allocated per packet. [`Outbound`] owns the SPD and outbound SAs,
 //! [`Inbound`] inbound SAs: each belongs to one worker. Where several workers (lanes) carry one pair,
-//! they share its sequence numbers ([`Shared`]).
+//! they share its sequence numbers and its replay window ([`Shared`]).
 
 pub mod crypto;
 pub mod decap;
@@ -14,6 +14,7 @@ pub mod spd;
 pub mod stats;
 #[cfg(test)]
 pub(crate) mod tests;
+mod window;
 
 use espada_common::sa::{ChildSaId, EspSuite, Event};
 

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 
+use super::window::Words;
+
 /// An SA's end is announced when this part of its sequence number space is left.
 const LOW_FRACTION: u64 = 16;
 
@@ -15,6 +17,8 @@ pub struct Shared {
     low_told: AtomicBool,
     /// Where the next lane begins in the identifications of outer IPv4 headers.
     identification: AtomicU16,
+    /// Inbound: what was received.
+    pub(super) window: Words,
 }
 
 /// Lanes begin that far from each other: packets that leave at about the same time do not bear one

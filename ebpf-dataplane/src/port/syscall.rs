@@ -393,8 +393,18 @@ impl Poller {
 
     /// Watches `fd` for input. It must stay open as long as the poller.
     pub fn add(&mut self, fd: BorrowedFd<'_>, number: u64) -> io::Result<()> {
+        self.watch(fd, number, libc::EPOLLIN)
+    }
+
+    /// As [`Poller::add`], for a descriptor that several pollers watch: what arrives wakes one of
+    /// those that wait.
+    pub fn add_exclusive(&mut self, fd: BorrowedFd<'_>, number: u64) -> io::Result<()> {
+        self.watch(fd, number, libc::EPOLLIN | libc::EPOLLEXCLUSIVE)
+    }
+
+    fn watch(&mut self, fd: BorrowedFd<'_>, number: u64, events: i32) -> io::Result<()> {
         let mut event = libc::epoll_event {
-            events: libc::EPOLLIN as u32,
+            events: events as u32,
             u64: number,
         };
         // SAFETY: `event` is valid for the call.

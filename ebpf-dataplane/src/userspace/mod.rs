@@ -2,6 +2,8 @@
 //! and an inbound one to a lane.
 
 mod lanes;
+mod source;
+mod turns;
 mod worker;
 
 use std::collections::{BTreeMap, HashMap};
@@ -23,10 +25,11 @@ use crate::port::ring::Socket;
 use crate::port::tun::Tun;
 use crate::port::udp::{self, UdpReceiver, UdpSender};
 use crate::port::xsk::{self, Neighbours, XskReceiver, XskSender};
-use crate::umem::{Arena, HEADROOM, TAILROOM};
+use crate::umem::{Arena, HEADROOM, Reserve, TAILROOM};
 use crate::wake::Suspicion;
 
 use lanes::Lanes;
+use source::{Port, SharedPort, Source};
 use worker::{InboundParts, OutboundParts};
 
 pub use lanes::MOST as MOST_LANES;
@@ -145,14 +148,10 @@ impl UserspaceEngine {
         let duplicate = || -> std::io::Result<Vec<UdpSocket>> {
             config.udp.iter().map(UdpSocket::try_clone).collect()
         };
-        let mut receivers: Vec<UdpReceiver> = duplicate()
+        let udp = duplicate()
             .and_then(|sockets| sockets.into_iter().map(UdpReceiver::new).collect())
             .map_err(system("cannot duplicate the ESP-in-UDP sockets"))?;
-        let mut raw = vec![RawReceiver::open(true)?];
-        match RawReceiver::open(false) {
-            Ok(receiver) => raw.push(receiver),
-            Err(error) => tracing::info!(%error, "no native ESP over IPv6"),
-        }
+        let mut sources = sources(udp, places.len())?;
 
         let steered = steered_link(&config, &mut netlink, frame_size(mtu));
         let queues = steered
@@ -160,9 +159,9 @@ impl UserspaceEngine {
             .map_or(0, |link| link.rx_queues.clamp(1, xsk::MOST_QUEUES));
         let frames = FRAMES[usize::from(places.len() > 1)];
         let ring_frames = (queues * xsk::RING) as usize;
-        let arena = Arena::new((places.len() + 1) * frames + ring_frames, frame_size(mtu))
+        let arena = Arena::new(2 * places.len() * frames + ring_frames, frame_size(mtu))
             .map_err(system("cannot map memory for packets"))?;
-        let mut sockets_xsk = match (&steered, &config.front_end) {
+        let sockets_xsk = match (&steered, &config.front_end) {
             (Some(link), Some(front_end)) => open_xsk(&arena, link, queues, front_end),
             _ => Vec::new(),
         };
@@ -178,39 +177,43 @@ impl UserspaceEngine {
                 sockets_xsk.iter().map(|(queue, _)| *queue).collect(),
             )
         });
-        let mut inbound_pool = arena.take(frames + sockets_xsk.len() * xsk::RING as usize);
-        let (mut xsk_receivers, mut xsk_senders) = (Vec::new(), Vec::new());
-        for (_, socket) in sockets_xsk.drain(..) {
+        // Each lane has some of the queues to receive from, and one to send on as far as they go.
+        let pool = |lane: usize| {
+            let queues = (lane..sockets_xsk.len()).step_by(places.len()).count();
+            arena.take(frames + queues * xsk::RING as usize)
+        };
+        let mut pools: Vec<_> = (0..places.len()).map(pool).collect();
+        let mut senders = Vec::new();
+        for (index, (_, socket)) in sockets_xsk.into_iter().enumerate() {
             let (receive, transmit) = socket.split();
-            let counters = Arc::clone(&xsk_counters);
-            xsk_receivers.push(XskReceiver::new(receive, &mut inbound_pool, counters));
-            xsk_senders.push(XskSender::new(transmit, Arc::clone(&xsk_counters)));
+            let lane = index % places.len();
+            if let (Some(pool), Some(sources)) = (pools.get_mut(lane), sources.get_mut(lane)) {
+                let port = XskReceiver::new(receive, pool, Arc::clone(&xsk_counters));
+                sources.push(Source::Own(Port::Xsk(port)));
+            }
+            senders.push(XskSender::new(transmit, Arc::clone(&xsk_counters)));
         }
-        let mut xsk_senders = xsk_senders.into_iter();
+        let mut senders = senders.into_iter();
+        let several = places.len() > 1;
+        let reserve = several.then(|| Arc::new(Reserve::new(places.len(), frames)));
         let epoch = Instant::now();
         let stats: Vec<_> = places.iter().map(|_| Stats::new(epoch)).collect();
         let half = system("cannot duplicate the tunnel interface's descriptors");
         let readers = tun.readers().map_err(half)?;
         let (mut inbound, mut outbound) = (Vec::new(), Vec::new());
-        for (lane, ((tun_reader, stats), [out_place, in_place])) in
-            readers.into_iter().zip(&stats).zip(places).enumerate()
-        {
-            if lane == 0 {
-                inbound.push(worker::inbound(
-                    lane,
-                    InboundParts {
-                        engine: Inbound::new(config.esp, Arc::clone(stats)),
-                        pool: std::mem::replace(&mut inbound_pool, arena.take(0)),
-                        udp: std::mem::take(&mut receivers),
-                        raw: std::mem::take(&mut raw),
-                        xsk: std::mem::take(&mut xsk_receivers),
-                        tun: tun.writer().map_err(half)?,
-                        stats: Arc::clone(stats),
-                        sink: Arc::clone(&config.sink),
-                    },
-                    in_place,
-                )?);
-            }
+        let lanes = readers.into_iter().zip(pools).zip(sources).zip(places);
+        for ((((tun_reader, pool), sources), [out_place, in_place]), stats) in lanes.zip(&stats) {
+            let lane = inbound.len();
+            let parts = InboundParts {
+                engine: Inbound::new(config.esp, Arc::clone(stats)),
+                pool,
+                reserve: reserve.clone(),
+                sources,
+                tun: tun.writer().map_err(half)?,
+                stats: Arc::clone(stats),
+                sink: Arc::clone(&config.sink),
+            };
+            inbound.push(worker::inbound(lane, parts, in_place)?);
             let sockets = duplicate().map_err(system("cannot duplicate the ESP-in-UDP sockets"))?;
             let parts = OutboundParts {
                 engine: Outbound::new(config.esp, Arc::clone(stats)),
@@ -220,8 +223,7 @@ impl UserspaceEngine {
                 udp: UdpSender::new(sockets)
                     .map_err(system("cannot read the address of an ESP-in-UDP socket"))?,
                 raw: RawSender::open(config.esp.ttl)?,
-                // A queue each, as far as they go.
-                xsk: xsk_senders.next(),
+                xsk: senders.next(),
                 stats: Arc::clone(stats),
                 sink: Arc::clone(&config.sink),
                 mtu_suspect: config.suspicion.clone(),
@@ -307,6 +309,25 @@ impl UserspaceEngine {
             tracing::warn!(%error, "AF_XDP neighbours not published");
         }
     }
+}
+
+/// What each lane receives from: one alone has its ports, several share them.
+fn sources(udp: Vec<UdpReceiver>, lanes: usize) -> Result<Vec<Vec<Source>>, BackendError> {
+    let mut ports: Vec<Port> = udp.into_iter().map(Port::Udp).collect();
+    ports.push(Port::Raw(RawReceiver::open(true)?));
+    match RawReceiver::open(false) {
+        Ok(receiver) => ports.push(Port::Raw(receiver)),
+        Err(error) => tracing::info!(%error, "no native ESP over IPv6"),
+    }
+    if lanes == 1 {
+        return Ok(vec![ports.into_iter().map(Source::Own).collect()]);
+    }
+    let shared: Vec<_> = ports
+        .into_iter()
+        .map(|port| Arc::new(SharedPort::new(port)))
+        .collect();
+    let of_a_lane = || shared.iter().map(Arc::clone).map(Source::Shared).collect();
+    Ok((0..lanes).map(|_| of_a_lane()).collect())
 }
 
 fn backend_error(error: ApplyError) -> BackendError {

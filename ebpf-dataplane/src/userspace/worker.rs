@@ -10,14 +10,15 @@ use std::time::Instant;
 
 use espada_common::sa::{ChildSaId, Command, Encapsulation};
 
+use super::source::Source;
 use crate::backend::{BackendError, EventSink};
 use crate::esp::{ApplyError, Inbound, Outbound, Output, Shared, Stats};
-use crate::port::raw::{RawReceiver, RawSender};
+use crate::port::raw::RawSender;
 use crate::port::syscall::{self, Poller};
 use crate::port::tun::{TunReader, TunWriter};
-use crate::port::udp::{UdpReceiver, UdpSender};
-use crate::port::xsk::{Neighbours, XskReceiver, XskSender};
-use crate::umem::{Burst, Frame, FramePool};
+use crate::port::udp::UdpSender;
+use crate::port::xsk::{Neighbours, XskSender};
+use crate::umem::{Burst, Frame, FramePool, Reserve};
 use crate::wake::{Suspicion, Wake};
 
 /// Rounds a worker gives one port before it looks at the others and at commands again.
@@ -275,12 +276,10 @@ pub struct InboundParts {
     pub engine: Inbound,
     /// Its free frames.
     pub pool: FramePool,
-    /// ESP in UDP.
-    pub udp: Vec<UdpReceiver>,
-    /// Native ESP.
-    pub raw: Vec<RawReceiver>,
-    /// Native ESP past the kernel.
-    pub xsk: Vec<XskReceiver>,
+    /// What it shares frames with, as one of several lanes.
+    pub reserve: Option<Arc<Reserve>>,
+    /// ESP from the WAN.
+    pub sources: Vec<Source>,
     /// Inner packets to the host.
     pub tun: TunWriter,
     /// Drops are counted here.
@@ -294,11 +293,8 @@ pub fn inbound(lane: usize, mut parts: InboundParts, place: Place) -> Result<Han
     spawn(&format!("espada-in-{lane}"), place, move |orders, wake| {
         let mut poller = Poller::new()?;
         poller.add(wake.as_fd(), WAKE)?;
-        let sources = (parts.udp.iter().map(AsFd::as_fd))
-            .chain(parts.raw.iter().map(AsFd::as_fd))
-            .chain(parts.xsk.iter().map(AsFd::as_fd));
-        for (number, source) in sources.enumerate() {
-            poller.add(source, number as u64)?;
+        for (number, source) in parts.sources.iter().enumerate() {
+            source.watch(&mut poller, number as u64)?;
         }
         let mut input = Burst::new();
         let mut output = Output::new();
@@ -312,9 +308,12 @@ pub fn inbound(lane: usize, mut parts: InboundParts, place: Place) -> Result<Han
                     for order in orders.try_iter() {
                         match order {
                             Order::Apply {
-                                command, answer, ..
+                                command,
+                                shared,
+                                answer,
                             } => {
-                                let _ = answer.send(parts.engine.apply(&command));
+                                let applied = parts.engine.apply_shared(&command, shared.as_ref());
+                                let _ = answer.send(applied);
                             }
                             // Only what is sent has a path.
                             Order::PathMtu(..) | Order::Neighbours(_) => {}
@@ -336,25 +335,40 @@ pub fn inbound(lane: usize, mut parts: InboundParts, place: Place) -> Result<Han
 impl InboundParts {
     /// One burst from a WAN port to the host. True when more may be waiting.
     fn round(&mut self, number: usize, input: &mut Burst, output: &mut Output) -> bool {
+        let Self {
+            engine,
+            pool,
+            tun,
+            sink,
+            ..
+        } = self;
         let drops = &self.stats.inbound_drops;
-        let (raw, xsk) = (self.udp.len(), self.udp.len() + self.raw.len());
-        let more = if number < raw {
-            let port = self.udp.get_mut(number);
-            port.is_some_and(|port| port.receive(&mut self.pool, input, &self.sink, drops))
-        } else if number < xsk {
-            let port = self.raw.get_mut(number - raw);
-            port.is_some_and(|port| port.receive(&mut self.pool, input, drops))
-        } else {
-            let port = self.xsk.get_mut(number - xsk);
-            port.is_some_and(|port| port.receive(&mut self.pool, input, drops))
+        let mut deliver = |output: &mut Output, pool: &mut FramePool| {
+            tun.write(&mut output.tun, pool, drops);
+            output.wan.recycle(pool);
+            output.events.drain(..).for_each(|event| sink(event));
         };
-        if !input.is_empty() {
-            self.engine
-                .process(Instant::now(), input, &mut self.pool, output);
-            self.tun.write(&mut output.tun, &mut self.pool, drops);
-            output.wan.recycle(&mut self.pool);
-            output.events.drain(..).for_each(|event| (self.sink)(event));
+        match self.sources.get_mut(number) {
+            Some(Source::Own(port)) => {
+                let more = port.receive(pool, input, sink, drops);
+                if !input.is_empty() {
+                    engine.process(Instant::now(), input, pool, output);
+                    deliver(output, pool);
+                }
+                more
+            }
+            Some(Source::Shared(shared)) => {
+                let (turn, more) = shared.receive(pool, input, sink, drops);
+                if let Some(turn) = turn {
+                    engine.process(Instant::now(), input, pool, output);
+                    turn.deliver(output, |output| deliver(output, pool));
+                }
+                if let Some(reserve) = &self.reserve {
+                    pool.balance(reserve);
+                }
+                more
+            }
+            None => false,
         }
-        more
     }
 }

@@ -8,7 +8,7 @@ use espada_common::drops::DropReason;
 use espada_common::sa::{ChildSa, ChildSaId, Command, Encapsulation, EspSuite, Event, Takeover};
 
 use super::net::*;
-use crate::esp::{Config, Outbound, Output, Shared, Stats, stats};
+use crate::esp::{Config, Inbound, Outbound, Output, Shared, Stats, stats};
 use crate::umem::{Arena, Burst, FramePool, Meta};
 
 const LANES: usize = 4;
@@ -172,4 +172,87 @@ fn lanes_keep_their_identifications_apart() {
     let identification = |packet: &[u8]| u16::from_be_bytes([packet[4], packet[5]]);
     let distinct: BTreeSet<u16> = sent.iter().map(|(p, _)| identification(p)).collect();
     assert_eq!(distinct.len(), sent.len());
+}
+
+/// One inbound lane opens bursts; gives how many packets it accepted.
+fn open(
+    inbound: &mut Inbound,
+    pool: &mut FramePool,
+    now: Instant,
+    packets: &[(Vec<u8>, Meta)],
+) -> usize {
+    let mut out = Output::new();
+    let mut accepted = 0;
+    for chunk in packets.chunks(64) {
+        let mut burst = Burst::new();
+        for (octets, meta) in chunk {
+            let mut frame = pool.get().unwrap();
+            frame.append(octets.len()).unwrap().copy_from_slice(octets);
+            *frame.meta_mut() = Meta {
+                path: reverse(meta.path),
+                ..*meta
+            };
+            burst.push(frame);
+        }
+        inbound.process(now, &mut burst, pool, &mut out);
+        accepted += out.tun.len();
+        out.recycle(pool);
+    }
+    accepted
+}
+
+/// Whatever lanes a packet comes to at once, one of them accepts it, and none does again.
+#[test]
+fn lanes_accept_every_packet_once() {
+    for suite in [GCM, EspSuite { esn: true, ..GCM }] {
+        let sa = child(1, suite, path(Encapsulation::Udp, false));
+        let (mut sender, _) = pair(&sa, Config::default());
+        let sent: Vec<_> = (0..60)
+            .flat_map(|_| sender.send(&vec![udp(false, 100); 64]))
+            .collect();
+        let shared = Arc::new(Shared::default());
+        let arena = Arena::new(64 * LANES, 2048).unwrap();
+        let now = Instant::now();
+        let mut lanes: Vec<_> = (0..LANES)
+            .map(|_| {
+                let stats = Stats::new(now);
+                let mut inbound = Inbound::new(Config::default(), Arc::clone(&stats));
+                let install = Command::InstallSa(Box::new(mirror(&sa)));
+                inbound.apply_shared(&install, Some(&shared)).unwrap();
+                (inbound, stats, arena.take(64))
+            })
+            .collect();
+        let mut all_at_once = || -> usize {
+            let start = Barrier::new(LANES);
+            std::thread::scope(|scope| {
+                let threads: Vec<_> = lanes
+                    .iter_mut()
+                    .enumerate()
+                    .map(|(number, (inbound, _, pool))| {
+                        let (start, sent) = (&start, &sent);
+                        scope.spawn(move || {
+                            start.wait();
+                            // Each begins elsewhere, as lanes do not run in step.
+                            let (before, after) = sent.split_at(number * 100);
+                            open(inbound, pool, now, after) + open(inbound, pool, now, before)
+                        })
+                    })
+                    .collect();
+                threads
+                    .into_iter()
+                    .map(|thread| thread.join().unwrap())
+                    .sum()
+            })
+        };
+        assert_eq!(all_at_once(), sent.len());
+        assert_eq!(all_at_once(), 0);
+        let statistics: Vec<_> = lanes
+            .iter()
+            .map(|(_, stats, _)| Arc::clone(stats))
+            .collect();
+        let counted = &stats::sum(&statistics)[0].inbound;
+        assert_eq!(counted.packets, sent.len() as u64);
+        let replayed = counted.drops[DropReason::Replay as usize];
+        assert_eq!(replayed, ((2 * LANES - 1) * sent.len()) as u64);
+    }
 }

@@ -2,6 +2,7 @@
 //! WAN port. These need root; without it they say so and pass.
 
 mod ebpf;
+mod lanes;
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -145,6 +146,16 @@ fn sockets() -> Vec<UdpSocket> {
 
 /// With the front end attached in a mode.
 fn start_behind(pair: &Pair, side: usize, sink: EventSink, mode: Option<ModeChoice>) -> Plane {
+    start_with(pair, side, sink, mode, crate::userspace::Workers::default())
+}
+
+fn start_with(
+    pair: &Pair,
+    side: usize,
+    sink: EventSink,
+    mode: Option<ModeChoice>,
+    workers: crate::userspace::Workers,
+) -> Plane {
     pair.inside(side, || {
         let front_end = mode.map(|mode| {
             FrontEnd::attach(&Options {
@@ -165,7 +176,7 @@ fn start_behind(pair: &Pair, side: usize, sink: EventSink, mode: Option<ModeChoi
             esp: esp::Config::default(),
             front_end,
             xsk: XskMode::Auto,
-            workers: crate::userspace::Workers::default(),
+            workers,
             xfrm: crate::xfrm::Options::default(),
             sink,
         })
@@ -248,7 +259,11 @@ fn up_behind(
     encapsulation: Encapsulation,
     mode: Option<ModeChoice>,
 ) -> [Plane; 2] {
-    let mut engines = [0, 1].map(|side| start_behind(pair, side, quiet(), mode));
+    let engines = [0, 1].map(|side| start_behind(pair, side, quiet(), mode));
+    with_sas(engines, v6, encapsulation)
+}
+
+fn with_sas(mut engines: [Plane; 2], v6: bool, encapsulation: Encapsulation) -> [Plane; 2] {
     for (side, engine) in engines.iter_mut().enumerate() {
         engine.apply(Command::InstallPolicy(policy(side))).unwrap();
         let sa = Box::new(sa(side, v6, encapsulation, 1));

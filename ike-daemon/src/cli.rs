@@ -138,7 +138,13 @@ enum Command {
 #[derive(Subcommand)]
 enum Bench {
     /// The userspace engine: ESP encapsulation and decapsulation of bursts in memory, on one core.
-    Engine(Measured),
+    Engine {
+        #[command(flatten)]
+        measured: Measured,
+        /// One SA on so many processors at once, beside one processor.
+        #[arg(long, value_name = "N")]
+        lanes: Option<usize>,
+    },
     /// Its ciphers alone, with the instructions that this processor has for each.
     Crypto(Measured),
 }
@@ -219,11 +225,18 @@ fn run(command: Command) -> anyhow::Result<Exit> {
             json,
         } => examine(&interfaces, config.as_deref(), json),
         Command::Bench {
-            what: Bench::Engine(measured),
-        } => measure(measured, bench::engine),
+            what: Bench::Engine { measured, lanes },
+        } => match lanes {
+            Some(lanes) => measure(
+                measured,
+                |options| bench::lanes(options, lanes),
+                |rows| bench::LanesTable(rows).to_string(),
+            ),
+            None => measure(measured, bench::engine, table),
+        },
         Command::Bench {
             what: Bench::Crypto(measured),
-        } => measure(measured, bench::crypto),
+        } => measure(measured, bench::crypto, table),
         Command::Version => {
             writeln!(io::stdout(), "espada {}", env!("CARGO_PKG_VERSION"))?;
             Ok(Exit::Success)
@@ -342,9 +355,14 @@ fn examine(interfaces: &[String], config: Option<&Path>, json: bool) -> anyhow::
     })
 }
 
-fn measure(
+fn table(rows: &[bench::Row]) -> String {
+    bench::Table(rows).to_string()
+}
+
+fn measure<R: serde::Serialize>(
     measured: Measured,
-    bench: impl Fn(&bench::Options) -> Result<Vec<bench::Row>, bench::BenchError>,
+    bench: impl Fn(&bench::Options) -> Result<Vec<R>, bench::BenchError>,
+    table: impl Fn(&[R]) -> String,
 ) -> anyhow::Result<Exit> {
     let mut options = bench::Options {
         duration: Duration::from_secs(measured.seconds.into()),
@@ -357,7 +375,7 @@ fn measure(
     if measured.json {
         writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&rows)?)?;
     } else {
-        write!(io::stdout(), "{}", bench::Table(&rows))?;
+        write!(io::stdout(), "{}", table(&rows))?;
     }
     Ok(Exit::Success)
 }

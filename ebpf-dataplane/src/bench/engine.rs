@@ -10,7 +10,7 @@ use espada_common::sa::{ChildSa, Command, EspSuite, Path};
 
 use super::{BenchError, Timed, Times, child, frame_size, timed};
 use crate::esp::ip::{self, Outer, protocol};
-use crate::esp::{Config, Inbound, Outbound, Output, Stats};
+use crate::esp::{Config, Inbound, Outbound, Output, Shared, Stats};
 use crate::umem::{Arena, BURST, Burst, FramePool, Meta};
 
 /// Two engines that share one pool of frames, as one packet is with one of them at a time.
@@ -28,7 +28,12 @@ pub struct Bench {
 }
 
 impl Bench {
-    pub fn new(suite: EspSuite, bytes: usize) -> Result<Self, BenchError> {
+    /// With an SA of its own, or as one of the lanes that `shared` is given to.
+    pub fn new(
+        suite: EspSuite,
+        bytes: usize,
+        shared: Option<&Arc<Shared>>,
+    ) -> Result<Self, BenchError> {
         let now = Instant::now();
         let stats = Stats::new(now);
         let config = Config {
@@ -46,9 +51,9 @@ impl Bench {
         };
         let path = sender.path;
         let mut outbound = Outbound::new(config, Arc::clone(&stats));
-        outbound.apply(&Command::InstallSa(Box::new(sender)))?;
+        outbound.apply_shared(&Command::InstallSa(Box::new(sender)), shared)?;
         let mut inbound = Inbound::new(config, stats);
-        inbound.apply(&Command::InstallSa(Box::new(receiver)))?;
+        inbound.apply_shared(&Command::InstallSa(Box::new(receiver)), shared)?;
         Ok(Self {
             suite,
             outbound,

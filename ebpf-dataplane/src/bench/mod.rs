@@ -1,12 +1,13 @@
 //! `espada bench`: what ESP costs per packet on this processor, in memory and on one core.
 //!
-//! [`engine()`] measures the whole way of a packet through the userspace engine, [`crypto()`] its
-//! ciphers alone. Both take bursts of [`BURST`] packets of one SA, and what opens packets is given
+//! [`engine()`] measures the whole way of a packet through the userspace engine, [`lanes()`] the same
+//! with one SA on several processors, [`crypto()`] its ciphers alone. All take bursts of [`BURST`] packets of one SA, and what opens packets is given
 //! those that were sealed a moment ago, so they are in the cache as far as they fit: as they would
 //! be right after a copy from a socket.
 
 mod crypto;
 mod engine;
+mod lanes;
 
 use std::fmt;
 use std::io;
@@ -23,6 +24,8 @@ use crate::esp::sad::{Geometry, TRAILER};
 use crate::esp::{self, ApplyError};
 use crate::syscall;
 use crate::umem::BURST;
+
+pub use lanes::{LanesRow, LanesTable, lanes};
 
 /// What to measure.
 #[derive(Clone, Debug)]
@@ -143,13 +146,32 @@ pub enum BenchError {
         /// Packets that came out.
         carried: usize,
     },
+    /// Lanes that share processors would measure each other.
+    #[error(
+        "{lanes} lanes cannot be measured: each needs a processor of its own, and this program may \
+         run on {processors}"
+    )]
+    Processors {
+        /// Lanes asked for.
+        lanes: usize,
+        /// Processors there are.
+        processors: usize,
+    },
+    /// A thread could not be kept on its processor.
+    #[error("cannot keep a thread on its processor: {0}")]
+    Place(#[source] io::Error),
+    /// A thread panicked.
+    #[error("a thread of the benchmark failed")]
+    Thread,
 }
 
 /// Measures the engine: the whole of [`Outbound::process`](esp::Outbound::process) or
 /// [`Inbound::process`](esp::Inbound::process), that is parsing, SPD or SPI lookup, sequence number
 /// or replay window, headers, cipher, counters. Packets are UDP over IPv4 in native ESP over IPv4.
 pub fn engine(options: &Options) -> Result<Vec<Row>, BenchError> {
-    measure(options, engine::Bench::new)
+    measure(options, |suite, bytes| {
+        engine::Bench::new(suite, bytes, None)
+    })
 }
 
 /// Measures the ciphers alone, with packets as the engine hands them over.
@@ -323,6 +345,26 @@ mod tests {
             assert_eq!(json["direction"], "encrypt");
             assert_eq!(json["inner_bytes"], 64);
             assert!(Table(&rows).to_string().lines().count() == rows.len() + 1);
+        }
+    }
+
+    #[test]
+    fn lanes_are_measured_on_processors_of_their_own() {
+        let options = Options {
+            inner_bytes: vec![64],
+            suites: vec![suite("aes256gcm16").unwrap()],
+            duration: Duration::from_millis(5),
+        };
+        let there = crate::port::syscall::processors().unwrap().len();
+        for count in [1, there.min(2)] {
+            let rows = lanes(&options, count).unwrap();
+            assert_eq!(rows.len(), 2);
+            assert!(rows.iter().all(|row| row.lanes == count && row.ns > 0.0));
+            assert_eq!(LanesTable(&rows).to_string().lines().count(), 3);
+        }
+        for count in [0, there + 1] {
+            let refused = lanes(&options, count).unwrap_err().to_string();
+            assert!(refused.contains("a processor of its own"), "{refused}");
         }
     }
 

@@ -28,6 +28,9 @@ enum What {
         /// Print a JSON list on standard output instead of a table
         #[arg(long)]
         json: bool,
+        /// One SA on so many processors at once, beside one processor
+        #[arg(long, value_name = "N")]
+        lanes: Option<usize>,
     },
     /// Throughput and latency of every engine side by side, and of plain forwarding, between two
     /// gateways in network namespaces
@@ -40,18 +43,21 @@ enum What {
 /// Runs the subcommand.
 pub fn run(args: &Args) -> Result<()> {
     match &args.what {
-        What::Engine { json } => engine(*json),
+        What::Engine { json, lanes } => engine(*json, *lanes),
         What::Engines(args) => engines::run(args),
         What::E2e(args) => e2e::run(args),
     }
 }
 
-fn engine(json: bool) -> Result<()> {
+fn engine(json: bool, lanes: Option<usize>) -> Result<()> {
     build::refresh_object()?;
     let mut command = Command::new(build::build_espada()?);
     command.args(["bench", "engine"]);
     if json {
         command.arg("--json");
+    }
+    if let Some(lanes) = lanes {
+        command.args(["--lanes", &lanes.to_string()]);
     }
     process::run_with_output(&mut command)
 }

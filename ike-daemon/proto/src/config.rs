@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use espada_common::sa::{Mode, SecretBytes, TrafficSelector};
 
-use crate::identity::Identity;
+use crate::crypto::signature::PrivateKey;
+use crate::identity::{Identity, IdentityPattern};
 use crate::proposal::Proposal;
 use crate::selector::Sides;
+use crate::x509::{Certificate, Trust};
 
 /// When an unanswered request is sent again (RFC 7296 section 2.1 asks for it, not for when).
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -109,6 +111,35 @@ pub struct PskSecret {
     pub origin: String,
 }
 
+/// A private key of ours and what shows to peers whose it is.
+#[derive(Debug)]
+pub struct Credential {
+    /// The key.
+    pub key: PrivateKey,
+    /// Our certificate, then those of authorities up to one that peers trust; none for a raw public key.
+    pub certificates: Vec<Arc<Certificate>>,
+    /// Where it is configured, as `file:line`.
+    pub origin: String,
+}
+
+/// How we prove who we are.
+#[derive(Clone, Debug)]
+pub enum LocalAuth {
+    /// With the pre-shared key of the two identities.
+    Psk,
+    /// With a signature.
+    PublicKey(Arc<Credential>),
+}
+
+/// How the peer must prove who it is.
+#[derive(Clone, Debug)]
+pub enum RemoteAuth {
+    /// With the pre-shared key of the two identities.
+    Psk,
+    /// With a signature by a key that this trusts.
+    PublicKey(Arc<Trust>),
+}
+
 /// Who must answer, or who may call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RemoteAddress {
@@ -123,6 +154,8 @@ pub enum RemoteAddress {
 pub enum RemoteIdentity {
     /// This identity.
     Is(Identity),
+    /// One that matches this pattern.
+    Matches(IdentityPattern),
     /// The address it is configured with, as an identity.
     Address,
     /// Anybody who knows a key.
@@ -213,6 +246,13 @@ pub struct ConnectionConfig {
     pub local_id: Option<Identity>,
     /// Whom the peer must prove to be.
     pub remote_id: RemoteIdentity,
+    /// How we prove who we are.
+    pub local_auth: LocalAuth,
+    /// How the peer must prove who it is.
+    pub remote_auth: RemoteAuth,
+    /// RSA signatures over SHA-1 are accepted from peers without RFC 7427. Whoever can make
+    /// collisions within the time of a handshake could stand in for such a peer.
+    pub sha1_signatures: bool,
     /// IKE proposals, in order of preference.
     pub ike: Vec<Proposal>,
     /// ESP proposals, in order of preference.

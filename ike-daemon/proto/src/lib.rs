@@ -15,13 +15,14 @@ mod sa;
 pub mod selector;
 pub mod status;
 pub mod wire;
+pub mod x509;
 
 pub use config::{ConnectionConfig, EndpointConfig, PskSecret};
 pub use crypto::Random;
 pub use endpoint::{
     Endpoint, InitiateError, Reconciled, RestoreError, Restored, SavedPeer, SavedState, Transmit,
 };
-pub use identity::{Identity, IdentityError};
+pub use identity::{DistinguishedName, Identity, IdentityError, IdentityPattern};
 pub use notice::{DownReason, Notice, Severity};
 pub use refusal::{Fix, Refusal, RefusalKind, RefusedBy};
 pub use status::{ChildSaStatus, ConnectionStatus, IkeSaStatus, Role};

@@ -1,4 +1,4 @@
-//! Authentication with a pre-shared key (RFC 7296 section 2.15).
+//! What AUTH payloads cover, and authentication with a pre-shared key (RFC 7296 section 2.15).
 
 use espada_common::sa::SecretBytes;
 use subtle::ConstantTimeEq;
@@ -32,6 +32,13 @@ pub fn psk_auth(algorithm: Prf, shared_secret: &[u8], signed: SignedOctets<'_>) 
         key.expose(),
         &[signed.message, signed.peer_nonce, maced_id.expose()],
     )
+}
+
+/// The message that a signature in place of the pre-shared key signs: the first message, the other
+/// side's nonce, prf(SK_p, ID payload).
+pub fn signed_message(algorithm: Prf, signed: SignedOctets<'_>) -> Vec<u8> {
+    let maced_id = prf(algorithm, signed.sk_p, &[signed.id_body]);
+    [signed.message, signed.peer_nonce, maced_id.expose()].concat()
 }
 
 /// Whether `received` is that side's AUTH value, in time that does not depend on where they differ.

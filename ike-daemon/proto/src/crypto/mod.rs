@@ -7,6 +7,7 @@ mod ecp;
 pub mod keys;
 mod modp;
 pub mod prf;
+pub mod signature;
 pub mod sk;
 
 #[cfg(test)]

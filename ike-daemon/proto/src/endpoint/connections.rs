@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use espada_common::sa::{Command, Mode, Policy};
 
-use super::{DownReason, DpdAction, Endpoint, Entry, InitiateError, StartAction, init};
+use super::{DownReason, DpdAction, Endpoint, Entry, InitiateError, StartAction, init, wall_time};
 use crate::config::{ConnectionConfig, RemoteAddress};
 use crate::crypto::Random;
 use crate::notice::Notice;
@@ -185,6 +185,7 @@ impl<R: Random> Endpoint<R> {
             settings: &self.settings,
             connections: &self.connections,
             secrets: &self.secrets,
+            wall: wall_time(self.wall, now),
             out: &mut self.out,
         };
         let sa = init::start(&mut cx, config.clone(), local, remote, initial_contact);

@@ -13,7 +13,7 @@ mod tests;
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use espada_common::sa::{ChildSaId, Command, Event};
 
@@ -87,6 +87,15 @@ impl Entry {
     }
 }
 
+/// The time of day at `now`, since 1970.
+fn wall_time(clock: Option<(Instant, Duration)>, now: Instant) -> Option<Duration> {
+    let (then, time) = clock?;
+    Some(match now.checked_duration_since(then) {
+        Some(later) => time.saturating_add(later),
+        None => time.saturating_sub(then.saturating_duration_since(now)),
+    })
+}
+
 /// All IKE SAs of a host, and the connections they belong to.
 pub struct Endpoint<R> {
     settings: EndpointConfig,
@@ -94,6 +103,8 @@ pub struct Endpoint<R> {
     connections: Vec<Arc<ConnectionConfig>>,
     slots: HashMap<Arc<str>, Slot>,
     secrets: Vec<PskSecret>,
+    /// A moment, and the time of day it was, since 1970.
+    wall: Option<(Instant, Duration)>,
     /// Which of our addresses the host sends from, by peer.
     sources: HashMap<IpAddr, IpAddr>,
     sas: HashMap<u64, Entry>,
@@ -119,6 +130,7 @@ impl<R: Random> Endpoint<R> {
             connections: Vec::new(),
             slots: HashMap::new(),
             secrets: Vec::new(),
+            wall: None,
             sources: HashMap::new(),
             sas: HashMap::new(),
             timers: BTreeSet::new(),
@@ -137,6 +149,13 @@ impl<R: Random> Endpoint<R> {
     /// Replaces all pre-shared keys. IKE SAs that are up keep running.
     pub fn set_secrets(&mut self, secrets: Vec<PskSecret>) {
         self.secrets = secrets;
+    }
+
+    /// Says what time of day it is at `now`, since 1970: certificates are judged by it, and none is
+    /// believed without. The clock may be set while we run, so this is to be called again before
+    /// datagrams are handled.
+    pub fn set_wall_clock(&mut self, now: Instant, since_1970: Duration) {
+        self.wall = Some((now, since_1970));
     }
 
     /// Says which of our addresses the host sends from towards `remote`, for connections whose local
@@ -340,6 +359,7 @@ impl<R: Random> Endpoint<R> {
             settings: &self.settings,
             connections: &self.connections,
             secrets: &self.secrets,
+            wall: wall_time(self.wall, now),
             out: &mut self.out,
         };
         act(&mut entry.sa, &mut cx);

@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use super::{Endpoint, Entry};
+use super::{Endpoint, Entry, wall_time};
 use crate::crypto::Random;
 use crate::notice::Notice;
 use crate::refusal::RefusalKind;
@@ -61,6 +61,7 @@ impl<R: Random> Endpoint<R> {
             settings: &self.settings,
             connections: &self.connections,
             secrets: &self.secrets,
+            wall: wall_time(self.wall, now),
             out: &mut self.out,
         };
         match respond::accept(&mut cx, datagram, &payloads) {

@@ -8,12 +8,12 @@ use std::time::Instant;
 use espada_common::sa::{ChildSaId, Mode};
 
 use super::{Endpoint, Entry};
-use crate::config::{ConnectionConfig, PskSecret, RemoteAddress};
+use crate::config::{ConnectionConfig, LocalAuth, PskSecret, RemoteAddress, RemoteAuth};
 use crate::crypto::Random;
 use crate::proposal::{self, Groups, Protocol, Transform, WireProposal};
-use crate::sa::auth::accepts_identity;
 use crate::sa::context::{DynRandom, local_identity};
 use crate::sa::established::{Established, Pending};
+use crate::sa::proof::accepts_identity;
 use crate::sa::protect::Protector;
 use crate::sa::saved::{self, Saved, SavedError};
 use crate::sa::{Cx, IkeSa, Phase, psk};
@@ -179,6 +179,7 @@ impl<R: Random> Endpoint<R> {
             settings: &self.settings,
             connections: &self.connections,
             secrets: &self.secrets,
+            wall: None,
             out: &mut self.out,
         };
         let config = match fit {
@@ -273,7 +274,11 @@ fn fits(config: &ConnectionConfig, secrets: &[PskSecret], saved: &Saved) -> Resu
     if !accepts_identity(config, remote, &saved.remote_id) {
         return Err(format!("it expects another peer than {}", saved.remote_id));
     }
-    if psk::find(secrets, &saved.local_id, &saved.remote_id).is_none() {
+    if saved.signed != matches!(config.remote_auth, RemoteAuth::PublicKey(_)) {
+        return Err("remote.auth is another".to_owned());
+    }
+    let shared = !saved.signed || matches!(config.local_auth, LocalAuth::Psk);
+    if shared && psk::find(secrets, &saved.local_id, &saved.remote_id).is_none() {
         return Err(format!(
             "there is no pre-shared key for {} and {} any more",
             saved.local_id, saved.remote_id

@@ -1,4 +1,4 @@
-//! IKE_AUTH as initiator, and the proof of who the peer is (RFC 7296 sections 1.2 and 2.15).
+//! IKE_AUTH as initiator (RFC 7296 sections 1.2 and 2.15).
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -7,13 +7,15 @@ use espada_common::sa::Share;
 
 use super::child::{self, ChildOffer};
 use super::context::{Common, Cx, Effect, local_identity};
+use super::credential::{self, Claim, Wanted};
 use super::established::Established;
 use super::init::fail;
+use super::proof::{self, Covered, Evidence};
 use super::protect::{self, Protector};
 use super::retransmit::{Due, Retransmit};
 use super::{Datagram, Phase, explain, psk, resource, respond};
-use crate::config::{ConnectionConfig, PskSecret, RemoteAddress, RemoteIdentity};
-use crate::crypto::auth::{SignedOctets, psk_auth, psk_verify};
+use crate::config::{ConnectionConfig, LocalAuth, RemoteAuth, RemoteIdentity};
+use crate::crypto::auth::SignedOctets;
 use crate::crypto::keys::IkeKeys;
 use crate::identity::Identity;
 use crate::notice::{DownReason, Notice};
@@ -23,9 +25,6 @@ use crate::wire::id::Typed;
 use crate::wire::{
     ExchangeType, Notify, NotifyType, Payload, PayloadType, Payloads, Writer, sa, ts,
 };
-
-/// Authentication method "Shared Key Message Integrity Code".
-pub(crate) const AUTH_METHOD_PSK: u8 = 2;
 
 /// The octets that both AUTH payloads cover.
 pub(crate) struct Transcript {
@@ -67,60 +66,6 @@ pub(crate) fn id_body(identity: &Identity) -> Vec<u8> {
     body
 }
 
-/// Proof that the peer knows the key of the identity it claims. Only [`verify_peer`] makes one,
-/// here or in the process that we go on after.
-#[derive(Clone, Debug)]
-pub(crate) struct PeerProof {
-    identity: Identity,
-}
-
-impl PeerProof {
-    pub fn identity(&self) -> &Identity {
-        &self.identity
-    }
-
-    /// The proof that the process before us had, taken from its state.
-    pub fn restored(identity: Identity) -> Self {
-        Self { identity }
-    }
-}
-
-/// Checks the peer's AUTH payload with the key its identity calls for.
-pub(crate) fn verify_peer(
-    secret: &PskSecret,
-    signer: Role,
-    keys: &IkeKeys,
-    transcript: &Transcript,
-    claimed: Typed<'_>,
-    auth: &[u8],
-) -> Option<PeerProof> {
-    let mut body = Vec::new();
-    claimed.encode(&mut body);
-    let signed = transcript.signed(signer, keys, &body);
-    psk_verify(keys.prf, secret.secret.expose(), signed, auth).then(|| PeerProof {
-        identity: Identity::from_wire(claimed.kind, claimed.data),
-    })
-}
-
-/// Whether a connection's peer may have this identity; `address` is where it is.
-pub(crate) fn accepts_identity(
-    config: &ConnectionConfig,
-    address: std::net::IpAddr,
-    identity: &Identity,
-) -> bool {
-    match &config.remote_id {
-        RemoteIdentity::Is(expected) => expected.matches(identity),
-        RemoteIdentity::Address => {
-            let expected = match config.remote_address {
-                RemoteAddress::Address(configured) => configured,
-                RemoteAddress::Any => address,
-            };
-            *identity == Identity::Address(expected)
-        }
-        RemoteIdentity::Any => true,
-    }
-}
-
 /// Waiting for the IKE_AUTH response.
 pub(crate) struct AuthSent {
     config: Arc<ConnectionConfig>,
@@ -129,8 +74,9 @@ pub(crate) struct AuthSent {
     keys: IkeKeys,
     protector: Protector,
     transcript: Transcript,
-    /// Where the key we authenticate with is configured.
-    psk_origin: String,
+    /// What we proved ourselves with.
+    proved_with: String,
+    wanted: Wanted,
     child_spi: u32,
     request: Vec<u8>,
     retransmit: Retransmit,
@@ -145,18 +91,30 @@ impl AuthSent {
         suite: IkeSuite,
         keys: IkeKeys,
         transcript: Transcript,
+        wanted: Wanted,
     ) -> Phase {
         let local_id = local_identity(&config, common.local);
         let expected = match &config.remote_id {
             RemoteIdentity::Is(identity) => identity.clone(),
-            RemoteIdentity::Address | RemoteIdentity::Any => Identity::Address(common.remote.ip()),
+            RemoteIdentity::Address | RemoteIdentity::Matches(_) | RemoteIdentity::Any => {
+                Identity::Address(common.remote.ip())
+            }
         };
-        let Some(secret) = psk::find(cx.secrets, &local_id, &expected) else {
+        // A key that will be missing later had better be missed now.
+        let shared = matches!(config.local_auth, LocalAuth::Psk)
+            || matches!(
+                (&config.remote_auth, &config.remote_id),
+                (
+                    RemoteAuth::Psk,
+                    RemoteIdentity::Is(_) | RemoteIdentity::Address
+                )
+            );
+        if shared && psk::find(cx.secrets, &local_id, &expected).is_none() {
             return fail(
                 cx,
                 explain::no_secret(&config, common, &local_id, &expected),
             );
-        };
+        }
         let mut protector = match Protector::new(&suite, &keys, Role::Initiator) {
             Ok(protector) => protector,
             Err(error) => return fail(cx, explain::protocol(&config, common, &error.to_string())),
@@ -164,17 +122,27 @@ impl AuthSent {
         let mut writer = Writer::new();
         let body = id_body(&local_id);
         writer.add(PayloadType::IDI, |out| out.extend(&body));
+        credential::write_certificates(&mut writer, &config);
+        credential::write_requests(&mut writer, std::iter::once(&config));
         if common.initial_contact {
             writer.notify(Notify::new(NotifyType::INITIAL_CONTACT, &[]));
         }
         if let RemoteIdentity::Is(identity) = &config.remote_id {
             writer.add(PayloadType::IDR, |out| out.extend(id_body(identity)));
         }
-        let signed = transcript.signed(Role::Initiator, &keys, &body);
-        let auth = psk_auth(keys.prf, secret.secret.expose(), signed);
-        writer.add(PayloadType::AUTH, |out| {
-            Typed::new(AUTH_METHOD_PSK, auth.expose()).encode(out)
-        });
+        let claim = Claim {
+            local_id: &local_id,
+            remote_id: &expected,
+            id_body: &body,
+            role: Role::Initiator,
+            keys: &keys,
+            transcript: &transcript,
+        };
+        let proved_with =
+            match credential::write_auth(&mut writer, &config, common, cx, claim, &wanted) {
+                Ok(proved_with) => proved_with,
+                Err(refusal) => return fail(cx, refusal),
+            };
         let child_spi = cx.child_spi();
         let offer = proposal::offer(&config.esp, &child_spi.to_be_bytes(), Groups::Ignored);
         child::write_mode(&mut writer, config.mode);
@@ -193,7 +161,8 @@ impl AuthSent {
         cx.out
             .transmit(common.local, common.remote, request.clone());
         Phase::AuthSent(Box::new(Self {
-            psk_origin: secret.origin.clone(),
+            proved_with,
+            wanted,
             config,
             suite,
             local_id,
@@ -288,11 +257,13 @@ impl AuthSent {
     ) -> Phase {
         let mut idr = None;
         let mut auth = None;
+        let mut certificates = Vec::new();
         let mut offer = ChildOffer::default();
         for payload in payloads {
             match payload {
                 Payload::IdR(id) => idr = Some(*id),
                 Payload::Auth(value) => auth = Some(*value),
+                Payload::Cert(cert) => certificates.push(*cert),
                 other => offer.take(other),
             }
         }
@@ -306,7 +277,8 @@ impl AuthSent {
                     common,
                     notify.kind,
                     &self.local_id,
-                    &self.psk_origin,
+                    &self.proved_with,
+                    &self.wanted,
                 ),
                 None => explain::protocol(
                     &self.config,
@@ -317,37 +289,21 @@ impl AuthSent {
             return fail(cx, refusal);
         };
         let identity = Identity::from_wire(idr.kind, idr.data);
-        let failure = if auth.kind != AUTH_METHOD_PSK {
-            Err(explain::other_method(
-                &self.config,
-                common,
-                &identity,
-                auth.kind,
-            ))
-        } else if !accepts_identity(&self.config, common.remote.ip(), &identity) {
+        let failure = if !proof::accepts_identity(&self.config, common.remote.ip(), &identity) {
             Err(explain::wrong_identity(&self.config, common, &identity))
         } else {
-            match psk::find(cx.secrets, &self.local_id, &identity) {
-                None => Err(explain::no_secret(
-                    &self.config,
-                    common,
-                    &self.local_id,
-                    &identity,
-                )),
-                Some(secret) => {
-                    let proof = verify_peer(
-                        secret,
-                        Role::Responder,
-                        &self.keys,
-                        &self.transcript,
-                        idr,
-                        auth.data,
-                    );
-                    proof.ok_or_else(|| {
-                        explain::wrong_psk(&self.config, common, &identity, &secret.origin)
-                    })
-                }
-            }
+            let evidence = Evidence {
+                id: idr,
+                auth,
+                certificates: &certificates,
+                legacy: self.wanted.hashes.is_none(),
+            };
+            let covered = Covered {
+                signer: Role::Responder,
+                keys: &self.keys,
+                transcript: &self.transcript,
+            };
+            proof::verify(&self.config, common, cx, &self.local_id, &evidence, covered)
         };
         let Self {
             config,

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use espada_common::sa::{ChildSa, ChildSaId, Command, Path, Takeover};
 
@@ -25,6 +25,8 @@ pub(crate) struct Cx<'a> {
     /// In the order of the configuration.
     pub connections: &'a [Arc<ConnectionConfig>],
     pub secrets: &'a [PskSecret],
+    /// The time of day, since 1970, if it is known.
+    pub wall: Option<Duration>,
     pub out: &'a mut Outbox,
 }
 

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use espada_common::sa::{ChildSaId, Mode, Takeover};
 
-use super::auth::{PeerProof, down};
+use super::auth::down;
 use super::child::{self, Child, NewChild};
 use super::context::{Common, Cx, Effect};
+use super::proof::PeerProof;
 use super::protect::{self, Protector};
 use super::rekey::{ChildRequest, IkeRequest, Purpose};
 use super::respond::{Answered, Lingering};
@@ -160,7 +161,7 @@ impl Established {
             suite: saved.suite,
             keys: saved.keys,
             protector,
-            proof: PeerProof::restored(saved.remote_id),
+            proof: PeerProof::restored(saved.remote_id, saved.signed),
             local_id: saved.local_id,
             since: saved.since,
             next_id: saved.next_id,

@@ -1,5 +1,6 @@
 //! Refusals in words: everything known, and the setting that would cure it.
 
+mod auth;
 mod mode;
 
 use std::net::SocketAddr;
@@ -8,13 +9,16 @@ use std::time::{Duration, Instant};
 
 use espada_common::sa::Mode;
 
+pub(crate) use auth::{
+    auth_refused, cannot_sign, hash_names, no_secret, other_method, peer_unproven,
+    unknown_identity, untrusted, wants_eap, wants_sha1, wrong_identity, wrong_psk,
+};
 pub(crate) use mode::{transport_declined, transport_unwanted, transport_wanted};
 
 use super::Datagram;
 use super::child::ChildOffer;
 use super::context::{Common, Cx};
-use crate::config::{ConnectionConfig, RemoteAddress, RemoteIdentity};
-use crate::identity::Identity;
+use crate::config::{ConnectionConfig, RemoteAddress};
 use crate::proposal::{DhGroup, Groups, Mismatch, Offer, VerifyError};
 use crate::refusal::{Fix, Refusal, RefusalKind, RefusedBy};
 use crate::selector::{TsMismatch, format_list};
@@ -319,278 +323,6 @@ pub(crate) fn no_connection(cx: &Cx<'_>, datagram: &Datagram<'_>) -> Arc<Refusal
         summary: format!("{remote} calls {local}, and no connection is for these addresses"),
         details,
         fix: None,
-    })
-}
-
-/// The peer refused our IKE_AUTH request as a whole.
-pub(crate) fn auth_refused(
-    config: &ConnectionConfig,
-    common: &Common,
-    kind: NotifyType,
-    local_id: &Identity,
-    psk_origin: &str,
-) -> Arc<Refusal> {
-    let peer = common.remote;
-    if kind != NotifyType::AUTHENTICATION_FAILED {
-        return answered_with(config, common, "IKE_AUTH", kind);
-    }
-    let asked = match &config.remote_id {
-        RemoteIdentity::Is(identity) => format!("we asked for the peer as {identity}"),
-        _ => "we did not ask for an identity of the peer".to_owned(),
-    };
-    let details = vec![
-        format!("we said we are {local_id}"),
-        asked,
-        format!("we used the pre-shared key at {psk_origin}"),
-        "the peer refuses for one of: another pre-shared key, no connection for our identity or address, \
-         no identity of its own as we asked for, certificates or EAP wanted instead of a key; its log says which"
-            .to_owned(),
-    ];
-    let fix = Fix::new(
-        &config.origin,
-        "local.id",
-        format!(
-            "the peer must expect this identity from us ({local_id}); then compare the pre-shared keys"
-        ),
-    );
-    let summary = format!("{peer} does not accept us as {local_id}");
-    refusal(
-        RefusalKind::Authentication,
-        RefusedBy::Peer,
-        Role::Initiator,
-        config,
-        summary,
-        details,
-        Some(fix),
-    )
-}
-
-/// The peer's AUTH payload does not fit the key we have for it.
-pub(crate) fn wrong_psk(
-    config: &ConnectionConfig,
-    common: &Common,
-    identity: &Identity,
-    origin: &str,
-) -> Arc<Refusal> {
-    let summary = format!(
-        "{identity} ({}) has another pre-shared key than we have for it",
-        common.remote
-    );
-    let details = vec![
-        format!("the peer says it is {identity}"),
-        format!("we checked it with the pre-shared key at {origin}, and it does not fit"),
-    ];
-    let fix = Fix {
-        setting: "secret".to_owned(),
-        file: Some(origin.to_owned()),
-        line: None,
-        current: Some("(not shown)".to_owned()),
-        suggestion:
-            "set the same secret on both ends; mind quotes, blanks and a 0x or base64 prefix"
-                .to_owned(),
-    };
-    refusal(
-        RefusalKind::Authentication,
-        RefusedBy::Us,
-        common.role,
-        config,
-        summary,
-        details,
-        Some(fix),
-    )
-}
-
-/// There is no key for this pair.
-pub(crate) fn no_secret(
-    config: &ConnectionConfig,
-    common: &Common,
-    local: &Identity,
-    remote: &Identity,
-) -> Arc<Refusal> {
-    let summary = format!("there is no pre-shared key for {local} and {remote}");
-    let details = vec![format!(
-        "the peer is {remote} ({}), we are {local}",
-        common.remote
-    )];
-    let fix = Fix {
-        setting: "psk".to_owned(),
-        file: Some("secrets.toml".to_owned()),
-        line: None,
-        current: None,
-        suggestion: format!("add [[psk]] with ids = [\"{local}\", \"{remote}\"]"),
-    };
-    refusal(
-        RefusalKind::Authentication,
-        RefusedBy::Us,
-        common.role,
-        config,
-        summary,
-        details,
-        Some(fix),
-    )
-}
-
-/// The responder proved to be somebody else than configured.
-pub(crate) fn wrong_identity(
-    config: &ConnectionConfig,
-    common: &Common,
-    identity: &Identity,
-) -> Arc<Refusal> {
-    let expected = expected_identity(config, common);
-    let summary = format!(
-        "{} says it is {identity}, we expect {expected}",
-        common.remote
-    );
-    let details = vec![
-        format!("we expect   {expected}"),
-        format!("the peer is {identity}"),
-    ];
-    let fix = Fix::new(
-        &config.origin,
-        "remote.id",
-        format!("remote.id = \"{identity}\" would accept it, if that is who the peer should be"),
-    );
-    refusal(
-        RefusalKind::Authentication,
-        RefusedBy::Us,
-        common.role,
-        config,
-        summary,
-        details,
-        Some(fix),
-    )
-}
-
-fn expected_identity(config: &ConnectionConfig, common: &Common) -> String {
-    match (&config.remote_id, config.remote_address) {
-        (RemoteIdentity::Is(identity), _) => identity.to_string(),
-        (RemoteIdentity::Any, _) => "anybody".to_owned(),
-        (RemoteIdentity::Address, RemoteAddress::Address(address)) => address.to_string(),
-        (RemoteIdentity::Address, RemoteAddress::Any) => common.remote.ip().to_string(),
-    }
-}
-
-/// The initiator is, or asks for, somebody no connection names.
-pub(crate) fn unknown_identity(
-    candidates: &[Arc<ConnectionConfig>],
-    common: &Common,
-    identity: &Identity,
-    asked: Option<&Identity>,
-) -> Arc<Refusal> {
-    let mut details = vec![format!("the peer says it is {identity}")];
-    if let Some(asked) = asked {
-        details.push(format!("it asks for us as {asked}"));
-    }
-    for config in candidates.iter().take(8) {
-        let ours = super::context::local_identity(config, common.local);
-        details.push(format!(
-            "connection `{}` expects {} and is {ours}",
-            config.name,
-            expected_identity(config, common)
-        ));
-    }
-    let first = candidates.first();
-    let peer_fits = first
-        .is_some_and(|config| super::auth::accepts_identity(config, common.remote.ip(), identity));
-    let fix = first.map(|config| match asked {
-        Some(asked) if peer_fits => Fix::new(
-            &config.origin,
-            "local.id",
-            format!("local.id = \"{asked}\" would be who the peer asks for"),
-        ),
-        _ => Fix::new(
-            &config.origin,
-            "remote.id",
-            format!(
-                "remote.id = \"{identity}\" would accept it, if that is who the peer should be"
-            ),
-        ),
-    });
-    Arc::new(Refusal {
-        kind: RefusalKind::Authentication,
-        by: RefusedBy::Us,
-        role: Role::Responder,
-        connection: first.map(|config| config.name.clone()),
-        summary: match asked {
-            Some(asked) if peer_fits => {
-                format!("{} asks for {asked}, which we are not", common.remote)
-            }
-            _ => format!(
-                "{} says it is {identity}, which no connection expects",
-                common.remote
-            ),
-        },
-        details,
-        fix,
-    })
-}
-
-/// The peer authenticates by other means than a key.
-pub(crate) fn other_method(
-    config: &ConnectionConfig,
-    common: &Common,
-    identity: &Identity,
-    method: u8,
-) -> Arc<Refusal> {
-    let name = match method {
-        1 => "an RSA signature",
-        3 => "a DSS signature",
-        9..=11 => "an ECDSA signature",
-        12 => "a secure password (RFC 6467)",
-        13 => "no authentication (RFC 7619)",
-        14 => "a digital signature (RFC 7427)",
-        _ => "a method unknown here",
-    };
-    let summary = format!(
-        "{identity} ({}) authenticates with {name}, we want a pre-shared key",
-        common.remote
-    );
-    let details = vec![
-        "we accept   pre-shared key (method 2)".to_owned(),
-        format!("the peer uses {name} (method {method})"),
-    ];
-    let fix = Fix::new(
-        &config.origin,
-        "auth",
-        "set the peer to authenticate with a pre-shared key",
-    );
-    refusal(
-        RefusalKind::Authentication,
-        RefusedBy::Us,
-        common.role,
-        config,
-        summary,
-        details,
-        Some(fix),
-    )
-}
-
-/// The initiator wants EAP.
-pub(crate) fn wants_eap(
-    config: Option<&Arc<ConnectionConfig>>,
-    common: &Common,
-    identity: &Identity,
-) -> Arc<Refusal> {
-    Arc::new(Refusal {
-        kind: RefusalKind::Authentication,
-        by: RefusedBy::Us,
-        role: Role::Responder,
-        connection: config.map(|config| config.name.clone()),
-        summary: format!(
-            "{identity} ({}) wants to authenticate with EAP, we want a pre-shared key",
-            common.remote
-        ),
-        details: vec![
-            "the IKE_AUTH request has no AUTH payload, which asks for EAP (RFC 7296 section 2.16)"
-                .to_owned(),
-        ],
-        fix: config.map(|config| {
-            Fix::new(
-                &config.origin,
-                "auth",
-                "set the peer to authenticate with a pre-shared key",
-            )
-        }),
     })
 }
 

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::auth::AuthSent;
 use super::context::{Common, Cx, Effect};
+use super::credential::{self, Wanted};
 use super::nat::{self, Nat};
 use super::retransmit::{Due, Retransmit};
 use super::{Datagram, IkeSa, Phase, explain, protect, respond};
@@ -118,6 +119,9 @@ impl InitSent {
             common.remote,
             common.nat.forced,
         );
+        if credential::uses_signatures(&self.config) {
+            credential::write_hashes(&mut writer);
+        }
         self.request = writer.message(protect::header(common, ExchangeType::IKE_SA_INIT, false, 0));
         self.retransmit = Retransmit::start(cx.now, &cx.settings.retransmission);
         cx.out
@@ -263,6 +267,8 @@ impl InitSent {
             Ok(keys) => keys,
             Err(error) => return fail(cx, explain::protocol(&config, common, &error.to_string())),
         };
+        let mut wanted = Wanted::default();
+        wanted.take(&payloads);
         AuthSent::start(
             common,
             cx,
@@ -275,6 +281,7 @@ impl InitSent {
                 nonce_r: nonce_r.to_vec(),
                 nonce_i: nonce,
             },
+            wanted,
         )
     }
 

@@ -3,11 +3,13 @@
 pub(crate) mod auth;
 pub(crate) mod child;
 pub(crate) mod context;
+pub(crate) mod credential;
 pub(crate) mod established;
 pub(crate) mod explain;
 pub(crate) mod informational;
 pub(crate) mod init;
 pub(crate) mod nat;
+pub(crate) mod proof;
 pub(crate) mod protect;
 pub(crate) mod psk;
 pub(crate) mod rekey;

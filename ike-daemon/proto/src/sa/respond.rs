@@ -3,15 +3,16 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::auth::{AUTH_METHOD_PSK, PeerProof, Transcript, accepts_identity, id_body, verify_peer};
+use super::auth::{Transcript, id_body};
 use super::child::{self, Agreed, ChildOffer};
 use super::context::{Common, Cx, Effect, local_identity};
+use super::credential::{self, Claim, Wanted};
 use super::established::Established;
 use super::nat::{self, Nat};
+use super::proof::{self, Covered, Evidence, PeerProof, accepts_identity, accepts_method};
 use super::protect::{self, Protector};
-use super::{Datagram, IkeSa, Phase, explain, psk};
+use super::{Datagram, IkeSa, Phase, explain};
 use crate::config::{ConnectionConfig, EncapsulationPolicy, RemoteAddress};
-use crate::crypto::auth::psk_auth;
 use crate::crypto::dh::KeyExchange;
 use crate::crypto::keys::{IkeContext, IkeKeys, SkeySeed};
 use crate::identity::Identity;
@@ -19,8 +20,12 @@ use crate::notice::Notice;
 use crate::proposal::{self, DhGroup, Groups, IkeSuite, Protocol, WireProposal};
 use crate::refusal::{Refusal, RefusalKind};
 use crate::status::{IkeDrop, Role};
+use crate::wire::cert::Cert;
 use crate::wire::id::{KeyExchangeData, Typed};
 use crate::wire::{ExchangeType, Notify, NotifyType, Payload, PayloadType, Payloads, Writer, sa};
+
+/// Connections for which one peer's proof is verified: each may take several signatures.
+const MAX_VERIFIED: usize = 16;
 
 /// Why a first request gets no IKE SA, and what its sender is told.
 pub(crate) struct InitRefused {
@@ -68,6 +73,7 @@ pub(crate) struct InitReplied {
     keys: IkeKeys,
     protector: Protector,
     transcript: Transcript,
+    wanted: Wanted,
     pub expires: Instant,
 }
 
@@ -210,6 +216,16 @@ pub(crate) fn accept(
         common.remote,
         forced,
     );
+    let mut wanted = Wanted::default();
+    wanted.take(payloads);
+    if wanted.hashes.is_some()
+        && candidates
+            .iter()
+            .any(|config| credential::uses_signatures(config))
+    {
+        credential::write_hashes(&mut writer);
+    }
+    credential::write_requests(&mut writer, candidates.iter());
     let response = writer.message(protect::header(&common, ExchangeType::IKE_SA_INIT, true, 0));
     cx.out
         .transmit(common.local, common.remote, response.clone());
@@ -224,6 +240,7 @@ pub(crate) fn accept(
             nonce_i: nonce_i.to_vec(),
             nonce_r,
         },
+        wanted,
         expires: cx.now + cx.settings.half_open.timeout,
     };
     Ok(IkeSa {
@@ -237,6 +254,7 @@ struct AuthRequest<'a> {
     idi: Typed<'a>,
     idr: Option<Identity>,
     auth: Typed<'a>,
+    certificates: Vec<Cert<'a>>,
     offer: ChildOffer,
     initial_contact: bool,
 }
@@ -274,7 +292,7 @@ impl InitReplied {
     }
 
     pub fn handle_datagram(
-        self: Box<Self>,
+        mut self: Box<Self>,
         common: &mut Common,
         cx: &mut Cx<'_>,
         datagram: &Datagram<'_>,
@@ -317,12 +335,15 @@ impl InitReplied {
             return self.refuse_syntax(common, cx, datagram, notify, &[kind.0], &what);
         }
         let (mut idi, mut idr, mut auth) = (None, None, None);
+        let mut certificates = Vec::new();
         let mut offer = ChildOffer::default();
+        self.wanted.take(&payloads);
         for payload in &payloads {
             match payload {
                 Payload::IdI(id) => idi = Some(*id),
                 Payload::IdR(id) => idr = Some(Identity::from_wire(id.kind, id.data)),
                 Payload::Auth(value) => auth = Some(*value),
+                Payload::Cert(cert) => certificates.push(*cert),
                 other => offer.take(other),
             }
         }
@@ -356,6 +377,7 @@ impl InitReplied {
                 idi,
                 idr,
                 auth,
+                certificates,
                 offer,
                 initial_contact,
             },
@@ -405,6 +427,24 @@ impl InitReplied {
             (Some((config, _)), _) | (None, Some((config, _))) => config.clone(),
             (None, None) => return Phase::Gone,
         };
+        let local_id = local_identity(&config, common.local);
+        let body = id_body(&local_id);
+        let mut writer = Writer::new();
+        writer.add(PayloadType::IDR, |out| out.extend(&body));
+        credential::write_certificates(&mut writer, &config);
+        let claim = Claim {
+            local_id: &local_id,
+            remote_id: &identity,
+            id_body: &body,
+            role: Role::Responder,
+            keys: &self.keys,
+            transcript: &self.transcript,
+        };
+        let written = credential::write_auth(&mut writer, &config, common, cx, claim, &self.wanted);
+        if let Err(refusal) = written {
+            let kind = NotifyType::AUTHENTICATION_FAILED;
+            return self.refuse(common, cx, datagram, kind, &[], refusal);
+        }
         let Self {
             suite,
             keys,
@@ -412,18 +452,6 @@ impl InitReplied {
             transcript,
             ..
         } = *self;
-        let local_id = local_identity(&config, common.local);
-        let body = id_body(&local_id);
-        let signed = transcript.signed(Role::Responder, &keys, &body);
-        let Some(secret) = psk::find(cx.secrets, &local_id, &identity) else {
-            return Phase::Gone;
-        };
-        let auth = psk_auth(keys.prf, secret.secret.expose(), signed);
-        let mut writer = Writer::new();
-        writer.add(PayloadType::IDR, |out| out.extend(&body));
-        writer.add(PayloadType::AUTH, |out| {
-            Typed::new(AUTH_METHOD_PSK, auth.expose()).encode(out)
-        });
 
         if common.nat.local || common.nat.remote {
             cx.out.notice(Notice::NatDetected {
@@ -513,34 +541,43 @@ impl InitReplied {
                 request.idr.as_ref(),
             ));
         };
-        if request.auth.kind != AUTH_METHOD_PSK {
-            return Err(explain::other_method(
-                config,
-                common,
-                identity,
-                request.auth.kind,
-            ));
-        }
-        let local_id = local_identity(config, common.local);
-        let Some(secret) = psk::find(cx.secrets, &local_id, identity) else {
-            return Err(explain::no_secret(config, common, &local_id, identity));
-        };
-        let proof = verify_peer(
-            secret,
-            Role::Initiator,
-            &self.keys,
-            &self.transcript,
-            request.idi,
-            request.auth.data,
-        );
-        let proof =
-            proof.ok_or_else(|| explain::wrong_psk(config, common, identity, &secret.origin))?;
-        // The key is one of this pair of identities: connections under another of ours need their own.
-        let configs = configs
-            .into_iter()
-            .filter(|config| local_identity(config, common.local) == local_id)
+        // Where several connections could be meant, the method and the certificate tell.
+        let by_method: Vec<_> = configs
+            .iter()
+            .filter(|config| accepts_method(config, request.auth.kind))
             .collect();
-        Ok((configs, proof))
+        let evidence = Evidence {
+            id: request.idi,
+            auth: request.auth,
+            certificates: &request.certificates,
+            legacy: self.wanted.hashes.is_none(),
+        };
+        let covered = Covered {
+            signer: Role::Initiator,
+            keys: &self.keys,
+            transcript: &self.transcript,
+        };
+        let verify = |config: &Arc<ConnectionConfig>| {
+            let local_id = local_identity(config, common.local);
+            proof::verify(config, common, cx, &local_id, &evidence, covered)
+        };
+        let mut proven: Option<PeerProof> = None;
+        let mut refused = None;
+        let mut fitting = Vec::new();
+        for config in by_method.iter().take(MAX_VERIFIED) {
+            match verify(config) {
+                Ok(proof) => {
+                    proven.get_or_insert(proof);
+                    fitting.push(Arc::clone(config));
+                }
+                Err(refusal) => refused = refused.or(Some(refusal)),
+            }
+        }
+        match (proven, refused) {
+            (Some(proof), _) => Ok((fitting, proof)),
+            (None, Some(refusal)) => Err(refusal),
+            (None, None) => verify(config).map(|proof| (vec![Arc::clone(config)], proof)),
+        }
     }
 
     fn refuse_syntax(

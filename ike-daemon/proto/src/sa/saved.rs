@@ -77,6 +77,8 @@ pub(crate) struct Saved {
     pub connection: String,
     pub local_id: Identity,
     pub remote_id: Identity,
+    /// The peer proved it by a signature, not with a pre-shared key.
+    pub signed: bool,
     pub suite: IkeSuite,
     pub keys: IkeKeys,
     pub next_iv: Option<u64>,
@@ -154,6 +156,7 @@ const DELETING: u16 = 1 << 4;
 const SUPERSEDED: u16 = 1 << 5;
 const ANSWERED: u16 = 1 << 6;
 const OUTSTANDING: u16 = 1 << 7;
+const SIGNED: u16 = 1 << 8;
 
 fn write_sa(
     out: &mut Out,
@@ -172,6 +175,7 @@ fn write_sa(
         (established.superseded, SUPERSEDED),
         (answered.is_some(), ANSWERED),
         (established.outstanding.is_some(), OUTSTANDING),
+        (established.proof.signed(), SIGNED),
     ];
     let set = flags.iter().filter(|(set, _)| *set);
     out.u16(set.fold(0, |flags, (_, flag)| flags | flag));
@@ -301,6 +305,7 @@ fn read_sa(reader: &mut Reader<'_>, clock: &Clock) -> Result<Saved, DecodeError>
         connection: connection.to_owned(),
         local_id,
         remote_id,
+        signed: flag(SIGNED),
         suite,
         keys,
         next_iv,

@@ -3,6 +3,7 @@
 //! Every decoder consumes its input to the last octet or fails; numbers it does not know are kept
 //! as numbers, so that what was decoded encodes to the same octets. No input makes it panic.
 
+pub mod cert;
 pub mod header;
 pub mod id;
 pub mod notify;

@@ -4,6 +4,7 @@ use std::fmt;
 
 use espada_common::sa::TrafficSelector;
 
+use super::cert::Cert;
 use super::header::{HEADER_LEN, Header};
 use super::id::{Delete, KeyExchangeData, Typed};
 use super::notify::Notify;
@@ -73,6 +74,10 @@ pub enum Payload<'a> {
     IdI(Typed<'a>),
     /// The responder's identity.
     IdR(Typed<'a>),
+    /// A certificate.
+    Cert(Cert<'a>),
+    /// Which certificates its sender would accept.
+    CertReq(Cert<'a>),
     /// Authentication.
     Auth(Typed<'a>),
     /// Nonce.
@@ -157,6 +162,8 @@ impl<'a> Payloads<'a> {
             PayloadType::KE => Payload::Ke(KeyExchangeData::decode(body)?),
             PayloadType::IDI => Payload::IdI(Typed::decode(body, "IDi payload")?),
             PayloadType::IDR => Payload::IdR(Typed::decode(body, "IDr payload")?),
+            PayloadType::CERT => Payload::Cert(Cert::decode(body, "CERT payload")?),
+            PayloadType::CERTREQ => Payload::CertReq(Cert::decode(body, "CERTREQ payload")?),
             PayloadType::AUTH => Payload::Auth(Typed::decode(body, "AUTH payload")?),
             PayloadType::NONCE => {
                 // "the size of the Nonce Data MUST be between 16 and 256 octets, inclusive"

@@ -16,6 +16,8 @@ fn encode(payload: &Payload<'_>, writer: &mut Writer) {
         Payload::Ke(ke) => writer.add(PayloadType::KE, |out| ke.encode(out)),
         Payload::IdI(id) => writer.add(PayloadType::IDI, |out| id.encode(out)),
         Payload::IdR(id) => writer.add(PayloadType::IDR, |out| id.encode(out)),
+        Payload::Cert(cert) => writer.add(PayloadType::CERT, |out| cert.encode(out)),
+        Payload::CertReq(cert) => writer.add(PayloadType::CERTREQ, |out| cert.encode(out)),
         Payload::Auth(auth) => writer.add(PayloadType::AUTH, |out| auth.encode(out)),
         Payload::Nonce(data) => writer.add(PayloadType::NONCE, |out| out.extend(*data)),
         Payload::Notify(notify) => writer.notify(*notify),

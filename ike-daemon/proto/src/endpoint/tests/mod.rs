@@ -1,3 +1,4 @@
+mod certificates;
 mod handshake;
 mod lifecycle;
 mod loss;

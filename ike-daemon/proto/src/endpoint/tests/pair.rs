@@ -19,6 +19,8 @@ use crate::{
 
 pub const A: &str = "192.0.2.1";
 pub const B: &str = "198.51.100.2";
+/// What time of day it is when a pair begins, since 1970.
+pub const WALL: Duration = crate::x509::tests::NOW;
 pub const NAT: &str = "203.0.113.9";
 
 /// SplitMix64: repeatable, and good enough to stand in for a network.
@@ -148,6 +150,7 @@ impl End {
     fn restart(&mut self, now: Instant, boot: Duration) {
         self.down_until = None;
         self.endpoint.set_clock(now, boot);
+        self.endpoint.set_wall_clock(now, WALL);
         self.endpoint.set_secrets(self.secrets.clone());
         self.endpoint.load_connections(now, self.config.clone());
         for (key, state) in self.saved.clone() {
@@ -318,6 +321,9 @@ impl Pair {
             count: 0,
         };
         let boot = pair.boot();
+        for end in [&mut pair.a, &mut pair.b] {
+            end.endpoint.set_wall_clock(pair.now, WALL);
+        }
         pair.a.endpoint.set_clock(pair.now, boot);
         pair.b.endpoint.set_clock(pair.now, boot);
         pair.a.config = vec![a.clone()];
@@ -568,6 +574,8 @@ pub fn connection(local: &str, remote: &str, ike: &str, esp: &str) -> Connection
         "remote.subnets",
         "remote.address",
         "mode",
+        "local.key",
+        "remote.cacerts",
     ];
     let settings = settings.iter().enumerate().map(|(index, name)| {
         let value = match *name {
@@ -590,6 +598,9 @@ pub fn connection(local: &str, remote: &str, ike: &str, esp: &str) -> Connection
         remote_port: 500,
         local_id: None,
         remote_id: RemoteIdentity::Address,
+        local_auth: LocalAuth::Psk,
+        remote_auth: RemoteAuth::Psk,
+        sha1_signatures: false,
         ike: proposals(Protocol::Ike, ike),
         esp: proposals(Protocol::Esp, esp),
         mode: Mode::Tunnel,

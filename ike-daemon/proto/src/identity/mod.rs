@@ -1,8 +1,14 @@
 //! Identities of the two ends (RFC 7296 section 3.5).
 
+mod dn;
+mod pattern;
+
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
+
+pub use dn::DistinguishedName;
+pub use pattern::IdentityPattern;
 
 /// ID type numbers (IANA "IKEv2 Identification Payload ID Types").
 pub mod id_type {
@@ -14,6 +20,8 @@ pub mod id_type {
     pub const EMAIL: u8 = 3;
     /// ID_IPV6_ADDR
     pub const IPV6: u8 = 5;
+    /// ID_DER_ASN1_DN
+    pub const NAME: u8 = 9;
     /// ID_KEY_ID
     pub const KEY_ID: u8 = 11;
 }
@@ -30,6 +38,8 @@ pub enum Identity {
     Fqdn(String),
     /// ID_RFC822_ADDR.
     Email(String),
+    /// ID_DER_ASN1_DN: a distinguished name.
+    Name(DistinguishedName),
     /// ID_KEY_ID: opaque octets.
     KeyId(Vec<u8>),
     /// Any other type, or one of the above whose octets do not fit it.
@@ -47,6 +57,15 @@ pub enum Identity {
 pub struct IdentityError {
     text: String,
     reason: &'static str,
+}
+
+impl IdentityError {
+    fn new(text: &str, reason: &'static str) -> Self {
+        Self {
+            text: text.to_owned(),
+            reason,
+        }
+    }
 }
 
 impl Identity {
@@ -73,6 +92,7 @@ impl Identity {
             ),
             id_type::FQDN => text().map_or_else(other, Self::Fqdn),
             id_type::EMAIL => text().map_or_else(other, Self::Email),
+            id_type::NAME => DistinguishedName::from_der(data).map_or_else(other, Self::Name),
             id_type::KEY_ID => Self::KeyId(data.to_vec()),
             _ => other(),
         }
@@ -85,6 +105,7 @@ impl Identity {
             Self::Address(IpAddr::V6(_)) => id_type::IPV6,
             Self::Fqdn(_) => id_type::FQDN,
             Self::Email(_) => id_type::EMAIL,
+            Self::Name(_) => id_type::NAME,
             Self::KeyId(_) => id_type::KEY_ID,
             Self::Other { kind, .. } => *kind,
         }
@@ -96,6 +117,7 @@ impl Identity {
             Self::Address(IpAddr::V4(address)) => address.octets().to_vec(),
             Self::Address(IpAddr::V6(address)) => address.octets().to_vec(),
             Self::Fqdn(text) | Self::Email(text) => text.as_bytes().to_vec(),
+            Self::Name(name) => name.der().to_vec(),
             Self::KeyId(data) | Self::Other { data, .. } => data.clone(),
         }
     }
@@ -106,6 +128,7 @@ impl Identity {
             (Self::Fqdn(a), Self::Fqdn(b)) | (Self::Email(a), Self::Email(b)) => {
                 a.eq_ignore_ascii_case(b)
             }
+            (Self::Name(a), Self::Name(b)) => a.matches(b),
             _ => self == other,
         }
     }
@@ -118,17 +141,12 @@ impl From<IpAddr> for Identity {
 }
 
 /// Reads `192.0.2.1`, `2001:db8::1`, `gw.example.org` or `@gw.example.org`, `gw@example.org`,
-/// `keyid:text` and `keyid:0x68656c6c6f`.
+/// `C=ES, O=Example, CN=gw`, `keyid:text` and `keyid:0x68656c6c6f`.
 impl FromStr for Identity {
     type Err = IdentityError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let error = |reason| {
-            Err(IdentityError {
-                text: text.to_owned(),
-                reason,
-            })
-        };
+        let error = |reason| Err(IdentityError::new(text, reason));
         if text.is_empty() {
             return error("it is empty");
         }
@@ -150,9 +168,17 @@ impl FromStr for Identity {
         if let Ok(address) = text.parse::<IpAddr>() {
             return Ok(Self::Address(address));
         }
+        if text.contains('=') {
+            return match text.parse() {
+                Ok(name) => Ok(Self::Name(name)),
+                Err(_) => error(
+                    "expected a distinguished name such as C=ES, O=Example, CN=gw.example.org",
+                ),
+            };
+        }
         if text.chars().any(|c| c.is_control() || c.is_whitespace()) {
             return error(
-                "it contains blanks; expected an address, a name, an e-mail address or keyid:…",
+                "it contains blanks; expected an address, a name, an e-mail address, a distinguished name or keyid:…",
             );
         }
         if let Some(name) = text.strip_prefix('@') {
@@ -175,6 +201,8 @@ impl fmt::Display for Identity {
         match self {
             Self::Address(address) => write!(f, "{address}"),
             Self::Fqdn(text) | Self::Email(text) => f.write_str(text),
+            Self::Name(name) if name.is_empty() => f.write_str("an empty name"),
+            Self::Name(name) => write!(f, "{name}"),
             Self::KeyId(data) => match std::str::from_utf8(data) {
                 Ok(text)
                     if !text.is_empty()
@@ -207,6 +235,7 @@ mod tests {
             "2001:db8::1",
             "gw.example.org",
             "gw@example.org",
+            "C=ES, O=Example Org, CN=gw.example.org",
             "keyid:branch-7",
             "keyid:0x00ff",
         ] {
@@ -238,7 +267,7 @@ mod tests {
 
     #[test]
     fn bad_text_is_refused() {
-        for text in ["", "@", "a b", "keyid:0x1", "keyid:0xzz"] {
+        for text in ["", "@", "a b", "keyid:0x1", "keyid:0xzz", "CN=", "X=y"] {
             assert!(text.parse::<Identity>().is_err(), "{text}");
         }
     }

@@ -163,6 +163,7 @@ pub(super) fn secrets(
         };
         let remote = match (&config.remote_id, config.remote_address) {
             (RemoteIdentity::Is(id), _) => id.to_string(),
+            (RemoteIdentity::Matches(pattern), _) => pattern.to_string(),
             (_, RemoteAddress::Address(address)) => address.to_string(),
             _ => "%any".to_owned(),
         };

@@ -7,13 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use espada_common::sa::{Mode, TrafficSelector};
-use espada_ike::Identity;
 use espada_ike::config::{
-    ConnectionConfig, Dpd, DpdAction, EncapsulationPolicy, Lifetime, RemoteAddress, RemoteIdentity,
-    SettingLine, SettingOrigin, StartAction,
+    ConnectionConfig, Dpd, DpdAction, EncapsulationPolicy, Lifetime, LocalAuth, RemoteAddress,
+    RemoteAuth, RemoteIdentity, SettingLine, SettingOrigin, StartAction,
 };
 use espada_ike::proposal::{Proposal, Protocol};
 use espada_ike::selector;
+use espada_ike::{Identity, IdentityPattern};
 use toml::de::DeValue;
 
 use super::document::{Located, Span, Table, nearest};
@@ -244,6 +244,9 @@ fn read(table: &Table<'_, '_>, name: &str, name_span: Span) -> Option<Found> {
         remote_port: 500,
         local_id,
         remote_id,
+        local_auth: LocalAuth::Psk,
+        remote_auth: RemoteAuth::Psk,
+        sha1_signatures: insecure,
         ike,
         esp,
         mode,
@@ -597,6 +600,13 @@ fn read_id(table: &Table<'_, '_>, id: &Located<String>) -> Option<Identity> {
 fn read_remote_id(table: &Table<'_, '_>, end: &End, peer: &Remote) -> RemoteIdentity {
     match (&end.id, peer) {
         (Some(id), _) if id.value == "%any" => RemoteIdentity::Any,
+        (Some(id), _) if IdentityPattern::is_pattern(&id.value) => match id.value.parse() {
+            Ok(pattern) => RemoteIdentity::Matches(pattern),
+            Err(error) => {
+                table.document().error(&id.span, format!("{error}"), None);
+                RemoteIdentity::Any
+            }
+        },
         (Some(id), _) => read_id(table, id).map_or(RemoteIdentity::Any, RemoteIdentity::Is),
         (None, Remote::Known(RemoteAddress::Any)) => RemoteIdentity::Any,
         (None, Remote::Known(RemoteAddress::Address(_))) => RemoteIdentity::Address,

@@ -67,6 +67,7 @@ impl Connection {
         };
         let remote_id = match &config.remote_id {
             RemoteIdentity::Is(identity) => identity.to_string(),
+            RemoteIdentity::Matches(pattern) => pattern.to_string(),
             RemoteIdentity::Address => "its address".to_owned(),
             RemoteIdentity::Any => "anybody with the key".to_owned(),
         };

@@ -196,6 +196,11 @@ impl<R: Random> Gateway<R> {
         }
     }
 
+    /// Says what time of day it is at `now`, since 1970.
+    pub fn set_wall_clock(&mut self, now: Instant, since_1970: Duration) {
+        self.endpoint.set_wall_clock(now, since_1970);
+    }
+
     /// A datagram on the IKE port.
     pub fn datagram(
         &mut self,

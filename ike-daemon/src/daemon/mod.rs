@@ -18,7 +18,7 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use espada_common::sa::Event;
 use espada_dataplane::backend::EventSink;
@@ -208,6 +208,7 @@ async fn serve<R: Random>(
             () = &mut serving => anyhow::bail!("the control socket stopped"),
         };
         now = Instant::now();
+        gateway.set_wall_clock(now, time_of_day());
         match input {
             Input::Datagrams(datagrams) => {
                 for datagram in datagrams {
@@ -256,6 +257,13 @@ async fn serve<R: Random>(
             }
         }
     }
+}
+
+/// Since 1970; a clock that is set to before counts as 1970, when no certificate is valid.
+fn time_of_day() -> Duration {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default()
 }
 
 async fn until(deadline: Option<Instant>) {

@@ -2,6 +2,7 @@
 //! and an inbound one to a lane.
 
 mod lanes;
+mod pace;
 mod source;
 mod turns;
 mod worker;

@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use espada_common::sa::{ChildSaId, Command, Encapsulation};
 
+use super::pace::Pace;
 use super::source::Source;
 use crate::backend::{BackendError, EventSink};
 use crate::esp::{ApplyError, Inbound, Outbound, Output, Shared, Stats};
@@ -108,6 +109,11 @@ pub struct Place {
 }
 
 impl Place {
+    /// When its packets are taken: only a worker that runs before their sender need wait for more.
+    fn pace(self) -> Pace {
+        Pace::new(self.realtime, Instant::now())
+    }
+
     /// Takes it with the calling thread. What the system does not allow is told and done without.
     fn take(self) {
         if let Some(processor) = self.processor
@@ -125,6 +131,14 @@ impl Place {
             );
         }
     }
+}
+
+/// What one burst was.
+#[derive(Clone, Copy, Default)]
+struct Round {
+    packets: usize,
+    /// More may be waiting.
+    more: bool,
 }
 
 /// Starts a worker thread called `name`.
@@ -192,6 +206,7 @@ pub fn outbound(
         poller.add(parts.tun.as_fd(), 0)?;
         let mut input = Burst::new();
         let mut output = Output::new();
+        let mut pace = place.pace();
         loop {
             let (mut woken, mut packets) = (false, false);
             for number in poller.wait(None)? {
@@ -225,23 +240,29 @@ pub fn outbound(
                 }
             }
             if packets {
+                pace.gather();
+                let mut carried = 0;
                 for _ in 0..ROUNDS {
-                    if !parts.round(&mut input, &mut output)? {
+                    let round = parts.round(&mut input, &mut output)?;
+                    carried += round.packets;
+                    if !round.more {
                         break;
                     }
                 }
+                pace.finished(carried);
             }
         }
     })
 }
 
 impl OutboundParts {
-    /// One burst from the host to the WAN. True when more may be waiting.
-    fn round(&mut self, input: &mut Burst, output: &mut Output) -> io::Result<bool> {
+    /// One burst from the host to the WAN.
+    fn round(&mut self, input: &mut Burst, output: &mut Output) -> io::Result<Round> {
         let drops = &self.stats.outbound_drops;
         let more = self.tun.read(&mut self.pool, input, drops)?;
-        if input.is_empty() {
-            return Ok(false);
+        let packets = input.len();
+        if packets == 0 {
+            return Ok(Round::default());
         }
         self.engine
             .process(Instant::now(), input, &mut self.pool, output);
@@ -266,7 +287,7 @@ impl OutboundParts {
         output.wan.recycle(&mut self.pool);
         self.answers.write(&mut output.tun, &mut self.pool, drops);
         output.events.drain(..).for_each(|event| (self.sink)(event));
-        Ok(more)
+        Ok(Round { packets, more })
     }
 }
 
@@ -299,9 +320,14 @@ pub fn inbound(lane: usize, mut parts: InboundParts, place: Place) -> Result<Han
         let mut input = Burst::new();
         let mut output = Output::new();
         let mut ready = Vec::new();
+        let mut pace = place.pace();
         loop {
             ready.clear();
             ready.extend(poller.wait(None)?);
+            if ready.iter().any(|number| *number != WAKE) {
+                pace.gather();
+            }
+            let mut carried = 0;
             for number in &ready {
                 if *number == WAKE {
                     wake.clear();
@@ -323,18 +349,21 @@ pub fn inbound(lane: usize, mut parts: InboundParts, place: Place) -> Result<Han
                     continue;
                 }
                 for _ in 0..ROUNDS {
-                    if !parts.round(*number as usize, &mut input, &mut output) {
+                    let round = parts.round(*number as usize, &mut input, &mut output);
+                    carried += round.packets;
+                    if !round.more {
                         break;
                     }
                 }
             }
+            pace.finished(carried);
         }
     })
 }
 
 impl InboundParts {
-    /// One burst from a WAN port to the host. True when more may be waiting.
-    fn round(&mut self, number: usize, input: &mut Burst, output: &mut Output) -> bool {
+    /// One burst from a WAN port to the host.
+    fn round(&mut self, number: usize, input: &mut Burst, output: &mut Output) -> Round {
         let Self {
             engine,
             pool,
@@ -351,14 +380,16 @@ impl InboundParts {
         match self.sources.get_mut(number) {
             Some(Source::Own(port)) => {
                 let more = port.receive(pool, input, sink, drops);
-                if !input.is_empty() {
+                let packets = input.len();
+                if packets > 0 {
                     engine.process(Instant::now(), input, pool, output);
                     deliver(output, pool);
                 }
-                more
+                Round { packets, more }
             }
             Some(Source::Shared(shared)) => {
                 let (turn, more) = shared.receive(pool, input, sink, drops);
+                let packets = input.len();
                 if let Some(turn) = turn {
                     engine.process(Instant::now(), input, pool, output);
                     turn.deliver(output, |output| deliver(output, pool));
@@ -366,9 +397,9 @@ impl InboundParts {
                 if let Some(reserve) = &self.reserve {
                     pool.balance(reserve);
                 }
-                more
+                Round { packets, more }
             }
-            None => false,
+            None => Round::default(),
         }
     }
 }

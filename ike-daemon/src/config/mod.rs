@@ -110,7 +110,7 @@ impl Default for DataplaneConfig {
             xsk: XskMode::Auto,
             workers: None,
             pin_workers: false,
-            realtime: false,
+            realtime: true,
             keystream_ahead: false,
             xfrm: xfrm::Options::default(),
         }

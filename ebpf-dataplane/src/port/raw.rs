@@ -92,12 +92,12 @@ impl RawReceiver {
         {
             self.slots.push(frame);
         }
-        let buffers = self
-            .slots
-            .iter_mut()
-            .map(|frame| [frame.spare_mut(), &mut []]);
+        let buffers = self.slots.iter_mut().map(Frame::spare_mut);
         // An error here is an asynchronous one of an earlier send; it says nothing about input.
-        let count = self.batch.recv(self.socket.as_fd(), buffers).unwrap_or(0);
+        let count = self
+            .batch
+            .recv(self.socket.as_fd(), 1, buffers)
+            .unwrap_or(0);
         let full = count == self.slots.len() && count > 0;
         for (index, mut frame) in self.slots.drain(..).enumerate() {
             if index >= count {

@@ -42,7 +42,7 @@ pub struct Received {
 /// Reusable memory of one recvmmsg call.
 pub struct RecvBatch {
     headers: Vec<libc::mmsghdr>,
-    vectors: Vec<[libc::iovec; 2]>,
+    vectors: Vec<libc::iovec>,
     sources: Vec<SockAddrStorage>,
     controls: Vec<Control>,
 }
@@ -60,35 +60,39 @@ impl Default for RecvBatch {
 impl RecvBatch {
     /// Room for [`BURST`] datagrams.
     pub fn new() -> Self {
-        // SAFETY: all-zero is a valid value of these plain C structs.
-        let (header, vector) = unsafe { (zeroed::<libc::mmsghdr>(), zeroed::<libc::iovec>()) };
+        // SAFETY: all-zero is a valid value of this plain C struct.
+        let header = unsafe { zeroed::<libc::mmsghdr>() };
         Self {
             headers: vec![header; BURST],
-            vectors: vec![[vector; 2]; BURST],
+            vectors: Vec::with_capacity(BURST),
             sources: (0..BURST).map(|_| SockAddrStorage::zeroed()).collect(),
             controls: vec![Control([0; CONTROL]); BURST],
         }
     }
 
-    /// Receives what is queued without waiting, each datagram into a first and, where that is too
-    /// small, a second buffer. Returns how many.
+    /// Receives what is queued without waiting, at most [`BURST`] datagrams, each into the next
+    /// `per_message` buffers, one after another. Returns how many.
     pub fn recv<'a>(
         &mut self,
         socket: BorrowedFd<'_>,
-        buffers: impl Iterator<Item = [&'a mut [u8]; 2]>,
+        per_message: usize,
+        buffers: impl Iterator<Item = &'a mut [u8]>,
     ) -> io::Result<usize> {
-        let mut count = 0;
-        for (index, pair) in buffers.take(BURST).enumerate() {
-            self.vectors[index] = pair.map(|buffer| libc::iovec {
+        self.vectors.clear();
+        self.vectors
+            .extend(buffers.take(BURST * per_message).map(|buffer| libc::iovec {
                 iov_base: buffer.as_mut_ptr().cast(),
                 iov_len: buffer.len(),
-            });
+            }));
+        // Pointers are taken only now that the vector does not grow any more.
+        let mut count = 0;
+        for (index, vectors) in self.vectors.chunks_exact_mut(per_message).enumerate() {
             let header = &mut self.headers[index];
             header.msg_len = 0;
             header.msg_hdr.msg_name = (&raw mut self.sources[index]).cast();
             header.msg_hdr.msg_namelen = size_of::<SockAddrStorage>() as libc::socklen_t;
-            header.msg_hdr.msg_iov = self.vectors[index].as_mut_ptr();
-            header.msg_hdr.msg_iovlen = 2;
+            header.msg_hdr.msg_iov = vectors.as_mut_ptr();
+            header.msg_hdr.msg_iovlen = per_message as _;
             header.msg_hdr.msg_control = self.controls[index].0.as_mut_ptr().cast();
             header.msg_hdr.msg_controllen = CONTROL as _;
             header.msg_hdr.msg_flags = 0;
@@ -601,11 +605,12 @@ mod tests {
             .unwrap();
         assert_eq!(sent, 2);
         let mut batch = RecvBatch::new();
-        let mut buffers = [[0u8; 32]; 4];
+        let mut buffers = [[0u8; 6]; 4];
         let count = batch
             .recv(
                 receiver.as_fd(),
-                buffers.iter_mut().map(|b| [b.as_mut_slice(), &mut []]),
+                2,
+                buffers.iter_mut().map(|b| b.as_mut_slice()),
             )
             .unwrap();
         assert_eq!(count, 2);
@@ -617,7 +622,8 @@ mod tests {
         );
         assert_eq!(info.local, Some("127.0.0.1".parse().unwrap()));
         assert_eq!(info.tos, 0xb9);
-        assert_eq!(&buffers[1][..batch.info(1).len], b"twothree");
+        assert_eq!(batch.info(1).len, 8);
+        assert_eq!((&buffers[2], &buffers[3][..2]), (b"twothr", &b"ee"[..]));
     }
 
     #[test]

@@ -97,17 +97,23 @@ const SINGLES: usize = 32;
 /// Messages asked for at once while each is a train of datagrams: the burst stays in the cache.
 const TRAINS: usize = 4;
 
+/// Datagrams of a train that are received right into frames have at least this many octets: the
+/// frames made ready for a train are then a small part of all.
+const SMALLEST: usize = 512;
+
 /// Receives on one socket. With UDP_GRO the kernel delivers a sender's train of datagrams in one
-/// piece: what is longer than a frame ends in a second buffer and is cut into frames from there.
+/// piece. Frames are laid out for trains of the size that came last; a train of another size is
+/// cut from a buffer.
 pub struct UdpReceiver {
     socket: UdpSocket,
     local: SocketAddr,
     batch: RecvBatch,
+    /// Frames ready to receive into.
     slots: Vec<Frame>,
-    /// Per slot: room to put a frame's part in front, then the rest of the train.
+    /// For each message: room to put what is in frames in front, then what did not fit them.
     large: Vec<u8>,
-    /// The last batch held a train.
-    trains: bool,
+    /// Octets of the datagrams of the last batch's trains, if it had any.
+    train: Option<usize>,
 }
 
 impl AsFd for UdpReceiver {
@@ -129,7 +135,7 @@ impl UdpReceiver {
             batch: RecvBatch::new(),
             slots: Vec::with_capacity(SINGLES),
             large: vec![0; 2 * LARGEST * SINGLES],
-            trains: false,
+            train: None,
         })
     }
 
@@ -142,27 +148,23 @@ impl UdpReceiver {
         sink: &EventSink,
         drops: &DropCounters,
     ) -> bool {
-        let wanted = if self.trains { TRAINS } else { SINGLES };
-        while self.slots.len() < wanted
-            && let Some(frame) = pool.get()
-        {
-            self.slots.push(frame);
-        }
-        let buffers = self
-            .slots
-            .iter_mut()
-            .zip(self.large.chunks_mut(2 * LARGEST))
-            .map(|(frame, large)| [frame.spare_mut(), &mut large[LARGEST..]]);
+        let layout = self.layout(pool);
         // An error here is an asynchronous one of an earlier send; it says nothing about input.
-        let count = self.batch.recv(self.socket.as_fd(), buffers).unwrap_or(0);
-        let full = count == self.slots.len() && count > 0;
+        let count = self.fill(layout).unwrap_or(0);
         if count > 0 {
-            self.trains = false;
+            self.train = None;
         }
-        for (index, mut frame) in self.slots.drain(..).enumerate() {
+        for (index, large) in (0..count).zip(self.large.chunks_mut(2 * LARGEST)) {
             let info = self.batch.info(index);
-            let Some(remote) = info.source.filter(|_| index < count) else {
-                pool.put(frame);
+            let first = self.slots.len().saturating_sub(layout.frames);
+            let frames = self.slots.drain(first..);
+            let segment = info.segment.filter(|size| *size > 0 && *size < info.len);
+            if segment.is_some() {
+                self.train = segment;
+            }
+            let Some(remote) = info.source.filter(|_| !info.truncated) else {
+                drops.add(DropReason::TooBig);
+                frames.for_each(|frame| pool.put(frame));
                 continue;
             };
             let local = SocketAddr::new(info.local.unwrap_or(self.local.ip()), self.local.port());
@@ -174,45 +176,87 @@ impl UdpReceiver {
                 sink,
                 drops,
             };
-            let segment = info.segment.filter(|size| *size > 0 && *size < info.len);
-            if info.truncated {
-                drops.add(DropReason::TooBig);
-                pool.put(frame);
-            } else if let Some(segment) = segment {
-                self.trains = true;
-                let start = frame.tailroom().min(info.len);
-                let Some(large) = self.large.chunks_mut(2 * LARGEST).nth(index) else {
-                    pool.put(frame);
-                    continue;
-                };
-                large[LARGEST - start..LARGEST].copy_from_slice(&frame.spare_mut()[..start]);
-                pool.put(frame);
-                let train = &large[LARGEST - start..LARGEST - start + info.len];
-                for datagram in train.chunks(segment) {
-                    let Some(mut frame) = pool.get() else {
-                        drops.add(DropReason::TunFull);
-                        break;
-                    };
-                    match frame.append(datagram.len()) {
-                        Ok(room) => {
-                            room.copy_from_slice(datagram);
-                            target.take(frame, pool);
-                        }
-                        Err(_) => {
-                            drops.add(DropReason::TooBig);
-                            pool.put(frame);
-                        }
-                    }
+            let in_place = segment.map_or(info.len <= layout.octets, |size| size == layout.octets);
+            if info.len == 0 {
+                drops.add(DropReason::Malformed);
+            }
+            if in_place {
+                let mut left = info.len;
+                for frame in frames {
+                    target.received(frame, left.min(layout.octets), pool);
+                    left = left.saturating_sub(layout.octets);
                 }
-            } else if frame.append(info.len).is_ok() {
-                target.take(frame, pool);
-            } else {
-                drops.add(DropReason::TooBig);
+                continue;
+            }
+            let start = LARGEST - (layout.frames * layout.octets).min(info.len);
+            let mut rooms = large[start..LARGEST].chunks_mut(layout.octets);
+            for mut frame in frames {
+                if let Some(room) = rooms.next() {
+                    room.copy_from_slice(&frame.spare_mut()[..room.len()]);
+                }
                 pool.put(frame);
             }
+            let datagrams = large[start..start + info.len].chunks(segment.unwrap_or(info.len));
+            datagrams.for_each(|datagram| target.copy(datagram, pool));
         }
-        full
+        count == layout.messages && count > 0
     }
+
+    /// How to receive next, with the frames for it in `slots`.
+    fn layout(&mut self, pool: &mut FramePool) -> Layout {
+        self.provide(SINGLES, pool);
+        let room = self.slots.first().map_or(0, Frame::tailroom);
+        if let Some(octets) = self.train.filter(|size| (SMALLEST..=room).contains(size)) {
+            let frames = LARGEST.div_ceil(octets);
+            self.provide(TRAINS * frames, pool);
+            let messages = (self.slots.len() / frames).min(TRAINS);
+            if messages > 0 {
+                return Layout {
+                    messages,
+                    frames,
+                    octets,
+                };
+            }
+        }
+        Layout {
+            messages: self.slots.len().min(SINGLES),
+            frames: 1,
+            octets: room,
+        }
+    }
+
+    fn provide(&mut self, frames: usize, pool: &mut FramePool) {
+        while self.slots.len() < frames
+            && let Some(frame) = pool.get()
+        {
+            self.slots.push(frame);
+        }
+    }
+
+    /// Receives into the frames at the end of `slots`, the first message into the last of them, so
+    /// that they can be taken off.
+    fn fill(&mut self, layout: Layout) -> io::Result<usize> {
+        let messages = (self.slots.rchunks_exact_mut(layout.frames))
+            .zip(self.large.chunks_mut(2 * LARGEST))
+            .take(layout.messages);
+        let buffers = messages.flat_map(|(frames, large)| {
+            let frames = frames.iter_mut().map(Frame::spare_mut);
+            (frames.map(|spare| spare.get_mut(..layout.octets).unwrap_or_default()))
+                .chain([&mut large[LARGEST..]])
+        });
+        self.batch
+            .recv(self.socket.as_fd(), layout.frames + 1, buffers)
+    }
+}
+
+/// How messages are received: each into some frames, and what they do not hold into a buffer.
+#[derive(Clone, Copy)]
+struct Layout {
+    messages: usize,
+    /// Frames of one message.
+    frames: usize,
+    /// Octets in each of them.
+    octets: usize,
 }
 
 /// Where the datagrams of one message go.
@@ -226,6 +270,32 @@ struct Target<'a> {
 }
 
 impl Target<'_> {
+    /// A datagram of `octets` that is in the frame; without any the frame was not needed.
+    fn received(&mut self, mut frame: Frame, octets: usize, pool: &mut FramePool) {
+        if octets > 0 && frame.append(octets).is_ok() {
+            self.take(frame, pool);
+        } else {
+            pool.put(frame);
+        }
+    }
+
+    /// A datagram that is elsewhere.
+    fn copy(&mut self, datagram: &[u8], pool: &mut FramePool) {
+        let Some(mut frame) = pool.get() else {
+            return self.drops.add(DropReason::TunFull);
+        };
+        match frame.append(datagram.len()) {
+            Ok(room) => {
+                room.copy_from_slice(datagram);
+                self.take(frame, pool);
+            }
+            Err(_) => {
+                self.drops.add(DropReason::TooBig);
+                pool.put(frame);
+            }
+        }
+    }
+
     fn take(&mut self, mut frame: Frame, pool: &mut FramePool) {
         let (local, remote) = (self.local, self.remote);
         match classify(frame.data()) {
@@ -464,47 +534,51 @@ mod tests {
                 remote: b.local_addr().unwrap(),
                 encapsulation: Encapsulation::Udp,
             };
-            let mut pool = Arena::new(300, 2048).unwrap().take(300);
-            let mut frames = Vec::new();
-            let sizes: Vec<usize> = (0..100)
-                .map(|n| if n % 30 == 29 { 200 } else { 1000 })
-                .collect();
-            for (index, size) in sizes.iter().enumerate() {
-                let mut frame = pool.get().unwrap();
-                frame.append(*size).unwrap().fill(index as u8 | 1);
-                frame.meta_mut().path = path;
-                frame.meta_mut().tos = 0x88;
-                frames.push(frame);
-            }
+            let mut pool = Arena::new(600, 2048).unwrap().take(600);
             let drops = DropCounters::default();
-            UdpSender::new(vec![a]).unwrap().send(&frames, &drops);
+            let local = b.local_addr().unwrap();
+            let mut sender = UdpSender::new(vec![a]).unwrap();
             let ike = Arc::new(Mutex::new(Vec::new()));
             let sink: EventSink = {
                 let ike = Arc::clone(&ike);
                 Arc::new(move |event| ike.lock().unwrap().push(event))
             };
-            b.send_to(&[0, 0, 0, 0, 9, 9], b.local_addr().unwrap())
-                .unwrap();
-            let local = b.local_addr().unwrap();
+            b.send_to(&[0, 0, 0, 0, 9, 9], local).unwrap();
             let mut receiver = UdpReceiver::new(b).unwrap();
-            let mut burst = Burst::new();
-            for _ in 0..5 {
-                receiver.receive(&mut pool, &mut burst, &sink, &drops);
+            let trains = |size: usize| (0..100).map(move |n| if n % 30 == 29 { 200 } else { size });
+            // Trains of a size not seen before, then expected ones; a datagram longer than those.
+            let rounds =
+                [1000, 1000, 800, 800, 1436, 1436].map(|size| trains(size).collect::<Vec<_>>());
+            for sizes in rounds
+                .into_iter()
+                .chain([vec![1500], vec![], vec![1500, 700]])
+            {
+                let mut frames = Vec::new();
+                for (index, size) in sizes.iter().enumerate() {
+                    let mut frame = pool.get().unwrap();
+                    frame.append(*size).unwrap().fill(index as u8 | 1);
+                    frame.meta_mut().path = path;
+                    frame.meta_mut().tos = 0x88;
+                    frames.push(frame);
+                }
+                sender.send(&frames, &drops);
+                frames.into_iter().for_each(|frame| pool.put(frame));
+                let mut burst = Burst::new();
+                for _ in 0..5 {
+                    receiver.receive(&mut pool, &mut burst, &sink, &drops);
+                }
+                let got: Vec<usize> = burst.frames().iter().map(Frame::len).collect();
+                assert_eq!(got, sizes);
+                for (index, frame) in burst.frames().iter().enumerate() {
+                    assert!(frame.data().iter().all(|octet| *octet == index as u8 | 1));
+                    let meta = frame.meta();
+                    assert_eq!(
+                        (meta.path.local, meta.path.remote, meta.tos),
+                        (local, path.local, 0x88)
+                    );
+                }
+                burst.recycle(&mut pool);
             }
-            let got: Vec<usize> = burst.frames().iter().map(Frame::len).collect();
-            assert_eq!(got, sizes);
-            assert!(
-                burst
-                    .frames()
-                    .iter()
-                    .enumerate()
-                    .all(|(i, f)| f.data()[0] == i as u8 | 1)
-            );
-            let meta = burst.frames()[7].meta();
-            assert_eq!(
-                (meta.path.local, meta.path.remote, meta.tos),
-                (local, path.local, 0x88)
-            );
             assert_eq!(drops.snapshot().iter().sum::<u64>(), 0);
             let events = ike.lock().unwrap();
             assert!(

@@ -229,9 +229,11 @@ impl IkeReader {
     fn read(&mut self, sink: &EventSink) {
         loop {
             let buffers = self.buffers.chunks_mut(LONGEST);
-            let pairs = buffers.map(|buffer| [buffer, &mut []]);
             // An error here is an asynchronous one of an earlier send; it says nothing about input.
-            let count = self.batch.recv(self.socket.as_fd(), pairs).unwrap_or(0);
+            let count = self
+                .batch
+                .recv(self.socket.as_fd(), 1, buffers)
+                .unwrap_or(0);
             for (index, buffer) in self.buffers.chunks(LONGEST).enumerate().take(count) {
                 let info = self.batch.info(index);
                 // RFC 3948 section 2.2: IKE follows four zero octets. What else arrives here is a

@@ -147,6 +147,21 @@ enum Bench {
     },
     /// Its ciphers alone, with the instructions that this processor has for each.
     Crypto(Measured),
+    /// What the number of SAs costs in the userspace engine: per packet, and to install them.
+    Sas {
+        /// JSON instead of a table.
+        #[arg(long)]
+        json: bool,
+        /// How long to measure, everything but the installing together.
+        #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
+        seconds: u16,
+        /// ESP suite.
+        #[arg(long, value_name = "NAME", default_value = "aes256gcm16", value_parser = bench::suite)]
+        suite: EspSuite,
+        /// Numbers of SAs, up to a million.
+        #[arg(long = "sas", value_name = "N,…", value_delimiter = ',', default_value = "1,100,1000,10000,100000", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+        counts: Vec<u32>,
+    },
 }
 
 #[derive(clap::Args)]
@@ -237,6 +252,19 @@ fn run(command: Command) -> anyhow::Result<Exit> {
         Command::Bench {
             what: Bench::Crypto(measured),
         } => measure(measured, bench::crypto, table),
+        Command::Bench {
+            what:
+                Bench::Sas {
+                    json,
+                    seconds,
+                    suite,
+                    counts,
+                },
+        } => {
+            let counts: Vec<usize> = counts.iter().map(|count| *count as usize).collect();
+            let rows = bench::sas(suite, &counts, Duration::from_secs(seconds.into()))?;
+            show(json, &rows, |rows| bench::SaTable(rows).to_string())
+        }
         Command::Version => {
             writeln!(io::stdout(), "espada {}", env!("CARGO_PKG_VERSION"))?;
             Ok(Exit::Success)
@@ -372,10 +400,18 @@ fn measure<R: serde::Serialize>(
         options.suites = measured.suites;
     }
     let rows = bench(&options)?;
-    if measured.json {
-        writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&rows)?)?;
+    show(measured.json, &rows, table)
+}
+
+fn show<R: serde::Serialize>(
+    json: bool,
+    rows: &[R],
+    table: impl Fn(&[R]) -> String,
+) -> anyhow::Result<Exit> {
+    if json {
+        writeln!(io::stdout(), "{}", serde_json::to_string_pretty(rows)?)?;
     } else {
-        write!(io::stdout(), "{}", table(&rows))?;
+        write!(io::stdout(), "{}", table(rows))?;
     }
     Ok(Exit::Success)
 }

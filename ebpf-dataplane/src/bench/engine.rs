@@ -22,25 +22,55 @@ pub struct Bench {
     burst: Burst,
     sealed: Output,
     opened: Output,
-    inner: Vec<u8>,
+    /// Packets that are sent in turns.
+    inner: Vec<Vec<u8>>,
+    turn: usize,
     path: Path,
     now: Instant,
 }
 
 impl Bench {
-    /// With an SA of its own, or as one of the lanes that `shared` is given to.
+    /// Engines with an SA of their own, or as one of the lanes that `shared` is given to.
     pub fn new(
         suite: EspSuite,
         bytes: usize,
         shared: Option<&Arc<Shared>>,
     ) -> Result<Self, BenchError> {
+        let mut bench = Self::empty(suite, bytes)?;
+        bench.install(child(suite), shared)?;
+        bench.send_to([[10, 1, 0, 7].into()].into_iter(), bytes);
+        Ok(bench)
+    }
+
+    /// Engines without SAs, for packets of at most `bytes`.
+    pub fn empty(suite: EspSuite, bytes: usize) -> Result<Self, BenchError> {
         let now = Instant::now();
         let stats = Stats::new(now);
         let config = Config {
             path_mtu: 9216,
             ..Config::default()
         };
-        let sender = child(suite);
+        Ok(Self {
+            suite,
+            outbound: Outbound::new(config, Arc::clone(&stats)),
+            inbound: Inbound::new(config, stats),
+            pool: Arena::new(BURST, frame_size(bytes))?.take(BURST),
+            burst: Burst::new(),
+            sealed: Output::new(),
+            opened: Output::new(),
+            inner: Vec::new(),
+            turn: 0,
+            path: reverse(child(suite).path),
+            now,
+        })
+    }
+
+    /// Installs a pair: one half with the sender, the other with its peer.
+    pub fn install(
+        &mut self,
+        sender: ChildSa,
+        shared: Option<&Arc<Shared>>,
+    ) -> Result<(), BenchError> {
         let receiver = ChildSa {
             inbound: sender.outbound.clone(),
             outbound: sender.inbound.clone(),
@@ -49,31 +79,28 @@ impl Bench {
             remote_ts: sender.local_ts.clone(),
             ..sender.clone()
         };
-        let path = sender.path;
-        let mut outbound = Outbound::new(config, Arc::clone(&stats));
-        outbound.apply_shared(&Command::InstallSa(Box::new(sender)), shared)?;
-        let mut inbound = Inbound::new(config, stats);
-        inbound.apply_shared(&Command::InstallSa(Box::new(receiver)), shared)?;
-        Ok(Self {
-            suite,
-            outbound,
-            inbound,
-            pool: Arena::new(BURST, frame_size(bytes))?.take(BURST),
-            burst: Burst::new(),
-            sealed: Output::new(),
-            opened: Output::new(),
-            inner: inner_packet(bytes),
-            path: reverse(path),
-            now,
-        })
+        self.outbound
+            .apply_shared(&Command::InstallSa(Box::new(sender)), shared)?;
+        self.inbound
+            .apply_shared(&Command::InstallSa(Box::new(receiver)), shared)?;
+        Ok(())
+    }
+
+    /// From here on packets of `bytes` go to these addresses in turns.
+    pub fn send_to(&mut self, addresses: impl Iterator<Item = IpAddr>, bytes: usize) {
+        self.inner = addresses.map(|to| inner_packet(to, bytes)).collect();
+        self.turn = 0;
     }
 
     /// A burst of fresh inner packets through the outbound engine.
     fn seal(&mut self) -> Timed {
         while let Some(mut frame) = self.pool.get() {
-            if let Ok(octets) = frame.append(self.inner.len()) {
-                octets.copy_from_slice(&self.inner);
+            if let Some(inner) = self.inner.get(self.turn)
+                && let Ok(octets) = frame.append(inner.len())
+            {
+                octets.copy_from_slice(inner);
             }
+            self.turn = (self.turn + 1) % self.inner.len().max(1);
             self.burst.push(frame);
         }
         let Self {
@@ -106,17 +133,14 @@ impl Bench {
         } = self;
         let timed = timed(|| inbound.process(*now, black_box(burst), pool, opened));
         let carried = self.opened.tun.len();
-        let intact = self
-            .opened
-            .tun
-            .frames()
-            .iter()
-            .all(|frame| frame.len() == self.inner.len());
+        let bytes = self.inner.first().map_or(0, Vec::len);
+        let frames = self.opened.tun.frames();
+        let intact = frames.iter().all(|frame| frame.len() == bytes);
         self.opened.recycle(&mut self.pool);
         if carried != BURST || !intact {
             return Err(BenchError::Lost {
                 suite: self.suite,
-                bytes: self.inner.len(),
+                bytes,
                 offered: BURST,
                 carried,
             });
@@ -134,11 +158,11 @@ impl super::Bench for Bench {
     }
 }
 
-fn inner_packet(bytes: usize) -> Vec<u8> {
+fn inner_packet(destination: IpAddr, bytes: usize) -> Vec<u8> {
     let mut packet = vec![0x5a; bytes];
     let outer = Outer {
         source: IpAddr::from([10, 0, 0, 5]),
-        destination: IpAddr::from([10, 1, 0, 7]),
+        destination,
         tos: 0,
         ttl: 63,
         df: true,

@@ -1,13 +1,15 @@
 //! `espada bench`: what ESP costs per packet on this processor, in memory and on one core.
 //!
 //! [`engine()`] measures the whole way of a packet through the userspace engine, [`lanes()`] the same
-//! with one SA on several processors, [`crypto()`] its ciphers alone. All take bursts of [`BURST`] packets of one SA, and what opens packets is given
+//! with one SA on several processors, [`crypto()`] its ciphers alone, [`sas()`] what the number of
+//! SAs costs. All take bursts of [`BURST`] packets, and what opens packets is given
 //! those that were sealed a moment ago, so they are in the cache as far as they fit: as they would
 //! be right after a copy from a socket.
 
 mod crypto;
 mod engine;
 mod lanes;
+mod sas;
 
 use std::fmt;
 use std::io;
@@ -26,6 +28,7 @@ use crate::syscall;
 use crate::umem::BURST;
 
 pub use lanes::{LanesRow, LanesTable, lanes};
+pub use sas::{SaRow, SaTable, sas};
 
 /// What to measure.
 #[derive(Clone, Debug)]

@@ -252,10 +252,7 @@ fn lifetimes_end_in_rekeying() -> Result<()> {
 fn workers_are_real_time_threads_unless_told_otherwise() -> Result<()> {
     let name = "workers_are_real_time_threads_unless_told_otherwise";
     skip_unless_possible!(name);
-    for (setting, expected) in [
-        ("workers = 1", "2"),
-        ("workers = 1\nrealtime = false", "0"),
-    ] {
+    for (setting, expected) in [("workers = 1", "2"), ("workers = 1\nrealtime = false", "0")] {
         let gateways = Gateways::established(Wan::Switch, |a, _| {
             a.global = setting;
         })?;

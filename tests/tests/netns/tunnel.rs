@@ -1,6 +1,6 @@
 //! Tunnels in all their forms carry traffic both ways, and nothing in clear.
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, anyhow, ensure};
 use espada_tests::scenario::{self, Gateways, child, count, ensure_nothing_clear};
 use espada_tests::topology::{Wan, addr};
 use espada_tests::{skip_unless_possible, traffic};
@@ -49,6 +49,46 @@ fn counters_agree(gateways: &Gateways) -> Result<()> {
             count(&sent["wire"]["bytes"]) > count(&sent["bytes"]),
             "{sent}"
         );
+    }
+    Ok(())
+}
+
+/// Two lanes in each gateway work on the one pair of SAs: what the clients' connections carry is
+/// whole, nothing looks like a replay, and the lanes' counters add up.
+#[test]
+fn several_workers_carry_one_sa() -> Result<()> {
+    skip_unless_possible!("several_workers_carry_one_sa");
+    for extra in ["encapsulation = \"udp\"", ""] {
+        let gateways = Gateways::established(Wan::Switch, |a, b| {
+            for end in [a, b] {
+                end.global = "engine = \"userspace\"\nworkers = 2\npin_workers = true";
+                end.extra = extra;
+            }
+        })?;
+        let line = &gateways.line;
+        std::thread::scope(|scope| {
+            let transfers: Vec<_> = [addr::SERVER, addr::SERVER6, addr::SERVER, addr::SERVER6]
+                .into_iter()
+                .map(|server| {
+                    scope.spawn(move || {
+                        traffic::tcp_exchange(&line.client, &line.server, server, 4_000_000)
+                    })
+                })
+                .collect();
+            gateways.verify_traffic()?;
+            transfers
+                .into_iter()
+                .try_for_each(|transfer| transfer.join().map_err(|_| anyhow!("panicked"))?)
+        })?;
+        for gateway in [&gateways.a, &gateways.b] {
+            let status = gateway.status()?;
+            ensure!(status["interfaces"]["workers"] == 2, "{status:#}");
+            ensure!(scenario::drops(&status, "replay") == 0, "{status:#}");
+            ensure!(scenario::drops(&status, "auth_failed") == 0, "{status:#}");
+            let text = gateway.status_text()?;
+            ensure!(text.contains("2 worker(s) in each direction"), "{text}");
+        }
+        counters_agree(&gateways)?;
     }
     Ok(())
 }

@@ -27,7 +27,8 @@ pub struct LanesRow {
     pub ns_alone: f64,
     /// Nanoseconds per packet of all lanes together.
     pub ns: f64,
-    /// How many times as many packets all lanes carry as one by itself.
+    /// How many times as many packets all lanes carry as one by itself; as the times the median of
+    /// several turns.
     pub speedup: f64,
     /// Inner octets carried by all lanes, in 10^9 bits per second.
     pub gbit_s: f64,
@@ -66,6 +67,12 @@ impl fmt::Display for LanesTable<'_> {
     }
 }
 
+/// One lane and several are measured so many times in turns, as a processor may change its speed.
+const TURNS: u32 = 5;
+
+/// How much longer a lane may take whose processor was taken away.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// Measures what [`engine()`](super::engine()) does, with one SA that `lanes` threads work on at once: they
 /// share its sequence numbers and its replay window, and have everything else of their own. Beside
 /// it, one thread whose SA is its own.
@@ -78,29 +85,29 @@ pub fn lanes(options: &Options, lanes: usize) -> Result<Vec<LanesRow>, BenchErro
         });
     };
     let measurements = options.suites.len() * options.inner_bytes.len() * 2;
-    let share = options.duration / u32::try_from(measurements).unwrap_or(u32::MAX).max(1);
+    let measurements = u32::try_from(measurements).unwrap_or(u32::MAX).max(1);
+    let share = options.duration / measurements / TURNS;
     let mut rows = Vec::new();
     for suite in &options.suites {
         for bytes in options.inner_bytes.iter().map(|bytes| (*bytes).max(28)) {
-            let alone = at_once(
-                *suite,
-                bytes,
-                processors.get(..1).unwrap_or_default(),
-                share,
-            )?;
-            let together = at_once(*suite, bytes, processors, share)?;
-            for (direction, ns_alone, ns) in [
-                ("encrypt", alone.0, together.0),
-                ("decrypt", alone.1, together.1),
-            ] {
+            let (mut alone, mut together) = (Vec::new(), Vec::new());
+            for _ in 0..TURNS {
+                let one = processors.get(..1).unwrap_or_default();
+                alone.push(at_once(*suite, bytes, one, share)?);
+                together.push(at_once(*suite, bytes, processors, share)?);
+            }
+            for (direction, number) in [("encrypt", 0), ("decrypt", 1)] {
+                let of = |turns: &[[f64; 2]]| median(turns.iter().map(|turn| turn[number]));
+                let speedups = alone.iter().zip(&together);
+                let ns = of(&together);
                 rows.push(LanesRow {
                     suite: suite.to_string(),
                     direction,
                     inner_bytes: bytes,
                     lanes,
-                    ns_alone,
+                    ns_alone: of(&alone),
                     ns,
-                    speedup: ns_alone / ns,
+                    speedup: median(speedups.map(|(alone, all)| alone[number] / all[number])),
                     gbit_s: bytes as f64 * 8.0 / ns,
                 });
             }
@@ -109,13 +116,19 @@ pub fn lanes(options: &Options, lanes: usize) -> Result<Vec<LanesRow>, BenchErro
     Ok(rows)
 }
 
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
 /// Nanoseconds per packet of all threads together, encrypting and decrypting.
 fn at_once(
     suite: EspSuite,
     bytes: usize,
     processors: &[usize],
     duration: Duration,
-) -> Result<(f64, f64), BenchError> {
+) -> Result<[f64; 2], BenchError> {
     let shared = (processors.len() > 1).then(|| Arc::new(Shared::default()));
     let start = Barrier::new(processors.len());
     let mut benches = Vec::new();
@@ -147,7 +160,7 @@ fn at_once(
         encrypted += 1.0 / per_packet(times.iter().map(|times| times.encrypt)).0;
         decrypted += 1.0 / per_packet(times.iter().map(|times| times.decrypt)).0;
     }
-    Ok((1.0 / encrypted, 1.0 / decrypted))
+    Ok([1.0 / encrypted, 1.0 / decrypted])
 }
 
 /// Bursts of one lane; the first third goes unmeasured, and so does a burst that the lane did not
@@ -158,14 +171,13 @@ fn run(mut bench: Bench, duration: Duration) -> Result<Vec<Times>, BenchError> {
     loop {
         let burst = super::Bench::burst(&mut bench);
         let elapsed = start.elapsed();
-        let last = elapsed >= duration;
         match burst {
-            Ok(times) if last || elapsed >= duration / 3 => bursts.push(times),
-            Err(error) if last && bursts.is_empty() => return Err(error),
-            Ok(_) | Err(BenchError::Lost { .. }) => {}
+            Ok(times) if elapsed >= duration / 3 => bursts.push(times),
+            Ok(_) => {}
+            Err(BenchError::Lost { .. }) if elapsed < duration + PATIENCE => {}
             Err(error) => return Err(error),
         }
-        if last && !bursts.is_empty() {
+        if elapsed >= duration && !bursts.is_empty() {
             return Ok(bursts);
         }
     }

@@ -149,6 +149,7 @@ pub fn notice(notice: &Notice) {
         } => {
             emit!("retransmitting", exchange = %exchange, sent = sent, of = of, remote = %remote);
         }
+        Notice::UdpAgreed { peer, .. } => emit!("udp_agreed", remote = %peer),
         Notice::NatDetected {
             local,
             remote,

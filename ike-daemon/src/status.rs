@@ -158,6 +158,8 @@ pub struct ChildSa {
     pub suite: String,
     /// `esp` or `udp`.
     pub encapsulation: String,
+    /// Why ESP goes in UDP: `nat`, `configured` or `agreed` (both gateways prefer it).
+    pub udp_reason: Option<String>,
     /// `tunnel` or `transport`.
     pub mode: String,
     /// Which of the packets between its subnets it carries: `whole`, and with SAs for single processors
@@ -456,10 +458,12 @@ impl IkeSa {
 
 impl ChildSa {
     fn write_text(&self, text: &mut String) {
-        let carrier = if self.encapsulation == "udp" {
-            "ESP in UDP"
-        } else {
-            "ESP"
+        let carrier = match (self.encapsulation.as_str(), self.udp_reason.as_deref()) {
+            ("udp", Some("agreed")) => "ESP in UDP (agreed by both gateways)",
+            ("udp", Some("configured")) => "ESP in UDP (as configured)",
+            ("udp", Some("nat")) => "ESP in UDP (NAT on the path)",
+            ("udp", _) => "ESP in UDP",
+            _ => "ESP",
         };
         let _ = write!(
             text,
@@ -563,6 +567,7 @@ mod tests {
                         id: 1,
                         suite: "aes256-sha256".into(),
                         encapsulation: "udp".into(),
+                        udp_reason: Some("agreed".into()),
                         mode: "tunnel".into(),
                         share: "whole".into(),
                         engine: Some("userspace".into()),
@@ -628,7 +633,7 @@ azure: established for 1m1s
     SPIs 0011223344556677_i 8899aabbccddeeff_r
     local  10.0.0.4:4500 as 40.113.59.156, behind a NAT
     remote 20.240.192.55:4500 as 20.240.192.55
-  ESP in UDP aes256-sha256, tunnel mode, up 1m1s, rekey in 55m
+  ESP in UDP (agreed by both gateways) aes256-sha256, tunnel mode, up 1m1s, rekey in 55m
     10.0.0.0/24 === 10.240.10.0/24
     carried by the userspace engine
       not by ebpf: carries chacha20poly1305 only

@@ -14,6 +14,9 @@ pub const ID_A: &str = "a.example";
 /// Identity of gateway B.
 pub const ID_B: &str = "b.example";
 
+/// The line of a connection that keeps two Espadas, which would agree on ESP in UDP, to native ESP.
+pub const NATIVE: &str = "encapsulation = \"esp\"";
+
 /// Gateway A's configuration on a line: the initiator, both families inside, IPv4 outside.
 pub fn config_a(line: &Line) -> Config<'static> {
     Config {

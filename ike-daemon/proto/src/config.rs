@@ -196,10 +196,13 @@ pub enum StartAction {
 /// When ESP is carried in UDP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EncapsulationPolicy {
-    /// When there is a NAT on the path.
+    /// When there is a NAT on the path, and when the peer says that it prefers it as we do (see
+    /// [`Notice::UdpAgreed`](crate::Notice::UdpAgreed)).
     Auto,
     /// Always: the peer is told of a NAT that is not there.
     Udp,
+    /// Only when there is a NAT on the path, which native ESP would not pass.
+    Esp,
 }
 
 /// When an SA is replaced, and when it is given up.

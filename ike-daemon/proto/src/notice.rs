@@ -97,6 +97,14 @@ pub enum Notice {
         /// The peer.
         peer: SocketAddr,
     },
+    /// Both ends prefer ESP in UDP, as their data planes are faster with it, and both have said so in
+    /// IKE_SA_INIT by a Vendor ID: it goes in UDP without a NAT.
+    UdpAgreed {
+        /// Which connection.
+        connection: Arc<str>,
+        /// The peer.
+        peer: SocketAddr,
+    },
     /// An IKE SA is up.
     Established {
         /// Which connection.
@@ -239,6 +247,7 @@ impl Notice {
         match self {
             Self::Initiated { connection, .. }
             | Self::Retransmitting { connection, .. }
+            | Self::UdpAgreed { connection, .. }
             | Self::Established { connection, .. }
             | Self::ChildUp { connection, .. }
             | Self::TakenOver { connection, .. }
@@ -308,6 +317,10 @@ impl fmt::Display for Notice {
                 ),
                 _ => write!(f, "NAT in front of the peer {peer}: ESP goes in UDP"),
             },
+            Self::UdpAgreed { peer, .. } => write!(
+                f,
+                "the peer {peer} prefers ESP in UDP as we do: agreed by both gateways"
+            ),
             Self::Established {
                 role,
                 initiator_spi,

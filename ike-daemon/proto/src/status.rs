@@ -28,6 +28,28 @@ impl fmt::Display for Role {
     }
 }
 
+/// Why ESP goes in UDP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum UdpReason {
+    /// There is a NAT on the path, or the peer says so.
+    Nat,
+    /// The connection asks for it.
+    Configured,
+    /// Both gateways prefer it.
+    Agreed,
+}
+
+impl UdpReason {
+    /// Stable name for JSON and logs.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Nat => "nat",
+            Self::Configured => "configured",
+            Self::Agreed => "agreed",
+        }
+    }
+}
+
 /// A configured connection and its SAs.
 #[derive(Clone, Debug)]
 pub struct ConnectionStatus {
@@ -68,6 +90,8 @@ pub struct IkeSaStatus {
     pub nat_local: bool,
     /// There is a NAT in front of the peer.
     pub nat_remote: bool,
+    /// Why ESP goes in UDP, if it does.
+    pub udp: Option<UdpReason>,
     /// Time since it was established, or begun while it is not.
     pub age: Duration,
     /// Time until it is rekeyed.

@@ -171,6 +171,7 @@ fn read(table: &Table<'_, '_>, name: &str, name_span: Span) -> Option<Found> {
             &[
                 ("auto", EncapsulationPolicy::Auto),
                 ("udp", EncapsulationPolicy::Udp),
+                ("esp", EncapsulationPolicy::Esp),
             ],
         )
         .map_or(EncapsulationPolicy::Auto, |found| found.value);

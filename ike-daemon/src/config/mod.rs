@@ -15,12 +15,16 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use espada_ike::config::{ConnectionConfig, EndpointConfig, PskSecret, RemoteAddress};
+use espada_common::sa::{Cipher, EspSuite, Mode};
+use espada_ike::config::{
+    ConnectionConfig, EncapsulationPolicy, EndpointConfig, PskSecret, RemoteAddress,
+};
 use zeroize::Zeroizing;
 
 pub use document::{Diagnostic, Severity, show_duration};
 
 use document::{Document, Table, nearest, quoted_list};
+use espada_dataplane::esp;
 use espada_dataplane::plane::EngineKind;
 use espada_dataplane::userspace;
 use espada_dataplane::xfrm::{self, Mark, OffloadMode};
@@ -147,6 +151,24 @@ impl Connection {
         &self.config
     }
 
+    /// Whether it asks for something that only the kernel's IPsec carries.
+    pub fn needs_xfrm(&self) -> bool {
+        let lacking = |cipher: &Cipher| {
+            let suite = EspSuite {
+                cipher: *cipher,
+                integrity: None,
+                esn: false,
+            };
+            cipher.is_aead() && !esp::crypto::supports(&suite)
+        };
+        self.config.mode == Mode::Transport
+            || self
+                .config
+                .esp
+                .iter()
+                .any(|proposal| proposal.ciphers.iter().any(lacking))
+    }
+
     /// The endpoint's view, with the address a host name was found to have. `None` while a
     /// host name is not resolved: such a connection must not be taken for one that accepts anybody.
     pub fn resolved(&self, address: Option<IpAddr>) -> Option<ConnectionConfig> {
@@ -175,6 +197,20 @@ pub struct GatewayConfig {
     pub secrets: Vec<PskSecret>,
     /// What is probably not as meant.
     pub warnings: Vec<Diagnostic>,
+}
+
+impl GatewayConfig {
+    /// Whether a connection is to agree on ESP in UDP with a peer that prefers it too: it may, and the
+    /// engine that will carry it sends and receives that faster.
+    pub fn prefers_udp(&self, connection: &Connection) -> bool {
+        let userspace = match &self.dataplane.engine {
+            EngineChoice::Auto => true,
+            EngineChoice::Ordered(engines) => engines.first() == Some(&EngineKind::Userspace),
+        };
+        userspace
+            && connection.settings().encapsulation == EncapsulationPolicy::Auto
+            && !connection.needs_xfrm()
+    }
 }
 
 /// Why a configuration is refused: every error, and the warnings with them.

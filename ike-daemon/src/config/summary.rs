@@ -44,14 +44,14 @@ impl GatewayConfig {
         );
         for connection in &self.connections {
             text.push('\n');
-            connection.write_summary(&mut text);
+            connection.write_summary(&mut text, self.prefers_udp(connection));
         }
         text
     }
 }
 
 impl Connection {
-    fn write_summary(&self, text: &mut String) {
+    fn write_summary(&self, text: &mut String, prefers_udp: bool) {
         let config = self.settings();
         let local = config
             .local_address
@@ -77,7 +77,12 @@ impl Connection {
             StartAction::None => "set up by `espada up` or the peer",
         };
         let encapsulation = match config.encapsulation {
-            EncapsulationPolicy::Auto => "ESP, in UDP where there is a NAT",
+            EncapsulationPolicy::Auto if prefers_udp => {
+                "ESP, in UDP where there is a NAT or the peer prefers it as we do"
+            }
+            EncapsulationPolicy::Auto | EncapsulationPolicy::Esp => {
+                "ESP, in UDP where there is a NAT"
+            }
             EncapsulationPolicy::Udp => "ESP in UDP",
         };
         let dpd = config.dpd.map_or("off".to_owned(), |dpd| {

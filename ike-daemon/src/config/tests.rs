@@ -512,7 +512,7 @@ azure: set up at once and again when it fails
   remote   20.240.192.55 as 20.240.192.55: 10.240.10.0/24
   ike      aes256-sha256-modp2048; rekey every 4h
   esp      aes256-sha256; rekey every 1h
-  carried  tunnel mode, ESP, in UDP where there is a NAT; replay window 4096
+  carried  tunnel mode, ESP, in UDP where there is a NAT or the peer prefers it as we do; replay window 4096
   dpd      after 30s of silence; if dead, set it up again
 "
     );

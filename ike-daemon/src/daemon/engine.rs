@@ -4,7 +4,6 @@ use std::net::UdpSocket;
 use std::path::Path;
 
 use anyhow::Context as _;
-use espada_common::sa::{Cipher, EspSuite, Mode};
 use espada_dataplane::backend::EventSink;
 use espada_dataplane::esp;
 use espada_dataplane::frontend::FrontEnd;
@@ -72,20 +71,25 @@ pub fn start(
         Some(front_end) => Box::new(Watched(front_end)),
         None => Box::new(Unobserved),
     };
+    let xsk = running.xsk().map(|xsk| Xsk {
+        queues: xsk.queues,
+        zero_copy: xsk.zero_copy,
+    });
+    let engines: Vec<_> = running
+        .engines()
+        .iter()
+        .map(|engine| Engine {
+            name: engine.name.to_owned(),
+            interface: engine.interface.clone(),
+            reason: engine.reason.clone(),
+        })
+        .collect();
+    let first = engines.iter().find(|engine| engine.interface.is_some());
+    let userspace = first.is_some_and(|engine| engine.name == EngineKind::Userspace.name());
     Ok(Plane {
-        engines: running
-            .engines()
-            .iter()
-            .map(|engine| Engine {
-                name: engine.name.to_owned(),
-                interface: engine.interface.clone(),
-                reason: engine.reason.clone(),
-            })
-            .collect(),
-        xsk: running.xsk().map(|xsk| Xsk {
-            queues: xsk.queues,
-            zero_copy: xsk.zero_copy,
-        }),
+        udp_is_faster: userspace && !xsk.is_some_and(|xsk| xsk.zero_copy),
+        engines,
+        xsk,
         workers: running.lanes(),
         backend: Box::new(running),
         reason,
@@ -104,7 +108,11 @@ fn plan(config: &GatewayConfig) -> (Vec<EngineKind>, Vec<(EngineKind, String)>) 
     for engine in EngineKind::AUTO {
         let superfluous = match engine {
             EngineKind::Userspace => None,
-            EngineKind::Xfrm if !has_tun() || config.connections.iter().any(needs_xfrm) => None,
+            EngineKind::Xfrm
+                if !has_tun() || config.connections.iter().any(Connection::needs_xfrm) =>
+            {
+                None
+            }
             EngineKind::Xfrm => Some(
                 "the userspace engine carries everything that is configured; engine = \"xfrm\" asks for the kernel's",
             ),
@@ -125,24 +133,6 @@ fn plan(config: &GatewayConfig) -> (Vec<EngineKind>, Vec<(EngineKind, String)>) 
 /// Whether the userspace engine can have its interface.
 fn has_tun() -> bool {
     Path::new("/dev/net/tun").exists()
-}
-
-/// Whether a connection asks for something that only the kernel's IPsec carries.
-fn needs_xfrm(connection: &Connection) -> bool {
-    let settings = connection.settings();
-    let lacking = |cipher: &Cipher| {
-        let suite = EspSuite {
-            cipher: *cipher,
-            integrity: None,
-            esn: false,
-        };
-        cipher.is_aead() && !esp::crypto::supports(&suite)
-    };
-    settings.mode == Mode::Transport
-        || settings
-            .esp
-            .iter()
-            .any(|proposal| proposal.ciphers.iter().any(lacking))
 }
 
 /// Whether the eBPF engine is asked for by name, or may be used.

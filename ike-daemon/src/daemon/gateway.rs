@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use espada_common::sa::{ChildSaId, Command, Event, Mode, TrafficSelector};
-use espada_ike::config::RemoteAddress;
+use espada_ike::config::{EncapsulationPolicy, RemoteAddress};
 use espada_ike::selector::format_list;
 use espada_ike::{DownReason, Endpoint, InitiateError, Notice, Random, Transmit};
 use tokio::sync::mpsc;
@@ -95,7 +95,12 @@ impl<R: Random> Gateway<R> {
                     Remote::Host(name) => self.resolved.get(name).copied(),
                     Remote::Known(_) => None,
                 };
-                connection.resolved(address)
+                let mut settings = connection.resolved(address)?;
+                let prefers_udp = self.plane.udp_is_faster && self.config.prefers_udp(connection);
+                if settings.encapsulation == EncapsulationPolicy::Auto && !prefers_udp {
+                    settings.encapsulation = EncapsulationPolicy::Esp;
+                }
+                Some(settings)
             })
             .collect();
         self.endpoint.load_connections(now, connections);

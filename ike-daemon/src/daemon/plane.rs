@@ -46,6 +46,9 @@ pub struct Plane {
     pub reason: String,
     /// The engines, those left out last.
     pub engines: Vec<Engine>,
+    /// ESP in UDP is faster than native ESP: the first engine sends and receives it in segmentation
+    /// super-packets (UDP_SEGMENT, UDP_GRO), and native ESP one by one, copied by the kernel.
+    pub udp_is_faster: bool,
     /// AF_XDP, where native ESP goes past the kernel.
     pub xsk: Option<Xsk>,
     /// Lanes of the userspace engine, where it runs.

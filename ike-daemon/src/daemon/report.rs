@@ -1,7 +1,6 @@
 //! The status report: what the endpoint, the data plane and the front end know, brought together.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -101,9 +100,8 @@ impl<R: Random> Gateway<R> {
             .find(|sa| sa.state == "established")
             .or(status.ike_sas.last());
         let children = status.ike_sas.iter().flat_map(|sa| {
-            let report = |child: &ChildSaStatus| {
-                self.child_report(child, sa.remote.ip(), pairs.get(&child.id), wire)
-            };
+            let report =
+                |child: &ChildSaStatus| self.child_report(child, sa, pairs.get(&child.id), wire);
             sa.children.iter().map(report).collect::<Vec<_>>()
         });
         status::Connection {
@@ -119,7 +117,7 @@ impl<R: Random> Gateway<R> {
     fn child_report(
         &self,
         child: &ChildSaStatus,
-        peer: IpAddr,
+        sa: &IkeSaStatus,
         counted: Option<&ChildSaStats>,
         wire: Option<&WireCounters>,
     ) -> status::ChildSa {
@@ -129,6 +127,7 @@ impl<R: Random> Gateway<R> {
             id: child.id.0,
             suite: child.suite.clone(),
             encapsulation: status::encapsulation_name(child.encapsulation).to_owned(),
+            udp_reason: sa.udp.map(|reason| reason.name().to_owned()),
             mode: mode.map_or("not installed", status::mode_name).to_owned(),
             share: child.share.to_string(),
             engine: carrier.as_ref().map(|carrier| carrier.engine.to_owned()),
@@ -145,7 +144,7 @@ impl<R: Random> Gateway<R> {
             outbound: half_report(
                 child.spi_out,
                 counted.map(|pair| &pair.outbound),
-                wire.map(|wire| wire.outbound.get(&(peer, child.spi_out))),
+                wire.map(|wire| wire.outbound.get(&(sa.remote.ip(), child.spi_out))),
             ),
         }
     }

@@ -84,11 +84,21 @@ impl End {
     }
 
     fn with(now: Instant, setting: &Setting<'_>, backend: MockBackend) -> Self {
+        Self::over(now, setting, backend, true)
+    }
+
+    fn over(
+        now: Instant,
+        setting: &Setting<'_>,
+        backend: MockBackend,
+        udp_is_faster: bool,
+    ) -> Self {
         let record = backend.record();
         let plane = Plane {
             backend: Box::new(backend),
             reason: "a test".to_owned(),
             engines: Vec::new(),
+            udp_is_faster,
             xsk: None,
             workers: None,
             observer: Box::new(Unobserved),
@@ -257,6 +267,30 @@ fn up_status_down() {
     );
     assert!(pair.a.record.installed().is_empty() && pair.b.record.installed().is_empty());
     assert_eq!(pair.b.report(pair.now).connections[0].state, "down");
+}
+
+#[test]
+fn esp_goes_in_udp_where_both_data_planes_are_faster_so() {
+    for (fast_at_a, fast_at_b) in [(true, true), (true, false), (false, true)] {
+        let mut pair = Pair::new(&AT_A, &AT_B);
+        pair.a = End::over(pair.now, &AT_A, MockBackend::default(), fast_at_a);
+        pair.b = End::over(pair.now, &AT_B, MockBackend::default(), fast_at_b);
+        pair.up();
+        let agreed = fast_at_a && fast_at_b;
+        for end in [&mut pair.a, &mut pair.b] {
+            let report = end.report(pair.now);
+            let child = &report.connections[0].children[0];
+            let (encapsulation, reason) = match agreed {
+                true => ("udp", Some("agreed")),
+                false => ("esp", None),
+            };
+            assert_eq!(child.encapsulation, encapsulation);
+            assert_eq!(child.udp_reason.as_deref(), reason);
+            let text = report.to_text();
+            let said = text.contains("ESP in UDP (agreed by both gateways) aes128gcm16");
+            assert_eq!(said, agreed, "{text}");
+        }
+    }
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use espada_dataplane::device;
 use espada_dataplane::frontend::pin::BPFFS;
 use espada_dataplane::frontend::{FrontEnd, FrontEndError, Leftovers, ModeChoice, Options};
 use espada_dataplane::netlink::Netlink;
@@ -12,7 +13,7 @@ use espada_ike::config::{EncapsulationPolicy, RemoteAddress};
 
 use super::engine::{self, Wanted};
 use super::plane::{Observer, WireCounters};
-use crate::config::{FrontEndMode, GatewayConfig, Remote};
+use crate::config::{FrontEndMode, GatewayConfig, Remote, XskMode};
 use crate::status::{Attachment, Counters};
 
 /// The interfaces that protected packets leave on: as configured, or those of the routes to the peers.
@@ -73,11 +74,7 @@ pub fn attach(
     let options = Options {
         interfaces: wan.to_vec(),
         mode,
-        // ESP in UDP travels in segmentation super-packets, native ESP does not.
-        prefer_offloads: config
-            .connections
-            .iter()
-            .any(|connection| connection.settings().encapsulation == EncapsulationPolicy::Udp),
+        prefer_offloads: prefers_offloads(config, native_is_fast(config, wan)),
         drop_unknown_spi: true,
         pin_dir: Some(pin_dir(runtime_dir)),
         leftovers: match ebpf {
@@ -112,6 +109,41 @@ pub fn attach(
             Err(error).context("front end (front_end = \"auto\" works without where it must)")
         }
     }
+}
+
+/// Whether segmentation offloads matter more than XDP. ESP in UDP travels in super-packets, which XDP
+/// on a veth link (and on a virtual machine's interface, inbound) makes the kernel cut; native ESP
+/// goes through AF_XDP, which only XDP can steer to. What the connections ask for outright decides.
+/// Where all of them are `auto`, ESP in UDP is what a NAT or a second Espada makes of them and gains
+/// more by tc (twofold on veth) than native ESP with other peers loses (a third: raw sockets instead of
+/// AF_XDP in copy mode), unless AF_XDP works without copying.
+fn prefers_offloads(config: &GatewayConfig, native_is_fast: bool) -> bool {
+    let asks = |policy| {
+        let mut connections = config.connections.iter();
+        connections.any(|connection| connection.settings().encapsulation == policy)
+    };
+    asks(EncapsulationPolicy::Udp)
+        || !asks(EncapsulationPolicy::Esp)
+            && !native_is_fast
+            && config
+                .connections
+                .iter()
+                .any(|connection| config.prefers_udp(connection))
+}
+
+/// Whether native ESP can leave and arrive through AF_XDP without being copied.
+fn native_is_fast(config: &GatewayConfig, wan: &[String]) -> bool {
+    let [interface] = wan else {
+        return false; // AF_XDP serves one interface.
+    };
+    if config.dataplane.xsk == XskMode::Off {
+        return false;
+    }
+    let support = Netlink::open()
+        .and_then(|mut netlink| Ok(netlink.link(interface)?.index))
+        .ok()
+        .and_then(|index| device::xdp_support(index).ok().flatten());
+    support.is_some_and(|support| support.native && support.zero_copy)
 }
 
 /// Pinned maps are a convenience for `bpftool`: where there is no BPF file system, go without.
@@ -186,7 +218,53 @@ impl Observer for Watched {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
+    use crate::config::{self, SecretsPolicy};
+
+    /// A configuration with these lines of `[dataplane]` and of one connection each.
+    fn config(dataplane: &str, connections: &[&str]) -> GatewayConfig {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("gw.toml");
+        let mut text = format!("[dataplane]\nwan = \"eth0\"\n{dataplane}\n");
+        for (index, extra) in connections.iter().enumerate() {
+            text += &format!(
+                "[connection.c{index}]\nlocal = {{ subnets = \"10.1.0.0/24\" }}\n\
+                 remote = {{ address = \"192.0.2.{index}\", subnets = \"10.2.{index}.0/24\" }}\n{extra}\n"
+            );
+        }
+        std::fs::write(&file, text).unwrap();
+        let secrets = folder.path().join("secrets.toml");
+        let text = "[[psk]]\nsecret = \"correct horse battery staple\"\n";
+        std::fs::write(&secrets, text).unwrap();
+        std::fs::set_permissions(&secrets, std::fs::Permissions::from_mode(0o600)).unwrap();
+        config::load(&file, SecretsPolicy::Required).unwrap()
+    }
+
+    #[test]
+    fn the_front_end_leaves_offloads_where_esp_in_udp_is_to_be_expected() {
+        let (auto, udp, esp) = ("", "encapsulation = \"udp\"", "encapsulation = \"esp\"");
+        let userspace = "engine = \"userspace\"";
+        for (dataplane, connections, native_is_fast, offloads) in [
+            ("", &[auto, auto][..], false, true),
+            (userspace, &[auto], false, true),
+            ("", &[auto], true, false),
+            ("", &[auto, esp], false, false),
+            ("", &[udp, esp, auto], false, true),
+            ("", &[udp], true, true),
+            ("engine = \"xfrm\"", &[auto], false, false),
+            ("engine = [\"ebpf\", \"userspace\"]", &[auto], false, false),
+            ("", &[], false, false),
+        ] {
+            let config = config(dataplane, connections);
+            assert_eq!(
+                prefers_offloads(&config, native_is_fast),
+                offloads,
+                "{dataplane} {connections:?}"
+            );
+        }
+    }
 
     #[test]
     fn one_pin_folder_a_runtime_directory() {

@@ -138,7 +138,9 @@ fn native_esp(host: &Host, bpf: &Bpf, interface: &Interface) -> String {
     match (interface.native_xdp.answer, interface.zero_copy.answer) {
         (Answer::No, _) => "raw sockets, front end at tc".to_owned(),
         (Answer::Yes, Answer::Yes) => "AF_XDP without copying".to_owned(),
-        (Answer::Yes, _) => "AF_XDP, copying".to_owned(),
+        (Answer::Yes, _) => {
+            "AF_XDP, copying, with encapsulation = \"esp\"; else raw sockets".to_owned()
+        }
         (Answer::Unknown, _) => {
             "AF_XDP where the driver takes XDP programs, else raw sockets".to_owned()
         }

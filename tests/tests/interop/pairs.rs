@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use espada_tests::espada::Espada;
 use espada_tests::matrix::{self, Outcome};
 use espada_tests::peer;
-use espada_tests::scenario::{Gateways, child, count, ensure_nothing_clear};
+use espada_tests::scenario::{Gateways, NATIVE, child, count, ensure_nothing_clear};
 use espada_tests::topology::Wan;
 
 use super::kernel::lacks;
@@ -29,6 +29,7 @@ fn pair(
             for (config, engine) in [(a, begins), (b, waits)] {
                 (config.ike, config.esp) = (ike, esp);
                 config.global = matrix::engine_setting(engine);
+                config.extra = NATIVE;
             }
         })?;
         carry(&gateways, engines).with_context(|| {

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use espada_tests::espada;
 use espada_tests::netns::Netns;
 use espada_tests::process::WorkDir;
-use espada_tests::scenario::{Gateways, config_a};
+use espada_tests::scenario::{Gateways, NATIVE, config_a};
 use espada_tests::topology::{Line, WAN_DEVICE, Wan};
 use espada_tests::{cmd, skip_unless_possible};
 use serde_json::Value;
@@ -112,7 +112,7 @@ fn a_program_on_ikes_port_is_named() -> Result<()> {
 #[test]
 fn its_verdict_is_what_the_daemon_does() -> Result<()> {
     skip_unless_possible!("its_verdict_is_what_the_daemon_does");
-    let gateways = Gateways::established(Wan::Direct, |_, _| {})?;
+    let gateways = Gateways::established(Wan::Direct, |a, _| a.extra = NATIVE)?;
     let found = report(&gateways.line.gw_a, &[WAN_DEVICE])?;
     let status = gateways.a.status()?;
     let xsk = &status["interfaces"]["xsk"];

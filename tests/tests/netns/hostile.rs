@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use anyhow::{Context, Result, ensure};
 use espada_tests::capture::{Capture, Packet};
-use espada_tests::scenario::{Gateways, child, count, drops, ensure_nothing_clear};
+use espada_tests::scenario::{Gateways, NATIVE, child, count, drops, ensure_nothing_clear};
 use espada_tests::topology::{WAN_DEVICE, Wan, addr};
 use espada_tests::{cmd, skip_unless_possible, topology, traffic};
 use std::time::Duration;
@@ -122,7 +122,7 @@ fn replays_are_refused(extra: &'static str) -> Result<()> {
 #[test]
 fn replayed_esp_is_refused() -> Result<()> {
     skip_unless_possible!("replayed_esp_is_refused");
-    replays_are_refused("")
+    replays_are_refused(NATIVE)
 }
 
 #[test]

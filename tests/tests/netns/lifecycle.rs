@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use espada_tests::espada::Espada;
-use espada_tests::scenario::{Gateways, child, ensure_nothing_clear};
+use espada_tests::scenario::{Gateways, NATIVE, child, ensure_nothing_clear};
 use espada_tests::topology::{WAN_DEVICE, Wan, addr};
 use espada_tests::{cmd, skip, skip_unless_possible, traffic};
 
@@ -151,7 +151,8 @@ fn live_peer_stays() -> Result<()> {
 #[test]
 fn sigterm_leaves_nothing_behind() -> Result<()> {
     skip_unless_possible!("sigterm_leaves_nothing_behind");
-    let mut gateways = Gateways::start(Wan::Switch, |_, _| {})?;
+    // Native ESP, for which the front end is XDP.
+    let mut gateways = Gateways::start(Wan::Switch, |a, _| a.extra = NATIVE)?;
     let gateway = &gateways.line.gw_a;
     let routes = gateway.routes()?;
     ensure!(

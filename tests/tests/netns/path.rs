@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use espada_tests::capture::Packet;
-use espada_tests::scenario::{Gateways, ensure_nothing_clear};
+use espada_tests::scenario::{Gateways, NATIVE, ensure_nothing_clear};
 use espada_tests::topology::{Wan, addr};
 use espada_tests::{capture, skip_unless_possible, topology, traffic};
 
@@ -60,6 +60,7 @@ fn engine_tells_the_path_mtu() -> Result<()> {
     let gateways = Gateways::established(Wan::Switch, |a, b| {
         a.global = "mtu = 1500";
         b.global = "mtu = 1500";
+        a.extra = NATIVE;
     })?;
     let packets = gateways.record(|| {
         for (to, headers) in [(addr::SERVER, 28), (addr::SERVER6, 48)] {

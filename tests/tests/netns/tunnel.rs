@@ -1,14 +1,16 @@
 //! Tunnels in all their forms carry traffic both ways, and nothing in clear.
 
 use anyhow::{Result, anyhow, ensure};
-use espada_tests::scenario::{self, Gateways, child, count, ensure_nothing_clear};
+use espada_tests::scenario::{self, Gateways, NATIVE, child, count, ensure_nothing_clear};
 use espada_tests::topology::{Wan, addr};
 use espada_tests::{skip_unless_possible, traffic};
 
 #[test]
 fn native_esp_over_ipv4() -> Result<()> {
     skip_unless_possible!("native_esp_over_ipv4");
-    let gateways = Gateways::start(Wan::Switch, |_, _| {})?;
+    let gateways = Gateways::start(Wan::Switch, |a, b| {
+        (a.extra, b.extra) = (NATIVE, NATIVE);
+    })?;
     let packets = gateways.record(|| {
         gateways.up()?;
         gateways.verify_traffic()
@@ -58,7 +60,7 @@ fn counters_agree(gateways: &Gateways) -> Result<()> {
 #[test]
 fn several_workers_carry_one_sa() -> Result<()> {
     skip_unless_possible!("several_workers_carry_one_sa");
-    for extra in ["encapsulation = \"udp\"", ""] {
+    for extra in ["encapsulation = \"udp\"", NATIVE] {
         let gateways = Gateways::established(Wan::Switch, |a, b| {
             for end in [a, b] {
                 end.global = "engine = \"userspace\"\nworkers = 2\npin_workers = true";
@@ -99,6 +101,7 @@ fn native_esp_over_ipv6() -> Result<()> {
     let gateways = Gateways::start(Wan::Switch, |a, b| {
         (a.local, a.remote) = (addr::WAN_A6, addr::WAN_B6);
         (b.local, b.remote) = (addr::WAN_B6, addr::WAN_A6);
+        b.extra = NATIVE;
     })?;
     let packets = gateways.record(|| {
         gateways.up()?;
@@ -107,6 +110,53 @@ fn native_esp_over_ipv6() -> Result<()> {
     ensure_nothing_clear(&packets)?;
     ensure!(packets.iter().any(|packet| packet.is_esp()));
     counters_agree(&gateways)
+}
+
+/// Nothing configured, no NAT: both say that they prefer ESP in UDP and so agree on it.
+#[test]
+fn two_gateways_agree_on_esp_in_udp() -> Result<()> {
+    skip_unless_possible!("two_gateways_agree_on_esp_in_udp");
+    let gateways = Gateways::start(Wan::Switch, |_, _| {})?;
+    let packets = gateways.record(|| {
+        gateways.up()?;
+        gateways.verify_traffic()
+    })?;
+    ensure_nothing_clear(&packets)?;
+    ensure!(packets.iter().any(|packet| packet.is_esp_in_udp()));
+    ensure!(!packets.iter().any(|packet| packet.is_esp()));
+    for end in [&gateways.a, &gateways.b] {
+        let connection = end.connection()?;
+        let child = child(&connection);
+        ensure!(child["encapsulation"] == "udp", "{connection:#}");
+        ensure!(child["udp_reason"] == "agreed", "{connection:#}");
+        let nat = &connection["ike"]["nat"];
+        ensure!(nat["local"] == false && nat["remote"] == false, "{nat}");
+        let front_end = &end.status()?["interfaces"]["front_end"];
+        ensure!(front_end[0]["hook"] == "tc ingress", "{front_end:#}");
+        let said = "agreed by both gateways";
+        ensure!(end.log().contains(said), "{}", end.log());
+    }
+    counters_agree(&gateways)
+}
+
+/// An end whose engine sends native ESP faster does not agree to anything else.
+#[test]
+fn an_engine_that_prefers_native_esp_keeps_it() -> Result<()> {
+    skip_unless_possible!("an_engine_that_prefers_native_esp_keeps_it");
+    let gateways = Gateways::established(Wan::Switch, |a, b| {
+        a.esp = "chacha20poly1305";
+        b.esp = a.esp;
+        b.global = "engine = \"ebpf\"";
+    })?;
+    gateways.verify_traffic()?;
+    for end in [&gateways.a, &gateways.b] {
+        let connection = end.connection()?;
+        ensure!(
+            child(&connection)["encapsulation"] == "esp",
+            "{connection:#}"
+        );
+    }
+    Ok(())
 }
 
 #[test]

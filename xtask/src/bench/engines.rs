@@ -4,6 +4,7 @@ use std::io::Write;
 
 use anyhow::{Context, Result, bail, ensure};
 use espada_tests::process::WorkDir;
+use espada_tests::scenario;
 use espada_tests::topology::{Line, Wan, addr};
 use espada_tests::{blast, cleanup, traffic};
 
@@ -173,8 +174,8 @@ fn bring_up<'l>(line: &'l Line, case: &Case) -> Result<Carried<'l>> {
                 engine,
                 suite,
                 dataplane,
-                connection: "",
-                encapsulation: None,
+                connection: scenario::NATIVE,
+                encapsulation: Some("esp"),
                 xsk: None,
             };
             Some(Pair::start(line, &work, wanted)?)

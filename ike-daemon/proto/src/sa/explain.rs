@@ -22,7 +22,7 @@ use crate::config::{ConnectionConfig, RemoteAddress};
 use crate::proposal::{DhGroup, Groups, Mismatch, Offer, VerifyError};
 use crate::refusal::{Fix, Refusal, RefusalKind, RefusedBy};
 use crate::selector::{TsMismatch, format_list};
-use crate::status::Role;
+use crate::status::{Role, UdpReason};
 use crate::wire::NotifyType;
 
 fn lines(text: impl ToString) -> Vec<String> {
@@ -254,6 +254,13 @@ pub(crate) fn no_auth_answer(
             "since then we use UDP {}: do all firewalls let it through, both ways?",
             remote.port()
         ));
+    }
+    if common.nat.reason() == Some(UdpReason::Agreed) {
+        details.push(
+            "there is no NAT, both gateways prefer ESP in UDP; with encapsulation = \"esp\" here IKE stays on \
+             its port and ESP is sent natively"
+                .to_owned(),
+        );
     }
     details.push("IKE_AUTH is larger: are IP fragments lost on the way?".to_owned());
     details.push(

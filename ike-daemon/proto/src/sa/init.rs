@@ -122,6 +122,9 @@ impl InitSent {
         if credential::uses_signatures(&self.config) {
             credential::write_hashes(&mut writer);
         }
+        if nat::prefers_udp(&self.config) {
+            nat::write_preference(&mut writer);
+        }
         self.request = writer.message(protect::header(common, ExchangeType::IKE_SA_INIT, false, 0));
         self.retransmit = Retransmit::start(cx.now, &cx.settings.retransmission);
         cx.out
@@ -241,16 +244,10 @@ impl InitSent {
         common.spi_r = header.responder_spi;
         common.nat = Nat {
             forced: common.nat.forced,
+            agreed: nat::prefers_udp(&config) && nat::peer_prefers_udp(&payloads),
             ..found
         };
-        if found.local || found.remote {
-            cx.out.notice(Notice::NatDetected {
-                connection: Some(config.name.clone()),
-                local: found.local,
-                remote: found.remote,
-                peer: common.remote,
-            });
-        }
+        nat::tell(common, cx, &config);
         if common.nat.udp() {
             // "the initiator MUST … switch to port 4500" (section 2.23).
             common.local.set_port(cx.settings.nat_port);

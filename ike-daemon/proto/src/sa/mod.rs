@@ -251,6 +251,7 @@ impl IkeSa {
             remote_id: None,
             nat_local: common.nat.local,
             nat_remote: common.nat.remote,
+            udp: common.nat.reason(),
             age: now.saturating_duration_since(common.began),
             rekey_in: None,
             children: Vec::new(),

@@ -16,7 +16,6 @@ use crate::config::{ConnectionConfig, EncapsulationPolicy, RemoteAddress};
 use crate::crypto::dh::KeyExchange;
 use crate::crypto::keys::{IkeContext, IkeKeys, SkeySeed};
 use crate::identity::Identity;
-use crate::notice::Notice;
 use crate::proposal::{self, DhGroup, Groups, IkeSuite, Protocol, WireProposal};
 use crate::refusal::{Refusal, RefusalKind};
 use crate::status::{IkeDrop, Role};
@@ -175,6 +174,9 @@ pub(crate) fn accept(
     let forced = candidates
         .first()
         .is_some_and(|config| config.encapsulation == EncapsulationPolicy::Udp);
+    // Which of them is meant is not known yet, so all must want it.
+    let agreed =
+        candidates.iter().all(|config| nat::prefers_udp(config)) && nat::peer_prefers_udp(payloads);
     let common = Common {
         role: Role::Responder,
         spi_i,
@@ -183,7 +185,11 @@ pub(crate) fn accept(
         remote: datagram.remote,
         began: cx.now,
         initial_contact: false,
-        nat: Nat { forced, ..found },
+        nat: Nat {
+            forced,
+            agreed,
+            ..found
+        },
     };
     let context = IkeContext {
         nonce_i,
@@ -226,6 +232,9 @@ pub(crate) fn accept(
         credential::write_hashes(&mut writer);
     }
     credential::write_requests(&mut writer, candidates.iter());
+    if agreed {
+        nat::write_preference(&mut writer);
+    }
     let response = writer.message(protect::header(&common, ExchangeType::IKE_SA_INIT, true, 0));
     cx.out
         .transmit(common.local, common.remote, response.clone());
@@ -453,14 +462,7 @@ impl InitReplied {
             ..
         } = *self;
 
-        if common.nat.local || common.nat.remote {
-            cx.out.notice(Notice::NatDetected {
-                connection: Some(config.name.clone()),
-                local: common.nat.local,
-                remote: common.nat.remote,
-                peer: common.remote,
-            });
-        }
+        nat::tell(common, cx, &config);
         let began = common.began;
         let mut established = Established::new(
             cx,

@@ -31,7 +31,7 @@ use crate::wire::ExchangeType;
 use crate::wire::reader::{DecodeError, Reader};
 
 /// Version of the format.
-pub(crate) const VERSION: u8 = 2;
+pub(crate) const VERSION: u8 = 3;
 /// Most octets of a state.
 pub(crate) const MAX_STATE: usize = 16 * 1024;
 /// What states are called in errors.
@@ -157,6 +157,7 @@ const SUPERSEDED: u16 = 1 << 5;
 const ANSWERED: u16 = 1 << 6;
 const OUTSTANDING: u16 = 1 << 7;
 const SIGNED: u16 = 1 << 8;
+const NAT_AGREED: u16 = 1 << 9;
 
 fn write_sa(
     out: &mut Out,
@@ -171,6 +172,7 @@ fn write_sa(
         (common.nat.local, NAT_LOCAL),
         (common.nat.remote, NAT_REMOTE),
         (common.nat.forced, NAT_FORCED),
+        (common.nat.agreed, NAT_AGREED),
         (established.deleting, DELETING),
         (established.superseded, SUPERSEDED),
         (answered.is_some(), ANSWERED),
@@ -300,6 +302,7 @@ fn read_sa(reader: &mut Reader<'_>, clock: &Clock) -> Result<Saved, DecodeError>
                 local: flag(NAT_LOCAL),
                 remote: flag(NAT_REMOTE),
                 forced: flag(NAT_FORCED),
+                agreed: flag(NAT_AGREED),
             },
         },
         connection: connection.to_owned(),

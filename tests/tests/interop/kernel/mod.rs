@@ -247,7 +247,8 @@ impl Mode {
     /// The line of Espada's connection.
     fn setting(self) -> &'static str {
         match self {
-            Self::Tunnel => "",
+            // Through AF_XDP, where the front end would otherwise leave the link its offloads.
+            Self::Tunnel => scenario::NATIVE,
             Self::Transport => "mode = \"transport\"",
         }
     }

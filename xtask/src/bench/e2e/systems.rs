@@ -7,6 +7,7 @@ use anyhow::{Result, ensure};
 use espada_tests::openvpn::OpenVpn;
 use espada_tests::peer::{Connection, Peer};
 use espada_tests::process::WorkDir;
+use espada_tests::scenario;
 use espada_tests::strongswan::{self, Kind, StrongSwan};
 use espada_tests::topology::{Line, addr};
 use espada_tests::wireguard::WireGuard;
@@ -157,7 +158,7 @@ impl System {
             engine: "userspace",
             suite: AES,
             dataplane: "",
-            connection: "",
+            connection: scenario::NATIVE,
             encapsulation: Some("esp"),
             xsk: None,
         };

@@ -1,4 +1,5 @@
 mod certificates;
+mod encapsulation;
 mod handshake;
 mod lifecycle;
 mod loss;

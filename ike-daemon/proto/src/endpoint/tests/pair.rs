@@ -611,7 +611,7 @@ pub fn connection(local: &str, remote: &str, ike: &str, esp: &str) -> Connection
             action: DpdAction::Restart,
         }),
         start: StartAction::Start,
-        encapsulation: EncapsulationPolicy::Auto,
+        encapsulation: EncapsulationPolicy::Esp,
         replay_window: 4096,
         processors: None,
         ike_lifetime: lifetime,

@@ -66,12 +66,24 @@ impl StrongSwan {
         kind: Kind,
         detached: bool,
     ) -> Result<Self> {
+        Self::start_with(netns, work, connection, kind, detached, "")
+    }
+
+    /// The same with more lines of strongswan.conf's section `charon`.
+    pub fn start_with(
+        netns: &Netns,
+        work: &WorkDir,
+        connection: &Connection<'_>,
+        kind: Kind,
+        detached: bool,
+        charon: &str,
+    ) -> Result<Self> {
         let files = work.file(&format!("strongswan-{}", netns.name()));
         std::fs::create_dir(&files)?;
         let root = files.to_str().context("a path in UTF-8")?.to_owned();
         std::fs::write(
             files.join("strongswan.conf"),
-            daemon_configuration(&files, kind),
+            daemon_configuration(&files, kind, charon),
         )?;
         std::fs::write(files.join("swanctl.conf"), render(connection)?)?;
         // /run is charon's own: its pid file and control socket have fixed names there.
@@ -223,7 +235,7 @@ secrets {{ ike-net {{ id-local = {local_id}
     ))
 }
 
-fn daemon_configuration(files: &Path, kind: Kind) -> String {
+fn daemon_configuration(files: &Path, kind: Kind, charon: &str) -> String {
     let libipsec = match kind {
         Kind::Libipsec => "kernel-libipsec",
         Kind::Kernel | Kind::Newer => "",
@@ -245,6 +257,7 @@ fn daemon_configuration(files: &Path, kind: Kind) -> String {
     install_routes = yes
     retransmit_timeout = 1.0
     retransmit_tries = 3
+    {charon}
     filelog {{ stdout {{ path = {}/charon.log
                        default = 1
                        cfg = 2

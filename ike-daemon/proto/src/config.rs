@@ -60,6 +60,9 @@ pub struct EndpointConfig {
     pub nat_port: u16,
     /// When requests are sent again and given up.
     pub retransmission: Retransmission,
+    /// Octets of the IP datagrams that larger messages are sent in, if the peer understands fragments
+    /// (RFC 7383); `None` neither sends nor accepts any.
+    pub fragment_size: Option<usize>,
     /// Bounds on half-open IKE SAs.
     pub half_open: HalfOpenLimits,
     /// How long a cookie secret is used before the next takes over; the one before stays valid.
@@ -85,6 +88,7 @@ impl Default for EndpointConfig {
                 max: Duration::from_secs(16),
                 tries: 10,
             },
+            fragment_size: Some(1280),
             half_open: HalfOpenLimits {
                 total: 1000,
                 per_address: 20,

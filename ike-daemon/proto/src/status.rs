@@ -150,6 +150,8 @@ pub enum IkeDrop {
     HalfOpenLimit,
     /// IKE_SA_INIT from or to an address no connection covers.
     NoConnection,
+    /// A fragment of a message that is too long, or of one begun anew since (RFC 7383 section 2.6).
+    Fragment,
     /// An error notify outside any encrypted payload: counted, never believed.
     Unauthenticated,
 }
@@ -168,6 +170,7 @@ impl IkeDrop {
             Self::Unexpected => "unexpected",
             Self::HalfOpenLimit => "half_open_limit",
             Self::NoConnection => "no_connection",
+            Self::Fragment => "fragment",
             Self::Unauthenticated => "unauthenticated",
         }
     }

@@ -285,6 +285,8 @@ const IKE_KEYS: &[&str] = &[
     "retransmit_first",
     "retransmit_max",
     "retransmit_tries",
+    "fragmentation",
+    "fragment_size",
     "nat_keepalive",
     "retry_first",
     "retry_max",
@@ -484,6 +486,9 @@ fn bad_interface(name: &str) -> String {
     )
 }
 
+/// What every host must take in one piece over IPv4 (RFC 791), and what UDP can carry.
+const FRAGMENT_SIZES: std::ops::RangeInclusive<u32> = 576..=65_535;
+
 fn read_ike(table: &Table<'_, '_>) -> EndpointConfig {
     table.only(IKE_KEYS);
     let mut config = EndpointConfig::default();
@@ -497,6 +502,15 @@ fn read_ike(table: &Table<'_, '_>) -> EndpointConfig {
     }
     if let Some(tries) = table.integer("retransmit_tries", 1..=50) {
         config.retransmission.tries = tries.value;
+    }
+    if let Some(size) = table.integer("fragment_size", FRAGMENT_SIZES) {
+        config.fragment_size = Some(size.value as usize);
+    }
+    if table
+        .boolean("fragmentation")
+        .is_some_and(|wanted| !wanted.value)
+    {
+        config.fragment_size = None;
     }
     if let Some(interval) = table.duration("nat_keepalive", second..=3600 * second) {
         config.nat_keepalive = interval.value;

@@ -153,6 +153,26 @@ gw.toml:2:2: error: unknown key `dataplan` at the top of the file; did you mean 
 }
 
 #[test]
+fn fragments_have_a_size_or_are_off() {
+    let config = |lines: &str| {
+        let text = format!("{AZURE}\n[ike]\n{lines}\n");
+        let config = load_text(&text, Some(AZURE_SECRETS));
+        config.map(|config| config.endpoint.fragment_size)
+    };
+    assert_eq!(config(""), Ok(Some(1280)));
+    assert_eq!(config("fragment_size = 576"), Ok(Some(576)));
+    assert_eq!(config("fragmentation = true"), Ok(Some(1280)));
+    assert_eq!(
+        config("fragmentation = false\nfragment_size = 900"),
+        Ok(None)
+    );
+    let refused = config("fragment_size = 500").unwrap_err();
+    let wanted =
+        "`ike.fragment_size` must be a whole number from 576 to 65535, found the integer 500";
+    assert!(refused.contains(wanted), "{refused}");
+}
+
+#[test]
 fn marks_are_values_and_masks() {
     let config = |line: &str| {
         let config = load_text(&azure_with("engine", line), Some(AZURE_SECRETS));

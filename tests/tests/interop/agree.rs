@@ -7,10 +7,10 @@ use espada_tests::capture;
 use espada_tests::matrix::{self, Outcome};
 use espada_tests::peer::Peer as _;
 use espada_tests::scenario::{child, count, ensure_nothing_clear, verify_v4};
-use espada_tests::topology::{self, Wan};
+use espada_tests::topology::{self, Wan, addr};
 use espada_tests::{strongswan, traffic};
 
-use super::{Pair, start, start_swapped};
+use super::{Pair, start, start_swapped, start_with};
 
 /// Who begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,6 +154,70 @@ agreeing! {
         "aes192-sha384-modp3072", "aes192-sha384", "", [Espada];
     espada_behind_nat: Wan::Nat,
         "aes256gcm16-prfsha256-x25519", "aes256gcm16", "", [Espada];
+}
+
+/// RFC 7383 both ways: identities and selectors make IKE_AUTH too large for the datagrams that either
+/// end is told to send.
+#[test]
+fn large_messages_go_in_fragments() -> Result<()> {
+    const ID_A: &str = "a.aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa.\
+                        aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa.\
+                        aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa.example";
+    const ID_B: &str = "b.bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb.\
+                        bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb.\
+                        bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb.example";
+    const NETS_A: [&str; 6] = [
+        addr::LAN_A,
+        "10.201.1.0/24",
+        "10.201.3.0/24",
+        "10.201.5.0/24",
+        "10.201.7.0/24",
+        "10.201.9.0/24",
+    ];
+    const NETS_B: [&str; 6] = [
+        addr::LAN_B,
+        "10.202.1.0/24",
+        "10.202.3.0/24",
+        "10.202.5.0/24",
+        "10.202.7.0/24",
+        "10.202.9.0/24",
+    ];
+    libipsec("large_messages_go_in_fragments", || {
+        let (of_a, of_b) = (NETS_A.join(","), NETS_B.join(","));
+        for (begins, ike) in [
+            (Begins::Espada, "aes256gcm16-prfsha256-x25519"),
+            (Begins::StrongSwan, "aes256gcm16-prfsha256-x25519"),
+            (Begins::Espada, "aes256-sha256-x25519"),
+            (Begins::StrongSwan, "aes256-sha256-x25519"),
+        ] {
+            let (local_ts, remote_ts) = (of_b.clone().leak(), of_a.clone().leak());
+            let pair = start_with(Wan::Switch, "fragment_size = 400", |ours, theirs| {
+                (ours.local_id, ours.remote_id) = (ID_A, ID_B);
+                (theirs.local_id, theirs.remote_id) = (ID_B, ID_A);
+                (ours.local_subnets, ours.remote_subnets) = (&NETS_A, &NETS_B);
+                (theirs.local_ts, theirs.remote_ts) = (local_ts, remote_ts);
+                (ours.ike, theirs.ike) = (ike, ike);
+                ours.global = "[ike]\nfragment_size = 576";
+            })?;
+            let recording = pair.line.capture(&pair.work, "udp")?;
+            bring_up(&pair, begins)?;
+            let packets = topology::finish(recording)?;
+            let longest = packets.iter().map(|packet| packet.data.len()).max();
+            ensure!(longest <= Some(576), "{longest:?} octets");
+            for said in [
+                "reassembled fragmented IKE message",
+                "splitting IKE message",
+            ] {
+                ensure!(
+                    pair.strongswan.log().contains(said),
+                    "{}",
+                    pair.strongswan.log()
+                );
+            }
+            verify_v4(&pair.line)?;
+        }
+        Ok(())
+    })
 }
 
 /// strongSwan answers INVALID_KE_PAYLOAD; the second group is the one it takes.

@@ -26,6 +26,15 @@ fn start(
     wan: Wan,
     change: impl FnOnce(&mut Config<'static>, &mut Connection<'static>),
 ) -> Result<Pair> {
+    start_with(wan, "", change)
+}
+
+/// The same with more lines of strongSwan's own configuration.
+fn start_with(
+    wan: Wan,
+    charon: &str,
+    change: impl FnOnce(&mut Config<'static>, &mut Connection<'static>),
+) -> Result<Pair> {
     let line = Line::new(wan)?;
     let work = WorkDir::new()?;
     let mut ours = scenario::config_a(&line);
@@ -44,7 +53,8 @@ fn start(
         extra: "",
     };
     change(&mut ours, &mut theirs);
-    let strongswan = StrongSwan::start(&line.gw_b, &work, &theirs, Kind::Libipsec, false)?;
+    let (gw_b, kind) = (&line.gw_b, Kind::Libipsec);
+    let strongswan = StrongSwan::start_with(gw_b, &work, &theirs, kind, false, charon)?;
     let espada = Espada::start(&line.gw_a, &work, &ours, false)?;
     Ok(Pair {
         espada,

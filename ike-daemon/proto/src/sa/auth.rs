@@ -9,6 +9,7 @@ use super::child::{self, ChildOffer};
 use super::context::{Common, Cx, Effect, local_identity};
 use super::credential::{self, Claim, Wanted};
 use super::established::Established;
+use super::fragment::Message;
 use super::init::fail;
 use super::proof::{self, Covered, Evidence};
 use super::protect::{self, Protector};
@@ -78,7 +79,7 @@ pub(crate) struct AuthSent {
     proved_with: String,
     wanted: Wanted,
     child_spi: u32,
-    request: Vec<u8>,
+    request: Message,
     retransmit: Retransmit,
 }
 
@@ -154,12 +155,11 @@ impl AuthSent {
         writer.add(PayloadType::TSI, |out| ts::encode(&sides.local, out));
         writer.add(PayloadType::TSR, |out| ts::encode(&sides.remote, out));
         let header = protect::header(common, ExchangeType::IKE_AUTH, false, 1);
-        let request = match protector.seal(cx, header, &writer) {
+        let request = match protector.seal(common, cx, header, &writer) {
             Ok(request) => request,
             Err(error) => return fail(cx, explain::protocol(&config, common, &error.to_string())),
         };
-        cx.out
-            .transmit(common.local, common.remote, request.clone());
+        cx.out.send(common.local, common.remote, &request);
         Phase::AuthSent(Box::new(Self {
             proved_with,
             wanted,
@@ -191,7 +191,7 @@ impl AuthSent {
                 cx,
                 &self.config.name,
                 ExchangeType::IKE_AUTH,
-                &self.request,
+                &self.request.datagrams,
             ),
             Due::GiveUp => {
                 let refusal =
@@ -203,7 +203,7 @@ impl AuthSent {
     }
 
     pub fn handle_datagram(
-        self: Box<Self>,
+        mut self: Box<Self>,
         common: &mut Common,
         cx: &mut Cx<'_>,
         datagram: &Datagram<'_>,
@@ -229,8 +229,9 @@ impl AuthSent {
             }
             return Phase::AuthSent(self);
         }
-        let opened = match self.protector.open(datagram) {
-            Ok(opened) => opened,
+        let opened = match self.protector.open(common, datagram) {
+            Ok(Some(opened)) => opened,
+            Ok(None) => return Phase::AuthSent(self),
             Err(reason) => {
                 cx.out.drop(reason);
                 return Phase::AuthSent(self);
@@ -324,8 +325,8 @@ impl AuthSent {
                 writer.notify(Notify::new(NotifyType::AUTHENTICATION_FAILED, &[]));
                 super::informational::write_delete_ike(&mut writer);
                 let header = protect::header(common, ExchangeType::INFORMATIONAL, false, 2);
-                if let Ok(bytes) = protector.seal(cx, header, &writer) {
-                    cx.out.transmit(common.local, common.remote, bytes);
+                if let Ok(message) = protector.seal(common, cx, header, &writer) {
+                    cx.out.send(common.local, common.remote, &message);
                 }
                 return fail(cx, refusal);
             }

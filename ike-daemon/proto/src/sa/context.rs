@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use espada_common::sa::{ChildSa, ChildSaId, Command, Path, Takeover};
 
 use super::IkeSa;
+use super::fragment::Message;
 use super::nat::Nat;
 use crate::config::{ConnectionConfig, EndpointConfig, PskSecret};
 use crate::crypto::Random;
@@ -127,6 +128,13 @@ impl Outbox {
         });
     }
 
+    /// Sends a message, all fragments of it.
+    pub fn send(&mut self, local: SocketAddr, remote: SocketAddr, message: &Message) {
+        for datagram in &message.datagrams {
+            self.transmit(local, remote, datagram.clone());
+        }
+    }
+
     pub fn notice(&mut self, notice: Notice) {
         self.notices.push_back(notice);
     }
@@ -241,6 +249,8 @@ pub(crate) struct Common {
     /// We have no other IKE SA with this peer, and say so when we authenticate (section 2.4).
     pub initial_contact: bool,
     pub nat: Nat,
+    /// Both ends understand fragments of messages (RFC 7383 section 2.3).
+    pub fragmentation: bool,
 }
 
 impl Common {

@@ -10,6 +10,7 @@ use espada_common::sa::{ChildSaId, Mode, Takeover};
 use super::auth::down;
 use super::child::{self, Child, NewChild};
 use super::context::{Common, Cx, Effect};
+use super::fragment::Message;
 use super::proof::PeerProof;
 use super::protect::{self, Protector};
 use super::rekey::{ChildRequest, IkeRequest, Purpose};
@@ -84,7 +85,7 @@ pub(crate) struct Outstanding {
     pub id: u32,
     pub exchange: ExchangeType,
     pub pending: Pending,
-    pub packet: Vec<u8>,
+    pub packet: Message,
     pub retransmit: Retransmit,
 }
 
@@ -351,8 +352,8 @@ impl Established {
         let mut writer = Writer::new();
         super::informational::write_delete_ike(&mut writer);
         let header = protect::header(common, ExchangeType::INFORMATIONAL, false, message_id);
-        if let Ok(bytes) = protector.seal(cx, header, &writer) {
-            cx.out.transmit(common.local, common.remote, bytes);
+        if let Ok(message) = protector.seal(common, cx, header, &writer) {
+            cx.out.send(common.local, common.remote, &message);
         }
     }
 
@@ -403,9 +404,8 @@ impl Established {
             true,
             datagram.header.message_id,
         );
-        if let Ok(response) = self.protector.seal(cx, header, writer) {
-            cx.out
-                .transmit(datagram.local, datagram.remote, response.clone());
+        if let Ok(response) = self.protector.seal(common, cx, header, writer) {
+            cx.out.send(datagram.local, datagram.remote, &response);
             self.answered = Some(Answered {
                 request: protect::fingerprint(datagram.bytes),
                 response,
@@ -426,9 +426,9 @@ impl Established {
     ) {
         let id = self.next_id;
         let header = protect::header(common, exchange, false, id);
-        if let Ok(packet) = self.protector.seal(cx, header, writer) {
+        if let Ok(packet) = self.protector.seal(common, cx, header, writer) {
             self.next_id = id.saturating_add(1);
-            cx.out.transmit(common.local, common.remote, packet.clone());
+            cx.out.send(common.local, common.remote, &packet);
             self.last_sent = cx.now;
             let retransmit = Retransmit::start(cx.now, &cx.settings.retransmission);
             self.outstanding = Some(Outstanding {
@@ -554,7 +554,7 @@ impl Established {
                         cx,
                         &self.config.name,
                         outstanding.exchange,
-                        &outstanding.packet,
+                        &outstanding.packet.datagrams,
                     );
                     self.last_sent = cx.now;
                 }
@@ -682,24 +682,26 @@ impl Established {
         } else if let Some(answered) = self
             .answered
             .as_ref()
-            .filter(|answered| answered.request == protect::fingerprint(datagram.bytes))
+            .filter(|answered| self.is_repeated(common, datagram, answered))
         {
             // "retransmission of a request … the responder MUST resend its response" (section 2.1).
-            let response = answered.response.clone();
             cx.out.drop(IkeDrop::Retransmission);
-            cx.out.transmit(datagram.local, datagram.remote, response);
+            cx.out
+                .send(datagram.local, datagram.remote, &answered.response);
             return Phase::Established(self);
         } else if header.message_id != self.expected_id {
             cx.out.drop(IkeDrop::MessageId);
             return Phase::Established(self);
         }
-        let opened = match self.protector.open(datagram) {
-            Ok(opened) => opened,
+        let opened = match self.protector.open(common, datagram) {
+            Ok(Some(opened)) => opened,
+            Ok(None) => return Phase::Established(self),
             Err(reason) => {
                 cx.out.drop(reason);
                 return Phase::Established(self);
             }
         };
+        let datagram = &opened.message(datagram);
         // Fresh and authentic from here on.
         self.last_heard = cx.now;
         if common.nat.remote && common.remote != datagram.remote {
@@ -733,6 +735,14 @@ impl Established {
             established.pump(common, cx);
         }
         phase
+    }
+
+    /// Whether it is the request that was answered last: the same octets, or the first of other
+    /// fragments, which the peer made of it since.
+    fn is_repeated(&self, common: &Common, datagram: &Datagram<'_>, answered: &Answered) -> bool {
+        let last = datagram.header.message_id.checked_add(1) == Some(self.expected_id);
+        answered.request == protect::fingerprint(datagram.bytes)
+            || (last && common.fragmentation && self.protector.is_first_fragment(datagram))
     }
 
     /// A response nobody waits for, or an unprotected error: a hint at most.

@@ -262,7 +262,14 @@ pub(crate) fn no_auth_answer(
                 .to_owned(),
         );
     }
-    details.push("IKE_AUTH is larger: are IP fragments lost on the way?".to_owned());
+    details.push(
+        if common.fragmentation {
+            "IKE_AUTH is larger and goes in IKE fragments: does the way take datagrams of `fragment_size` octets?"
+        } else {
+            "IKE_AUTH is larger, and IKE fragmentation is not on at both ends: are IP fragments lost on the way?"
+        }
+        .to_owned(),
+    );
     details.push(
         "the peer may drop it without an answer when it knows no such identity; its log says"
             .to_owned(),

@@ -7,6 +7,7 @@ use std::time::Instant;
 use super::auth::AuthSent;
 use super::context::{Common, Cx, Effect};
 use super::credential::{self, Wanted};
+use super::fragment;
 use super::nat::{self, Nat};
 use super::retransmit::{Due, Retransmit};
 use super::{Datagram, IkeSa, Phase, explain, protect, respond};
@@ -58,6 +59,7 @@ pub(crate) fn start(
             forced: config.encapsulation == EncapsulationPolicy::Udp,
             ..Nat::default()
         },
+        fragmentation: false,
     };
     cx.out.notice(Notice::Initiated {
         connection: config.name.clone(),
@@ -122,6 +124,7 @@ impl InitSent {
         if credential::uses_signatures(&self.config) {
             credential::write_hashes(&mut writer);
         }
+        fragment::write_support(&mut writer, cx);
         if nat::prefers_udp(&self.config) {
             nat::write_preference(&mut writer);
         }
@@ -139,7 +142,7 @@ impl InitSent {
                 cx,
                 &self.config.name,
                 ExchangeType::IKE_SA_INIT,
-                &self.request,
+                std::slice::from_ref(&self.request),
             ),
             Due::GiveUp => {
                 let refusal =
@@ -247,6 +250,7 @@ impl InitSent {
             agreed: nat::prefers_udp(&config) && nat::peer_prefers_udp(&payloads),
             ..found
         };
+        common.fragmentation = fragment::supported(cx, &payloads);
         nat::tell(common, cx, &config);
         if common.nat.udp() {
             // "the initiator MUST … switch to port 4500" (section 2.23).

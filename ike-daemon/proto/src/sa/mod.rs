@@ -6,6 +6,7 @@ pub(crate) mod context;
 pub(crate) mod credential;
 pub(crate) mod established;
 pub(crate) mod explain;
+pub(crate) mod fragment;
 pub(crate) mod informational;
 pub(crate) mod init;
 pub(crate) mod nat;

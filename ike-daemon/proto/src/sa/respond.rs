@@ -8,6 +8,7 @@ use super::child::{self, Agreed, ChildOffer};
 use super::context::{Common, Cx, Effect, local_identity};
 use super::credential::{self, Claim, Wanted};
 use super::established::Established;
+use super::fragment::{self, Message};
 use super::nat::{self, Nat};
 use super::proof::{self, Covered, Evidence, PeerProof, accepts_identity, accepts_method};
 use super::protect::{self, Protector};
@@ -190,6 +191,7 @@ pub(crate) fn accept(
             agreed,
             ..found
         },
+        fragmentation: fragment::supported(cx, payloads),
     };
     let context = IkeContext {
         nonce_i,
@@ -232,6 +234,9 @@ pub(crate) fn accept(
         credential::write_hashes(&mut writer);
     }
     credential::write_requests(&mut writer, candidates.iter());
+    if common.fragmentation {
+        fragment::write_support(&mut writer, cx);
+    }
     if agreed {
         nat::write_preference(&mut writer);
     }
@@ -314,13 +319,15 @@ impl InitReplied {
             cx.out.drop(IkeDrop::Unexpected);
             return Phase::InitReplied(self);
         }
-        let opened = match self.protector.open(datagram) {
-            Ok(opened) => opened,
+        let opened = match self.protector.open(common, datagram) {
+            Ok(Some(opened)) => opened,
+            Ok(None) => return Phase::InitReplied(self),
             Err(reason) => {
                 cx.out.drop(reason);
                 return Phase::InitReplied(self);
             }
         };
+        let datagram = &opened.message(datagram);
         // From here on the sender is the one of the first request: "MUST respond to the address
         // and port from which it was received" (section 2.11).
         common.local = datagram.local;
@@ -615,11 +622,10 @@ impl InitReplied {
         let mut writer = Writer::new();
         writer.notify(Notify::new(kind, data));
         let header = protect::header(common, ExchangeType::IKE_AUTH, true, 1);
-        let Ok(response) = self.protector.seal(cx, header, &writer) else {
+        let Ok(response) = self.protector.seal(common, cx, header, &writer) else {
             return Phase::Gone;
         };
-        cx.out
-            .transmit(datagram.local, datagram.remote, response.clone());
+        cx.out.send(datagram.local, datagram.remote, &response);
         Phase::Lingering(Box::new(Lingering {
             answered: Answered {
                 request: protect::fingerprint(datagram.bytes),
@@ -635,7 +641,7 @@ impl InitReplied {
 pub(crate) struct Answered {
     /// Fingerprint of the request: the response is for a repetition of it, octet by octet.
     pub request: [u8; 32],
-    pub response: Vec<u8>,
+    pub response: Message,
 }
 
 /// Over, except that the last response stays at hand in case its request comes again.
@@ -649,9 +655,9 @@ pub(crate) struct Lingering {
 impl Lingering {
     pub fn handle_datagram(self: Box<Self>, cx: &mut Cx<'_>, datagram: &Datagram<'_>) -> Phase {
         if protect::fingerprint(datagram.bytes) == self.answered.request {
-            let response = self.answered.response.clone();
             cx.out.drop(IkeDrop::Retransmission);
-            cx.out.transmit(datagram.local, datagram.remote, response);
+            let response = &self.answered.response;
+            cx.out.send(datagram.local, datagram.remote, response);
         } else {
             cx.out.drop(IkeDrop::Unexpected);
         }

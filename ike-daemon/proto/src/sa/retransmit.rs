@@ -62,7 +62,7 @@ impl Retransmit {
         cx: &mut Cx<'_>,
         connection: &Arc<str>,
         exchange: ExchangeType,
-        request: &[u8],
+        datagrams: &[Vec<u8>],
     ) {
         cx.out.notice(Notice::Retransmitting {
             connection: connection.clone(),
@@ -71,8 +71,10 @@ impl Retransmit {
             of: cx.settings.retransmission.tries,
             remote: common.remote,
         });
-        cx.out
-            .transmit(common.local, common.remote, request.to_vec());
+        for datagram in datagrams {
+            cx.out
+                .transmit(common.local, common.remote, datagram.clone());
+        }
     }
 }
 

@@ -158,6 +158,7 @@ const ANSWERED: u16 = 1 << 6;
 const OUTSTANDING: u16 = 1 << 7;
 const SIGNED: u16 = 1 << 8;
 const NAT_AGREED: u16 = 1 << 9;
+const FRAGMENTATION: u16 = 1 << 10;
 
 fn write_sa(
     out: &mut Out,
@@ -173,6 +174,7 @@ fn write_sa(
         (common.nat.remote, NAT_REMOTE),
         (common.nat.forced, NAT_FORCED),
         (common.nat.agreed, NAT_AGREED),
+        (common.fragmentation, FRAGMENTATION),
         (established.deleting, DELETING),
         (established.superseded, SUPERSEDED),
         (answered.is_some(), ANSWERED),
@@ -207,7 +209,7 @@ fn write_sa(
     out.u32(established.expected_id);
     if let Some(answered) = answered {
         out.put(&answered.request);
-        out.block(&answered.response);
+        out.message(&answered.response);
     }
     if let Some(outstanding) = &established.outstanding {
         write_outstanding(out, outstanding, clock);
@@ -263,7 +265,7 @@ fn read_sa(reader: &mut Reader<'_>, clock: &Clock) -> Result<Saved, DecodeError>
     let answered = if flag(ANSWERED) {
         Some(Answered {
             request: reader.array()?,
-            response: codec::block(reader)?.to_vec(),
+            response: codec::message(reader)?,
         })
     } else {
         None
@@ -304,6 +306,7 @@ fn read_sa(reader: &mut Reader<'_>, clock: &Clock) -> Result<Saved, DecodeError>
                 forced: flag(NAT_FORCED),
                 agreed: flag(NAT_AGREED),
             },
+            fragmentation: flag(FRAGMENTATION),
         },
         connection: connection.to_owned(),
         local_id,
@@ -366,7 +369,7 @@ fn write_outstanding(out: &mut Out, outstanding: &Outstanding, clock: &Clock) {
             out.u8(u8::from(request.retried));
         }
     }
-    out.block(&outstanding.packet);
+    out.message(&outstanding.packet);
 }
 
 fn read_outstanding(reader: &mut Reader<'_>, clock: &Clock) -> Result<Outstanding, DecodeError> {
@@ -400,7 +403,7 @@ fn read_outstanding(reader: &mut Reader<'_>, clock: &Clock) -> Result<Outstandin
         id,
         exchange,
         pending,
-        packet: codec::block(reader)?.to_vec(),
+        packet: codec::message(reader)?,
         // Sent again at once: nobody knows how often and when it was.
         retransmit: Retransmit::again(clock.now),
     })

@@ -54,6 +54,7 @@ payload_types! {
     46 SK "SK",
     47 CP "CP",
     48 EAP "EAP",
+    53 SKF "SKF",
 }
 
 impl PayloadType {
@@ -97,6 +98,15 @@ pub enum Payload<'a> {
         /// IV, ciphertext and checksum.
         body: &'a [u8],
     },
+    /// One fragment of a message, encrypted and authenticated (RFC 7383 section 2.5); always the last.
+    Skf {
+        /// Type of the first payload inside, in the first fragment.
+        inner: PayloadType,
+        /// Which it is.
+        fragment: Fragment,
+        /// IV, ciphertext and checksum.
+        body: &'a [u8],
+    },
     /// Anything else.
     Other {
         /// Its type.
@@ -106,6 +116,15 @@ pub enum Payload<'a> {
         /// Its body.
         body: &'a [u8],
     },
+}
+
+/// Which of a message's fragments one is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fragment {
+    /// Its number, from 1.
+    pub number: u16,
+    /// How many there are.
+    pub total: u16,
 }
 
 /// Walks a chain of payloads.
@@ -183,6 +202,19 @@ impl<'a> Payloads<'a> {
                 // Its next-payload field is the type of the first payload inside.
                 self.next = PayloadType::NONE;
                 Payload::Sk { inner: next, body }
+            }
+            PayloadType::SKF => {
+                self.next = PayloadType::NONE;
+                let mut reader = Reader::new(body, "SKF payload");
+                let fragment = Fragment {
+                    number: reader.u16()?,
+                    total: reader.u16()?,
+                };
+                Payload::Skf {
+                    inner: next,
+                    fragment,
+                    body: reader.rest(),
+                }
             }
             _ => Payload::Other {
                 kind,

@@ -29,7 +29,7 @@ fn encode(payload: &Payload<'_>, writer: &mut Writer) {
             critical,
             body,
         } => writer.add_with(*kind, *critical, |out| out.extend(*body)),
-        Payload::Sk { .. } => unreachable!("not generated"),
+        Payload::Sk { .. } | Payload::Skf { .. } => unreachable!("not generated"),
     }
 }
 
@@ -115,7 +115,7 @@ fn body() -> impl Strategy<Value = Body> {
             Just(Body::Delete(1, vec![])),
             proptest::collection::vec(any::<u32>(), 0..20).prop_map(|spis| Body::Delete(3, spis)),
         ],
-        (49u8.., any::<bool>(), bytes(0..80))
+        (54u8.., any::<bool>(), bytes(0..80))
             .prop_map(|(kind, critical, data)| Body::Other(kind, critical, data)),
     ]
 }

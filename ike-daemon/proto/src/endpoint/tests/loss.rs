@@ -12,6 +12,7 @@ fn bad(loss_percent: u64) -> Network {
         jitter: Duration::from_millis(700),
         loss_percent,
         duplicate_percent: 20,
+        ..Network::default()
     }
 }
 

@@ -1,5 +1,6 @@
 mod certificates;
 mod encapsulation;
+mod fragments;
 mod handshake;
 mod lifecycle;
 mod loss;

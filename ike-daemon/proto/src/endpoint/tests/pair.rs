@@ -57,6 +57,8 @@ pub struct Network {
     pub jitter: Duration,
     pub loss_percent: u64,
     pub duplicate_percent: u64,
+    /// Larger IPv4 packets do not arrive.
+    pub mtu: usize,
 }
 
 impl Default for Network {
@@ -66,6 +68,7 @@ impl Default for Network {
             jitter: Duration::ZERO,
             loss_percent: 0,
             duplicate_percent: 0,
+            mtu: usize::MAX,
         }
     }
 }
@@ -176,17 +179,21 @@ impl End {
         let Ok((header, _)) = Header::split(message) else {
             return;
         };
-        if header.next_payload != PayloadType::SK {
-            return;
-        }
+        // Fragments have a number and a count before their IV.
+        let fragment = match header.next_payload {
+            PayloadType::SK => HEADER_LEN + 4..HEADER_LEN + 4,
+            PayloadType::SKF => HEADER_LEN + 4..HEADER_LEN + 8,
+            _ => return,
+        };
         let mut id = message[..16].to_vec();
         id.push(header.flags.0);
         let mut iv = id.clone();
         id.extend(header.message_id.to_be_bytes());
+        id.extend(&message[fragment.clone()]);
         iv.truncate(16);
         iv.push(header.flags.0 & 8);
         iv.extend(b"iv");
-        iv.extend(&message[HEADER_LEN + 4..HEADER_LEN + 12]);
+        iv.extend(&message[fragment.end..fragment.end + 8]);
         for key in [id, iv] {
             let before = self
                 .protected
@@ -306,11 +313,21 @@ impl Pair {
         a: ConnectionConfig,
         b: ConnectionConfig,
     ) -> Self {
+        Self::with_settings(seed, [settings.clone(), settings], a, b)
+    }
+
+    /// The same with settings of its own for each end.
+    pub fn with_settings(
+        seed: u64,
+        [of_a, of_b]: [EndpointConfig; 2],
+        a: ConnectionConfig,
+        b: ConnectionConfig,
+    ) -> Self {
         let now = Instant::now();
         let mut pair = Self {
             now,
-            a: End::new(A, settings.clone(), seed * 3 + 1),
-            b: End::new(B, settings, seed * 3 + 2),
+            a: End::new(A, of_a, seed * 3 + 1),
+            b: End::new(B, of_b, seed * 3 + 2),
             network: Network::default(),
             nat: None,
             cut: false,
@@ -394,8 +411,10 @@ impl Pair {
                 } else {
                     1
                 };
+                let marker = if local.port() == 500 { 0 } else { 4 };
+                let too_big = payload.len() + 28 + marker > self.network.mtu;
                 for _ in 0..copies {
-                    if self.cut || self.rng.below(100) < self.network.loss_percent {
+                    if self.cut || too_big || self.rng.below(100) < self.network.loss_percent {
                         continue;
                     }
                     let jitter = self.network.jitter.as_micros() as u64;

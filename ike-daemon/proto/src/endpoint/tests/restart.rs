@@ -126,6 +126,7 @@ fn killed_again_and_again_under_loss_they_stay_together() {
             jitter: Duration::from_millis(700),
             loss_percent: 20,
             duplicate_percent: 20,
+            ..Network::default()
         };
         let mut rng = TestRng(seed);
         for _ in 0..12 {

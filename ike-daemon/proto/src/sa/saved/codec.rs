@@ -13,6 +13,7 @@ use crate::crypto::dh::KeyExchange;
 use crate::identity::Identity;
 use crate::proposal::{DhGroup, IkeSuite, Prf};
 use crate::sa::child::Child;
+use crate::sa::fragment::Message;
 use crate::wire::reader::{DecodeError, Reader};
 
 const INTEGRITIES: [Integrity; 4] = [
@@ -71,6 +72,14 @@ impl Out {
         // What is longer does not fit in any case.
         self.u16(u16::try_from(octets.len()).unwrap_or(u16::MAX));
         self.put(octets);
+    }
+
+    /// The datagrams of a message.
+    pub fn message(&mut self, message: &Message) {
+        self.u8(u8::try_from(message.datagrams.len()).unwrap_or(u8::MAX));
+        for datagram in &message.datagrams {
+            self.block(datagram);
+        }
     }
 
     pub fn option<T>(&mut self, value: Option<T>, write: impl FnOnce(&mut Self, T)) {
@@ -191,6 +200,14 @@ fn family(address: IpAddr) -> u8 {
 pub(super) fn block<'a>(reader: &mut Reader<'a>) -> Result<&'a [u8], DecodeError> {
     let length = reader.u16()?;
     reader.bytes(usize::from(length))
+}
+
+pub(super) fn message(reader: &mut Reader<'_>) -> Result<Message, DecodeError> {
+    let count = reader.u8()?;
+    let datagrams = (0..count).map(|_| block(reader).map(<[u8]>::to_vec));
+    Ok(Message {
+        datagrams: datagrams.collect::<Result<_, _>>()?,
+    })
 }
 
 pub(super) fn flag(reader: &mut Reader<'_>) -> Result<bool, DecodeError> {

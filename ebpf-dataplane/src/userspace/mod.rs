@@ -38,9 +38,9 @@ pub use lanes::MOST as MOST_LANES;
 /// Name of this engine.
 pub const NAME: &str = "userspace";
 
-/// Frames of each direction of a lane, alone and among others: a few super-packets and the sockets'
-/// bursts.
-const FRAMES: [usize; 2] = [4096, 2048];
+/// Frames of each direction of a lane: a few super-packets, the sockets' bursts, and what a driver keeps
+/// in a ring until it is sent.
+const FRAMES: usize = 4096;
 
 /// What an engine is started with.
 pub struct Config {
@@ -158,9 +158,8 @@ impl UserspaceEngine {
         let queues = steered
             .as_ref()
             .map_or(0, |link| link.rx_queues.clamp(1, xsk::MOST_QUEUES));
-        let frames = FRAMES[usize::from(places.len() > 1)];
         let ring_frames = (queues * xsk::RING) as usize;
-        let arena = Arena::new(2 * places.len() * frames + ring_frames, frame_size(mtu))
+        let arena = Arena::new(2 * places.len() * FRAMES + ring_frames, frame_size(mtu))
             .map_err(system("cannot map memory for packets"))?;
         let sockets_xsk = match (&steered, &config.front_end) {
             (Some(link), Some(front_end)) => open_xsk(&arena, link, queues, front_end),
@@ -181,7 +180,7 @@ impl UserspaceEngine {
         // Each lane has some of the queues to receive from, and one to send on as far as they go.
         let pool = |lane: usize| {
             let queues = (lane..sockets_xsk.len()).step_by(places.len()).count();
-            arena.take(frames + queues * xsk::RING as usize)
+            arena.take(FRAMES + queues * xsk::RING as usize)
         };
         let mut pools: Vec<_> = (0..places.len()).map(pool).collect();
         let mut senders = Vec::new();
@@ -196,7 +195,7 @@ impl UserspaceEngine {
         }
         let mut senders = senders.into_iter();
         let several = places.len() > 1;
-        let reserve = several.then(|| Arc::new(Reserve::new(places.len(), frames)));
+        let reserve = several.then(|| Arc::new(Reserve::new(places.len(), FRAMES)));
         let epoch = Instant::now();
         let stats: Vec<_> = places.iter().map(|_| Stats::new(epoch)).collect();
         let half = system("cannot duplicate the tunnel interface's descriptors");
@@ -218,7 +217,7 @@ impl UserspaceEngine {
             let sockets = duplicate().map_err(system("cannot duplicate the ESP-in-UDP sockets"))?;
             let parts = OutboundParts {
                 engine: Outbound::new(config.esp, Arc::clone(stats)),
-                pool: arena.take(frames),
+                pool: arena.take(FRAMES),
                 tun: tun_reader,
                 answers: tun.writer().map_err(half)?,
                 udp: UdpSender::new(sockets)

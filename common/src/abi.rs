@@ -9,7 +9,7 @@ use crate::wire::Address;
 
 /// Version of everything in this module; the loader refuses pinned maps of another version, and
 /// the programs pass every packet untouched while the configuration states another.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// Most SAs of each direction that the front end can know.
 pub const MAX_SAS: u32 = 65_536;
@@ -20,8 +20,11 @@ pub const MAX_LOCAL_ADDRESSES: u32 = 1_024;
 /// Most entries of each policy trie.
 pub const MAX_POLICY_ENTRIES: u32 = 131_072;
 
-/// Most receive queues with an AF_XDP socket.
+/// Most receive queues with an AF_XDP socket, of the WAN and of all LAN interfaces.
 pub const MAX_QUEUES: u32 = 256;
+
+/// Most LAN interfaces whose packets go past the kernel.
+pub const MAX_LANS: u32 = 16;
 
 /// Key of `espada_sa_in`: an inbound SPI.
 #[repr(C)]
@@ -145,11 +148,37 @@ pub const CONFIG_DROP_UNKNOWN_SPI: u32 = 1;
 /// `FrontEndConfig::flags`: there are policies; without any the guards are not consulted.
 pub const CONFIG_GUARD: u32 = 2;
 
+/// Value of `espada_local`: the address stands on the WAN or is the outer one of an SA.
+pub const LOCAL_WAN: u32 = 1;
+
+/// Value of `espada_local`: the address is ours and not one of those.
+pub const LOCAL_OTHER: u32 = 2;
+
+/// Value of `espada_lan` (hash by interface number): a LAN interface whose packets go past the
+/// kernel.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct LanEntry {
+    /// Its Ethernet address: packets to another are not for us to forward.
+    pub mac: [u8; 6],
+    /// Zero.
+    pub padding: [u8; 2],
+    /// Number of the plaintext interface: what the kernel's routes lead there is taken.
+    pub tunnel: u32,
+    /// Place of its first queue's socket in `espada_lan_xsks`; the others follow.
+    pub first_socket: u32,
+    /// Queues that have a socket.
+    pub sockets: u32,
+    /// Octets of the longest IP packet that fits a frame.
+    pub most: u32,
+}
+const _: () = assert!(size_of::<LanEntry>() == 24);
+
 /// Names of the maps, as they are pinned.
 pub mod maps {
     /// Array of one [`super::FrontEndConfig`].
     pub const CONFIG: &str = "espada_config";
-    /// Hash: our WAN addresses (16 octets, IPv4 mapped) to a u32 (1).
+    /// Hash: our addresses (16 octets, IPv4 mapped) to a u32 of `LOCAL_*`.
     pub const LOCAL: &str = "espada_local";
     /// Hash: inbound [`super::SpiKey`] to [`super::SaInEntry`].
     pub const SA_IN: &str = "espada_sa_in";
@@ -169,4 +198,8 @@ pub mod maps {
     pub const FRAGMENTS: &str = "espada_fragments";
     /// XSKMAP by receive queue.
     pub const XSKS: &str = "espada_xsks";
+    /// Hash: interface number to [`super::LanEntry`].
+    pub const LAN: &str = "espada_lan";
+    /// XSKMAP by [`super::LanEntry::first_socket`] plus receive queue.
+    pub const LAN_XSKS: &str = "espada_lan_xsks";
 }

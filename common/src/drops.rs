@@ -47,11 +47,14 @@ pub enum DropReason {
     Internal = 19,
     /// CE-marked outer header over a not-ECT inner packet (RFC 6040 section 4.2).
     EcnCongestion = 20,
+    /// A LAN interface could not take the packet, or a worker could not keep up with what arrived
+    /// there (AF_XDP ring full).
+    LanFull = 21,
 }
 
 impl DropReason {
     /// Number of reasons: the size of every array indexed by one.
-    pub const COUNT: usize = 21;
+    pub const COUNT: usize = 22;
 
     /// Every reason, in numeric order.
     pub const ALL: [DropReason; Self::COUNT] = [
@@ -76,6 +79,7 @@ impl DropReason {
         Self::WrongAddress,
         Self::Internal,
         Self::EcnCongestion,
+        Self::LanFull,
     ];
 
     /// The stable snake_case name used in JSON, metrics and logs.
@@ -102,6 +106,7 @@ impl DropReason {
             Self::WrongAddress => "wrong_address",
             Self::Internal => "internal",
             Self::EcnCongestion => "ecn_congestion",
+            Self::LanFull => "lan_full",
         }
     }
 
@@ -151,6 +156,7 @@ impl DropReason {
             Self::EcnCongestion => {
                 "congestion on the path to the peer for a flow without ECN: dropped as RFC 6040 asks"
             }
+            Self::LanFull => "a LAN interface or the worker behind it cannot keep up",
         }
     }
 

@@ -126,7 +126,7 @@ pub struct EspInEntry {
     /// The replay window.
     pub window: [u64; shared_window::WORDS],
 }
-const _: () = assert!(size_of::<EspInEntry>() == 2_584);
+const _: () = assert!(size_of::<EspInEntry>() == 2_592);
 
 /// Value of `espada_esp_saout` (hash by handle, BPF_F_NO_PREALLOC): an outbound SA.
 #[repr(C)]
@@ -151,7 +151,7 @@ pub struct EspOutEntry {
     /// What was carried.
     pub counters: EspCounters,
 }
-const _: () = assert!(size_of::<EspOutEntry>() == 280);
+const _: () = assert!(size_of::<EspOutEntry>() == 288);
 
 /// `flags` of an SA: extended sequence numbers.
 pub const ESP_ESN: u32 = 1;

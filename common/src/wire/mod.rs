@@ -7,6 +7,7 @@ pub mod esp;
 pub mod eth;
 pub mod ipv4;
 pub mod ipv6;
+pub mod lan;
 pub mod parse;
 #[cfg(any(test, feature = "sample"))]
 pub mod sample;

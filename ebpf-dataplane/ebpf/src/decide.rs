@@ -91,7 +91,7 @@ pub fn outbound<C: Cursor>(packet: &C, link: Link, segments: u64) -> Verdict {
 
 /// The configuration, if the loader speaks this version of the maps.
 #[inline(always)]
-fn active_config() -> Option<&'static FrontEndConfig> {
+pub fn active_config() -> Option<&'static FrontEndConfig> {
     maps::config().filter(|config| config.abi_version == ABI_VERSION)
 }
 

@@ -9,6 +9,7 @@
 
 mod decide;
 mod esp;
+mod lan;
 mod maps;
 mod packet;
 
@@ -40,6 +41,12 @@ pub fn espada_xdp(ctx: XdpContext) -> u32 {
             XDP_DROP
         }
     }
+}
+
+/// XDP on a LAN interface: what is routed into the tunnel goes to a worker past the kernel.
+#[xdp]
+pub fn espada_lan_in(ctx: XdpContext) -> u32 {
+    lan::run(ctx.ctx, ctx.rx_queue_index())
 }
 
 /// tc on ingress, where XDP would cost the link's offloads. There is no AF_XDP here.

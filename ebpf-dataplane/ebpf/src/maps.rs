@@ -7,8 +7,9 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, XskMap};
 use aya_ebpf::macros::btf_map;
 use espada_common::abi::{
-    CONFIG_GUARD, ClassedAddress, FragmentKey, FrontEndConfig, MAX_FRAGMENTED, MAX_LOCAL_ADDRESSES,
-    MAX_POLICY_ENTRIES, MAX_QUEUES, MAX_SAS, SaCounters, SaInEntry, SaOutEntry, SaOutKey, SpiKey,
+    CONFIG_GUARD, ClassedAddress, FragmentKey, FrontEndConfig, LOCAL_WAN, LanEntry, MAX_FRAGMENTED,
+    MAX_LANS, MAX_LOCAL_ADDRESSES, MAX_POLICY_ENTRIES, MAX_QUEUES, MAX_SAS, SaCounters, SaInEntry,
+    SaOutEntry, SaOutKey, SpiKey,
 };
 use espada_common::drops::DropReason;
 use espada_common::wire::Address;
@@ -56,6 +57,12 @@ static FRAGMENTS: LruHashMap<FragmentKey, u32, { MAX_FRAGMENTED as usize }> = Lr
 #[btf_map(name = "espada_xsks")]
 static XSKS: XskMap<{ MAX_QUEUES as usize }> = XskMap::new();
 
+#[btf_map(name = "espada_lan")]
+static LAN: HashMap<u32, LanEntry, { MAX_LANS as usize }, NO_PREALLOC> = HashMap::new();
+
+#[btf_map(name = "espada_lan_xsks")]
+static LAN_XSKS: XskMap<{ MAX_QUEUES as usize }> = XskMap::new();
+
 #[btf_map(name = "espada_scratch")]
 static SCRATCH: PerCpuArray<[u8; ROOM], 1> = PerCpuArray::new();
 
@@ -71,10 +78,24 @@ pub fn config() -> Option<&'static FrontEndConfig> {
     CONFIG.get(0)
 }
 
-/// Whether an address is one of ours.
+/// Whether an address is one that ESP and IKE are sent to.
 #[inline(always)]
 pub fn is_local(address: &Address) -> bool {
+    // SAFETY: one aligned word, copied out at once.
+    unsafe { LOCAL.get(address) }.is_some_and(|kind| *kind == LOCAL_WAN)
+}
+
+/// Whether an address is any of ours.
+#[inline(always)]
+pub fn is_ours(address: &Address) -> bool {
     LOCAL.get_ptr(address).is_some()
+}
+
+/// A LAN interface whose packets go past the kernel.
+#[inline(always)]
+pub fn lan(interface: u32) -> Option<LanEntry> {
+    // SAFETY: copied out at once; of an entry replaced meanwhile old and new are equally good.
+    unsafe { LAN.get(interface) }.copied()
 }
 
 /// The inbound SA of an SPI.
@@ -187,8 +208,23 @@ fn fragment_key(packet: &WanPacket) -> FragmentKey {
 /// Redirects to the AF_XDP socket of a queue; without one the packet passes.
 #[inline(always)]
 pub fn steer(queue: u32) -> u32 {
-    const XDP_PASS: u32 = aya_ebpf::bindings::xdp_action::XDP_PASS;
-    match XSKS.redirect(queue, u64::from(XDP_PASS)) {
+    redirect(&XSKS, queue)
+}
+
+/// Redirects to the AF_XDP socket of a LAN interface's queue; without one the packet passes.
+#[inline(always)]
+pub fn steer_lan(lan: &LanEntry, queue: u32) -> u32 {
+    if queue >= lan.sockets {
+        return XDP_PASS;
+    }
+    redirect(&LAN_XSKS, lan.first_socket + queue)
+}
+
+const XDP_PASS: u32 = aya_ebpf::bindings::xdp_action::XDP_PASS;
+
+#[inline(always)]
+fn redirect(sockets: &XskMap<{ MAX_QUEUES as usize }>, place: u32) -> u32 {
+    match sockets.redirect(place, u64::from(XDP_PASS)) {
         Ok(action) | Err(action) => action,
     }
 }

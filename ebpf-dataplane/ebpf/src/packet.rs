@@ -198,6 +198,13 @@ pub unsafe fn load_u16(address: usize) -> u16 {
     value as u16
 }
 
+/// The interface a frame arrived on.
+#[inline(always)]
+pub fn ingress(ctx: *mut xdp_md) -> u32 {
+    // SAFETY: the kernel hands a valid context to the program.
+    unsafe { (*ctx).ingress_ifindex }
+}
+
 /// The word that an XDP program put before a tc context's packet.
 #[inline(always)]
 pub fn meta(skb: *mut __sk_buff) -> Option<u32> {

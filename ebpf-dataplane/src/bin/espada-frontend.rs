@@ -49,7 +49,7 @@ fn load(interface: &str, mode: &str) -> Result<()> {
         .iter()
         .map(|address| address.prefix.address)
         .collect();
-    front_end.set_local_addresses(&addresses)?;
+    front_end.set_addresses(&addresses, &[])?;
     for attached in front_end.persist()? {
         println!(
             "{}: {} at {} ({}), program {}, {}",

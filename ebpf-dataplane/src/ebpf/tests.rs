@@ -69,7 +69,7 @@ impl Bench {
         let program: &mut Xdp = loaded(front_end.object(), "espada_esp_in", Xdp::load).unwrap();
         maps.programs.set(0, program.fd().unwrap(), 0).unwrap();
         let (local, remote) = (sa.path.local.ip(), sa.path.remote.ip());
-        front_end.set_local_addresses(&[local]).unwrap();
+        front_end.set_addresses(&[local], &[]).unwrap();
         front_end
             .add_sa(sa.inbound.spi, local, Steering::Decrypt)
             .unwrap();

@@ -275,6 +275,24 @@ pub(super) fn attach_engine(
     Ok(vec![out.map_err(failed)?, neigh.map_err(failed)?])
 }
 
+/// The program on LAN interfaces.
+pub(super) const LAN: &str = "espada_lan_in";
+
+/// Attaches the program that takes packets past the kernel to a LAN interface, in its driver.
+pub(super) fn attach_lan(
+    ebpf: &mut Ebpf,
+    interface: &str,
+    links: Option<&Path>,
+) -> Result<Attachment, FrontEndError> {
+    let why = "takes what is routed into the tunnel past the kernel".to_owned();
+    attach_xdp(ebpf, interface, LAN, Mode::Native, why, links).map_err(|reason| {
+        FrontEndError::Attach {
+            interface: interface.to_owned(),
+            reason,
+        }
+    })
+}
+
 fn attach_xdp(
     ebpf: &mut Ebpf,
     interface: &str,

@@ -1,5 +1,6 @@
 //! The maps, reached only through these accessors.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
@@ -11,8 +12,8 @@ use espada_common::abi::esp::{
     EspConfig, EspInEntry, EspOutEntry, FlowEntry, KeptState, PairEntry,
 };
 use espada_common::abi::{
-    ABI_VERSION, CONFIG_GUARD, ClassedAddress, FragmentKey, FrontEndConfig, SA_FLAG_DECRYPT,
-    SA_FLAG_STEER_XSK, SaCounters, SaInEntry, SaOutEntry, SaOutKey, SpiKey, maps,
+    ABI_VERSION, CONFIG_GUARD, ClassedAddress, FragmentKey, FrontEndConfig, LanEntry,
+    SA_FLAG_DECRYPT, SA_FLAG_STEER_XSK, SaCounters, SaInEntry, SaOutEntry, SaOutKey, SpiKey, maps,
 };
 use espada_common::drops::DropReason;
 use espada_common::wire::Address;
@@ -54,7 +55,8 @@ octets!(
     SaCounters,
     ClassedAddress,
     FragmentKey,
-    FrontEndConfig
+    FrontEndConfig,
+    LanEntry
 );
 
 pub(super) struct Maps {
@@ -67,6 +69,8 @@ pub(super) struct Maps {
     drops: PerCpuArray<MapData, u64>,
     spd: Tries,
     xsks: XskMap<MapData>,
+    lan: HashMap<MapData, u32, Octets<LanEntry>>,
+    lan_xsks: XskMap<MapData>,
     flags: u32,
 }
 
@@ -91,6 +95,8 @@ impl Maps {
             drops: typed(ebpf, maps::DROPS)?,
             spd: Tries::take(ebpf, [maps::SPD_REMOTE, maps::SPD_LOCAL])?,
             xsks: typed(ebpf, maps::XSKS)?,
+            lan: typed(ebpf, maps::LAN)?,
+            lan_xsks: typed(ebpf, maps::LAN_XSKS)?,
             flags: 0,
         })
     }
@@ -129,9 +135,9 @@ impl Maps {
         }
     }
 
-    pub(super) fn local_insert(&mut self, address: IpAddr) -> Result<(), FrontEndError> {
+    pub(super) fn local_insert(&mut self, address: IpAddr, kind: u32) -> Result<(), FrontEndError> {
         self.local
-            .insert(Address::from(address).octets(), 1, 0)
+            .insert(Address::from(address).octets(), kind, 0)
             .map_err(failed(maps::LOCAL, "add an address"))
     }
 
@@ -244,6 +250,32 @@ impl Maps {
         gone(self.xsks.unset(queue)).map_err(failed(maps::XSKS, "take out the socket of a queue"))
     }
 
+    pub(super) fn lan_set(&mut self, interface: u32, entry: LanEntry) -> Result<(), FrontEndError> {
+        let value: Octets<LanEntry> = transmute!(entry);
+        self.lan
+            .insert(interface, value, 0)
+            .map_err(failed(maps::LAN, "add an interface"))
+    }
+
+    pub(super) fn lan_unset(&mut self, interface: u32) -> Result<(), FrontEndError> {
+        gone(self.lan.remove(&interface)).map_err(failed(maps::LAN, "remove an interface"))
+    }
+
+    pub(super) fn lan_xsk_set(
+        &mut self,
+        place: u32,
+        socket: &impl AsRawFd,
+    ) -> Result<(), FrontEndError> {
+        self.lan_xsks
+            .set(place, socket.as_raw_fd(), 0)
+            .map_err(failed(maps::LAN_XSKS, "set the socket of a queue"))
+    }
+
+    pub(super) fn lan_xsk_unset(&mut self, place: u32) -> Result<(), FrontEndError> {
+        gone(self.lan_xsks.unset(place))
+            .map_err(failed(maps::LAN_XSKS, "take out the socket of a queue"))
+    }
+
     /// Replaces the policies; a pair in both old and new stays protected throughout.
     pub(super) fn set_policies(&mut self, pairs: &[ProtectedPair]) -> Result<(), FrontEndError> {
         const PROTECTED: u32 = 1;
@@ -282,11 +314,14 @@ impl Maps {
             .map_err(failed(maps::SA_IN, "read the SAs"))
     }
 
-    /// Our addresses that are there.
-    pub(super) fn local_addresses(&self) -> Result<Vec<IpAddr>, FrontEndError> {
+    /// Our addresses that are there, each with its `LOCAL_*`.
+    pub(super) fn local_addresses(&self) -> Result<BTreeMap<IpAddr, u32>, FrontEndError> {
         self.local
-            .keys()
-            .map(|key| Ok(Address::from_octets(key?).into()))
+            .iter()
+            .map(|item| {
+                let (key, kind) = item?;
+                Ok((Address::from_octets(key).into(), kind))
+            })
             .collect::<Result<_, MapError>>()
             .map_err(failed(maps::LOCAL, "read the addresses"))
     }

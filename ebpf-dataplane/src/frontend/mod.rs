@@ -7,6 +7,7 @@
 pub mod attach;
 mod counters;
 pub mod inspect;
+mod lan;
 pub(crate) mod maps;
 pub mod pin;
 pub mod policy;
@@ -15,7 +16,7 @@ pub(crate) mod syscall;
 mod tests;
 pub(crate) mod tries;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsRawFd;
@@ -137,7 +138,8 @@ pub struct FrontEnd {
     maps: Maps,
     out: OutTable,
     attachments: Vec<Attachment>,
-    local: Vec<IpAddr>,
+    /// Our addresses, each with its `LOCAL_*`.
+    addresses: BTreeMap<IpAddr, u32>,
     queues: HashMap<u32, i32>,
     /// The links are pinned as well.
     persistent: bool,
@@ -183,7 +185,7 @@ impl FrontEnd {
         }
         let mut maps = Maps::take(&mut ebpf)?;
         let out = OutTable::new(maps.out_stats_fd()?, maps.sa_out_entries()?)?;
-        let local = maps.local_addresses()?;
+        let addresses = maps.local_addresses()?;
         let mut flags = 0;
         if options.drop_unknown_spi {
             flags |= abi::CONFIG_DROP_UNKNOWN_SPI;
@@ -194,7 +196,7 @@ impl FrontEnd {
             maps,
             out,
             attachments: Vec::new(),
-            local,
+            addresses,
             queues: HashMap::new(),
             persistent: options.engine && pins.is_some(),
             pins,
@@ -295,17 +297,33 @@ impl FrontEnd {
             .any(|attached| attached.interface == interface && attached.hook == Hook::Xdp)
     }
 
-    /// Our addresses on the WAN: only ESP and IKE sent to them are looked at as such.
-    pub fn set_local_addresses(&mut self, addresses: &[IpAddr]) -> Result<(), FrontEndError> {
-        for address in addresses {
-            self.maps.local_insert(*address)?;
+    /// Our addresses on the WAN: only ESP and IKE sent to them are looked at as such. And all others
+    /// of this host: packets from or to any of them are not forwarded past the kernel.
+    pub fn set_addresses(
+        &mut self,
+        wan: &[IpAddr],
+        others: &[IpAddr],
+    ) -> Result<(), FrontEndError> {
+        let others = others.iter().map(|address| (*address, abi::LOCAL_OTHER));
+        let wan = wan.iter().map(|address| (*address, abi::LOCAL_WAN));
+        let wanted: BTreeMap<IpAddr, u32> = others.chain(wan).collect();
+        let gone: Vec<IpAddr> = (self.addresses.keys())
+            .filter(|address| !wanted.contains_key(address))
+            .copied()
+            .collect();
+        for address in gone {
+            self.maps.local_remove(address)?;
+            self.addresses.remove(&address);
         }
-        for address in &self.local {
-            if !addresses.contains(address) {
-                self.maps.local_remove(*address)?;
-            }
+        // Those of the WAN first: where there is no room for all, traffic depends on them.
+        let mut changed: Vec<(IpAddr, u32)> = (wanted.into_iter())
+            .filter(|(address, kind)| self.addresses.get(address) != Some(kind))
+            .collect();
+        changed.sort_by_key(|(_, kind)| *kind);
+        for (address, kind) in changed {
+            self.maps.local_insert(address, kind)?;
+            self.addresses.insert(address, kind);
         }
-        self.local = addresses.to_vec();
         Ok(())
     }
 

@@ -508,7 +508,8 @@ impl Control {
         }
     }
 
-    /// ESP and IKE are looked for on what is sent to the WAN's addresses and the pairs' own.
+    /// ESP and IKE are looked for on what is sent to the WAN's addresses and the pairs' own; nothing from
+    /// or to any of this host's goes past the kernel.
     fn refresh_addresses(&mut self, links: &[Link]) -> Result<(), BackendError> {
         if self.parts.front_end.is_none() {
             return Ok(());
@@ -529,8 +530,13 @@ impl Control {
                 .values()
                 .map(|carried| carried.pair.path.local.ip()),
         );
+        let others: Vec<IpAddr> = addresses
+            .iter()
+            .map(|address| address.prefix.address)
+            .filter(|address| !local.contains(address))
+            .collect();
         let local: Vec<IpAddr> = local.into_iter().collect();
-        self.front_end(|front_end| front_end.set_local_addresses(&local))
+        self.front_end(|front_end| front_end.set_addresses(&local, &others))
     }
 
     fn set_route_mtu(&mut self, connection: &str) {

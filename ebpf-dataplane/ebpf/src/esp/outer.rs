@@ -7,6 +7,7 @@ use espada_common::wire::protocol;
 
 use super::maps;
 use super::packet::{self, Pass, Work, passed, repeat};
+use crate::packet::ingress;
 
 /// Octets of ESP header and IV.
 pub const ESP: usize = 16;
@@ -168,7 +169,7 @@ pub fn send(ctx: *mut xdp_md, work: &mut Work, esp_len: usize) -> Option<(u32, b
     let mut fib: FibParams = unsafe { core::mem::zeroed() };
     fib.family = if v6 { AF_INET6 } else { AF_INET };
     fib.l4_protocol = protocol::ESP;
-    fib.ifindex = packet::ingress(ctx);
+    fib.ifindex = ingress(ctx);
     if v6 {
         fib.__bindgen_anon_3.ipv6_src = work.pair.local.words();
         fib.__bindgen_anon_4.ipv6_dst = work.pair.remote.words();

@@ -310,13 +310,6 @@ pub fn frame_len(ctx: *mut xdp_md) -> usize {
     }
 }
 
-/// The interface a frame arrived on.
-#[inline(always)]
-pub fn ingress(ctx: *mut xdp_md) -> u32 {
-    // SAFETY: the kernel hands a valid context to the program.
-    unsafe { (*ctx).ingress_ifindex }
-}
-
 /// Puts a word before the packet that a tc program can read.
 #[inline(always)]
 pub fn set_meta(ctx: *mut xdp_md, word: u32) -> bool {

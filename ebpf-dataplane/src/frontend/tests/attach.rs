@@ -15,12 +15,12 @@ use crate::netlink::Netlink;
 use crate::port::syscall::enter_network_namespace;
 
 /// Two namespaces joined by a veth pair `wan0`, removed when dropped.
-struct Link {
+pub(super) struct Link {
     names: [String; 2],
 }
 
 impl Link {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let names =
@@ -51,7 +51,7 @@ impl Link {
     }
 
     /// Runs `work` on a thread inside the first namespace.
-    fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+    pub(super) fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         Self::in_namespace(&self.names[0], work)
     }
 
@@ -91,7 +91,7 @@ impl Drop for Link {
     }
 }
 
-fn ip(arguments: &[&str]) {
+pub(super) fn ip(arguments: &[&str]) {
     let output = Command::new("ip").args(arguments).output().unwrap();
     let complaint = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "ip {arguments:?}: {complaint}");
@@ -148,7 +148,7 @@ fn bpf_attach_and_detach_in_each_mode() {
             .unwrap()
         });
         front_end
-            .set_local_addresses(&[address(US), address(US6)])
+            .set_addresses(&[address(US), address(US6)], &[])
             .unwrap();
         let [ingress, egress] = front_end.attached() else {
             panic!("{:?}", front_end.attached());

@@ -2,6 +2,7 @@
 //! network namespaces. Without the rights for it each test says so and does nothing.
 
 mod attach;
+mod lan;
 mod verdicts;
 mod verifier;
 
@@ -72,7 +73,7 @@ fn gateway(test: &str) -> Option<FrontEnd> {
         },
     )?;
     front_end
-        .set_local_addresses(&[address(US), address(US6)])
+        .set_addresses(&[address(US), address(US6)], &[])
         .unwrap();
     front_end
         .add_sa(SPI, address(US), Steering::Kernel)
@@ -119,7 +120,7 @@ impl FrontEnd {
         const GSO_SIZE: usize = 44;
         const WORDS: usize = 48;
         let mut out = vec![0; frame.len() + 64];
-        if program == "espada_xdp" {
+        if matches!(program, "espada_xdp" | attaching::LAN) {
             let xdp: &mut Xdp = attaching::loaded(&mut self.ebpf, program, Xdp::load).unwrap();
             let result = xdp.test_run(TestRunOptions {
                 data_in: Some(frame),

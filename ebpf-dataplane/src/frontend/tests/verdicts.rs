@@ -110,7 +110,7 @@ fn bpf_unknown_spi_may_pass() {
     let Some(mut front_end) = front_end("bpf_unknown_spi_may_pass", &Options::default()) else {
         return;
     };
-    front_end.set_local_addresses(&[address(US)]).unwrap();
+    front_end.set_addresses(&[address(US)], &[]).unwrap();
     assert_eq!(
         front_end.run("espada_xdp", &frame(&native(PEER, US, 4711))),
         Ran::Passed

@@ -8,6 +8,7 @@ use espada_common::drops::DropReason;
 use espada_common::sa::{ChildSa, ChildSaId, ChildSaStats, Command, Path};
 
 use crate::backend::{BackendError, KeptStates};
+use crate::netlink::{Link, Netlink};
 use crate::plane::Pair;
 use crate::port::xsk::NextLink;
 
@@ -83,6 +84,9 @@ pub trait Engine: Send {
 
     /// The ways of all this engine's pairs that have one, after any of them changed.
     fn set_ways(&mut self, ways: &BTreeMap<ChildSaId, Way>);
+
+    /// Interfaces, addresses, routes or neighbours may have changed.
+    fn network_changed(&mut self, _netlink: &mut Netlink, _links: &[Link]) {}
 
     /// Counters of every pair installed.
     fn sa_stats(&mut self) -> Result<Vec<ChildSaStats>, BackendError>;

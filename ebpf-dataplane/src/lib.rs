@@ -9,6 +9,7 @@ pub mod engine;
 pub mod esp;
 pub mod features;
 pub mod frontend;
+pub mod lan;
 pub mod mock;
 pub mod netlink;
 pub mod nl;

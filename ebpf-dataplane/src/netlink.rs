@@ -133,6 +133,10 @@ pub struct Link {
     pub rx_queues: u32,
     /// `veth`, `vlan`, `xfrm`, …: the kind of a virtual device.
     pub kind: Option<String>,
+    /// The interface that a virtual one stands on (or the other end of a veth pair).
+    pub lower: Option<u32>,
+    /// The bridge, bond or VRF that it belongs to.
+    pub controller: Option<u32>,
 }
 
 /// An address of this host.
@@ -425,7 +429,7 @@ pub struct Changes {
     pub links: bool,
     /// Addresses of this host.
     pub addresses: bool,
-    /// Routes.
+    /// Routes, and the rules by which they are chosen.
     pub routes: bool,
     /// Neighbours.
     pub neighbours: bool,
@@ -466,6 +470,8 @@ impl Monitor {
                 libc::RTNLGRP_IPV6_IFADDR,
                 libc::RTNLGRP_IPV4_ROUTE,
                 libc::RTNLGRP_IPV6_ROUTE,
+                libc::RTNLGRP_IPV4_RULE,
+                libc::RTNLGRP_IPV6_RULE,
             ] {
                 socket.add_membership(group)?;
             }
@@ -490,7 +496,10 @@ impl Monitor {
                         match kind {
                             libc::RTM_NEWLINK | libc::RTM_DELLINK => changes.links = true,
                             libc::RTM_NEWADDR | libc::RTM_DELADDR => changes.addresses = true,
-                            libc::RTM_NEWROUTE | libc::RTM_DELROUTE => changes.routes = true,
+                            libc::RTM_NEWROUTE
+                            | libc::RTM_DELROUTE
+                            | libc::RTM_NEWRULE
+                            | libc::RTM_DELRULE => changes.routes = true,
                             libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH => changes.neighbours = true,
                             _ => {}
                         }
@@ -579,6 +588,8 @@ fn link_of(answer: RouteNetlinkMessage) -> Option<Link> {
         up: message.header.flags.contains(LinkFlags::Up),
         rx_queues: 1,
         kind: None,
+        lower: None,
+        controller: None,
     };
     for attribute in message.attributes {
         match attribute {
@@ -586,6 +597,8 @@ fn link_of(answer: RouteNetlinkMessage) -> Option<Link> {
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
             LinkAttribute::Address(address) => link.mac = address.try_into().ok(),
             LinkAttribute::NumRxQueues(queues) => link.rx_queues = queues,
+            LinkAttribute::Link(index) => link.lower = Some(index),
+            LinkAttribute::Controller(index) => link.controller = Some(index),
             LinkAttribute::LinkInfo(about) => {
                 link.kind = about.iter().find_map(|item| match item {
                     LinkInfo::Kind(kind) => Some(kind.to_string()),
@@ -619,7 +632,7 @@ fn address_of(message: &AddressMessage) -> Option<HostAddress> {
     })
 }
 
-fn ip_of(address: &RouteAddress) -> Option<IpAddr> {
+pub(crate) fn ip_of(address: &RouteAddress) -> Option<IpAddr> {
     match address {
         RouteAddress::Inet(address) => Some(IpAddr::V4(*address)),
         RouteAddress::Inet6(address) => Some(IpAddr::V6(*address)),
@@ -755,7 +768,7 @@ fn neighbour_message(link: u32, address: IpAddr) -> NeighbourMessage {
     message
 }
 
-fn neighbour_of(message: &NeighbourMessage) -> Neighbour {
+pub(crate) fn neighbour_of(message: &NeighbourMessage) -> Neighbour {
     let usable = matches!(
         message.header.state,
         NeighbourState::Reachable

@@ -3,10 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use espada_common::drops::DropReason;
 use espada_common::sa::{Encapsulation, Mode};
+use espada_dataplane::userspace::LanStatus;
 use serde::{Deserialize, Serialize};
 
 use crate::config::show_duration;
@@ -61,6 +63,52 @@ pub struct Interfaces {
     /// Lanes of the userspace engine, each of an outbound and an inbound thread; `null` where it does
     /// not run.
     pub workers: Option<usize>,
+    /// LAN interfaces whose packets into and out of tunnels were to go past the kernel.
+    #[serde(default)]
+    pub lan: Vec<Lan>,
+}
+
+/// A LAN interface.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lan {
+    /// Its name.
+    pub interface: String,
+    /// Why its packets go through the kernel; `null` if they go past it.
+    pub reason: Option<String>,
+    /// Receive queues with an AF_XDP socket.
+    pub queues: usize,
+    /// The driver hands packets over without copying.
+    pub zero_copy: bool,
+    /// Packets from it taken past the kernel.
+    pub received: u64,
+    /// Packets to it sent past the kernel.
+    pub sent: u64,
+}
+
+impl From<&LanStatus> for Lan {
+    fn from(lan: &LanStatus) -> Self {
+        let interface = lan.interface.clone();
+        match &lan.state {
+            Ok(xsk) => Self {
+                interface,
+                reason: None,
+                queues: xsk.queues,
+                zero_copy: xsk.zero_copy,
+                received: xsk.counters.received.load(Ordering::Relaxed),
+                sent: xsk.counters.sent.load(Ordering::Relaxed),
+            },
+            Err(reason) => Self {
+                interface,
+                reason: Some(reason.clone()),
+                ..Self::default()
+            },
+        }
+    }
+}
+
+/// Copies or none, in words.
+const fn copies(zero_copy: bool) -> &'static str {
+    if zero_copy { "zero copy" } else { "copying" }
 }
 
 /// AF_XDP sockets for native ESP.
@@ -365,17 +413,16 @@ impl Report {
                 );
             }
             if let Some(xsk) = self.interfaces.xsk {
-                let copies = if xsk.zero_copy {
-                    "zero copy"
-                } else {
-                    "copying"
-                };
+                let copies = copies(xsk.zero_copy);
                 let _ = write!(text, "; AF_XDP on {} queue(s), {copies}", xsk.queues);
             }
             if let Some(workers) = self.interfaces.workers {
                 let _ = write!(text, "; {workers} worker(s) in each direction");
             }
             text.push('\n');
+        }
+        for lan in &self.interfaces.lan {
+            lan.write_text(&mut text);
         }
         for engine in &self.engines {
             if let Some(reason) = &engine.reason {
@@ -397,6 +444,27 @@ impl Report {
             drop_lines(&mut text, "", "by IKE", &self.ike_drops);
         }
         text
+    }
+}
+
+impl Lan {
+    fn write_text(&self, text: &mut String) {
+        let _ = match &self.reason {
+            Some(reason) => writeln!(
+                text,
+                "LAN {}: through the kernel, as {reason}",
+                self.interface
+            ),
+            None => writeln!(
+                text,
+                "LAN {}: past the kernel on {} queue(s), {}: {} packets in, {} out",
+                self.interface,
+                self.queues,
+                copies(self.zero_copy),
+                self.received,
+                self.sent
+            ),
+        };
     }
 }
 
@@ -540,6 +608,21 @@ mod tests {
                     zero_copy: false,
                 }),
                 workers: Some(2),
+                lan: vec![
+                    Lan {
+                        interface: "eth1".into(),
+                        queues: 2,
+                        zero_copy: true,
+                        received: 12,
+                        sent: 34,
+                        ..Lan::default()
+                    },
+                    Lan {
+                        interface: "br0".into(),
+                        reason: Some("XDP in the driver: not supported by the driver".into()),
+                        ..Lan::default()
+                    },
+                ],
             },
             connections: vec![
                 Connection {
@@ -627,6 +710,8 @@ mod tests {
         let expected = "\
 Espada 0.1.0, engine userspace (chosen by engine = \"auto\"), up 2h1m
 plaintext interface espada0; front end: eth0 xdp (native); AF_XDP on 1 queue(s), copying; 2 worker(s) in each direction
+LAN eth1: past the kernel on 2 queue(s), zero copy: 12 packets in, 34 out
+LAN br0: through the kernel, as XDP in the driver: not supported by the driver
 
 azure: established for 1m1s
   IKE aes256-sha256-modp2048, initiator, established in 84 ms, rekey in 3h53m

@@ -502,6 +502,7 @@ impl Control {
         }
         for (place, engine) in self.parts.engines.iter_mut().enumerate() {
             engine.set_ways(ways.entry(place).or_default());
+            engine.network_changed(&mut self.parts.netlink, &links);
         }
         for connection in changed {
             self.set_route_mtu(&connection);
@@ -597,7 +598,7 @@ fn next_link(netlink: &mut Netlink, link: &Link, hop: &NextHop, peer: IpAddr) ->
     Some(NextLink::new(
         neighbour.mac?,
         source,
-        peer,
+        peer.is_ipv4(),
         link.mtu as usize,
     ))
 }

@@ -18,7 +18,7 @@ use crate::engine::Engine;
 use crate::esp;
 use crate::frontend::FrontEnd;
 use crate::netlink::Netlink;
-use crate::userspace::{self, UserspaceEngine, Workers, XskMode, XskStatus};
+use crate::userspace::{self, LanStatus, UserspaceEngine, Workers, XskMode, XskStatus};
 use crate::wake::{Suspicion, Wake};
 use crate::xfrm::{self, XfrmEngine};
 
@@ -92,6 +92,8 @@ pub struct Config {
     pub front_end: Option<FrontEnd>,
     /// AF_XDP for native ESP of the userspace engine.
     pub xsk: XskMode,
+    /// LAN interfaces whose packets go past the kernel with the userspace engine.
+    pub lan: Vec<String>,
     /// How the userspace engine's workers run.
     pub workers: Workers,
     /// Marks and hardware of the XFRM engine.
@@ -117,6 +119,7 @@ pub struct Plane {
     front_end: Option<SharedFrontEnd>,
     xsk: Option<XskStatus>,
     lanes: Option<usize>,
+    lans: Vec<LanStatus>,
     engines: Vec<EngineStatus>,
     watcher: Watcher,
     nat: Option<NatReader>,
@@ -141,7 +144,7 @@ impl Plane {
             })
         };
         let mut engines: Vec<Box<dyn Engine>> = Vec::new();
-        let (mut absent, mut xsk, mut lanes) = (Vec::new(), None, None);
+        let (mut absent, mut xsk, mut lanes, mut lans) = (Vec::new(), None, None, Vec::new());
         for (kind, reason) in &config.left_out {
             absent.push(Absent::new(engines.len(), *kind, reason.clone()));
         }
@@ -156,6 +159,7 @@ impl Plane {
                     esp: config.esp,
                     front_end: front_end.clone(),
                     xsk: config.xsk,
+                    lan: config.lan.clone(),
                     workers: config.workers,
                     sink: Arc::clone(&config.sink),
                     suspicion: suspicion.clone(),
@@ -163,6 +167,7 @@ impl Plane {
                 .map(|engine| {
                     xsk = engine.xsk().cloned();
                     lanes = Some(engine.lanes());
+                    lans = engine.lans();
                     Box::new(engine) as Box<dyn Engine>
                 }),
                 EngineKind::Ebpf => EbpfEngine::start(ebpf::Config {
@@ -243,6 +248,7 @@ impl Plane {
             front_end,
             xsk,
             lanes,
+            lans,
             engines: status,
             watcher,
             nat,
@@ -264,6 +270,11 @@ impl Plane {
     /// not run.
     pub fn lanes(&self) -> Option<usize> {
         self.lanes
+    }
+
+    /// How the LAN interfaces do whose packets were to go past the kernel.
+    pub fn lans(&self) -> &[LanStatus] {
+        &self.lans
     }
 
     /// The engines, those left out last.

@@ -3,6 +3,7 @@
 pub mod checksum;
 pub mod gro;
 pub mod gso;
+pub mod lan;
 pub mod raw;
 pub mod ring;
 pub mod syscall;

@@ -10,6 +10,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use super::syscall;
 use crate::umem::Arena;
 
 /// `XDP_MAX_TX_SKB_BUDGET` of linux/if_xdp.h, since Linux 6.18.
@@ -150,6 +151,20 @@ impl<T: Entry> Consumer<T> {
     }
 }
 
+/// A socket to ask what was lost at it, whoever owns its halves.
+#[derive(Clone, Debug)]
+pub struct Watch(Arc<OwnedFd>);
+
+impl Watch {
+    /// Packets that the kernel had to drop because no frame or no place in the ring was free.
+    pub fn lost(&self) -> u64 {
+        let counted: io::Result<libc::xdp_statistics> = get(&self.0, libc::XDP_STATISTICS);
+        counted.map_or(0, |counted| {
+            counted.rx_dropped.wrapping_add(counted.rx_ring_full)
+        })
+    }
+}
+
 /// A bound AF_XDP socket.
 pub struct Socket {
     fd: Arc<OwnedFd>,
@@ -157,6 +172,7 @@ pub struct Socket {
     arena: Arc<Arena>,
     /// The driver moves packets without copying them.
     pub zero_copy: bool,
+    busy: bool,
     receive: Consumer<Descriptor>,
     fill: Producer<u64>,
     transmit: Producer<Descriptor>,
@@ -167,6 +183,8 @@ pub struct Socket {
 pub struct ReceiveHalf {
     fd: Arc<OwnedFd>,
     _arena: Arc<Arena>,
+    /// The driver is polled from here.
+    busy: bool,
     /// Packets that arrived.
     pub ring: Consumer<Descriptor>,
     /// Frames for the kernel to receive into.
@@ -267,6 +285,7 @@ impl Socket {
             fd: Arc::new(fd),
             arena: Arc::clone(arena),
             zero_copy: options.flags & libc::XDP_OPTIONS_ZEROCOPY != 0,
+            busy: false,
             receive: Consumer(receive),
             fill: Producer(fill),
             transmit: Producer(transmit),
@@ -274,11 +293,34 @@ impl Socket {
         })
     }
 
+    /// Has whoever waits for packets poll the driver for `microseconds` instead of being interrupted
+    /// (Linux 5.11).
+    pub fn poll_busily(&mut self, microseconds: u32) -> io::Result<()> {
+        /// Packets at one poll, as the kernel has it of itself.
+        const BUDGET: i32 = 64;
+        let microseconds = i32::try_from(microseconds).unwrap_or(i32::MAX);
+        for (option, value) in [
+            (libc::SO_PREFER_BUSY_POLL, 1),
+            (libc::SO_BUSY_POLL, microseconds),
+            (libc::SO_BUSY_POLL_BUDGET, BUDGET),
+        ] {
+            syscall::set_option(self.fd.as_fd(), libc::SOL_SOCKET, option, value)?;
+        }
+        self.busy = true;
+        Ok(())
+    }
+
+    /// A view of what is lost.
+    pub fn watch(&self) -> Watch {
+        Watch(Arc::clone(&self.fd))
+    }
+
     /// The two halves.
     pub fn split(self) -> (ReceiveHalf, TransmitHalf) {
         let receive = ReceiveHalf {
             fd: Arc::clone(&self.fd),
             _arena: Arc::clone(&self.arena),
+            busy: self.busy,
             ring: self.receive,
             fill: self.fill,
         };
@@ -293,9 +335,9 @@ impl Socket {
 }
 
 impl ReceiveHalf {
-    /// Wakes the kernel if it waits for frames to receive into.
+    /// Wakes the kernel if it waits for frames to receive into, or has it poll the driver.
     pub fn wake(&self) {
-        if self.fill.needs_wakeup() {
+        if self.busy || self.fill.needs_wakeup() {
             // SAFETY: no buffer is given.
             unsafe {
                 libc::recvfrom(
@@ -386,6 +428,7 @@ fn get<T: Plain>(fd: &OwnedFd, option: i32) -> io::Result<T> {
 trait Plain {}
 impl Plain for libc::xdp_mmap_offsets {}
 impl Plain for libc::xdp_options {}
+impl Plain for libc::xdp_statistics {}
 
 fn map<T: Entry>(
     fd: &OwnedFd,

@@ -395,6 +395,34 @@ impl Poller {
         })
     }
 
+    /// Has [`Self::wait`] poll the drivers of the sockets that ask for it, for this long, before it
+    /// sleeps (Linux 6.9).
+    pub fn poll_busily(&mut self, microseconds: u32) -> io::Result<()> {
+        /// `struct epoll_params` of linux/eventpoll.h.
+        #[repr(C)]
+        struct Params {
+            microseconds: u32,
+            budget: u16,
+            prefer: u8,
+            padding: u8,
+        }
+        const EPIOCSPARAMS: libc::Ioctl = 0x4008_8a01;
+        let params = Params {
+            microseconds,
+            budget: 64,
+            prefer: 1,
+            padding: 0,
+        };
+        // SAFETY: EPIOCSPARAMS reads one `struct epoll_params`.
+        let result =
+            unsafe { libc::ioctl(self.epoll.as_raw_fd(), EPIOCSPARAMS, &raw const params) };
+        if result == 0 {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error())
+        }
+    }
+
     /// Watches `fd` for input. It must stay open as long as the poller.
     pub fn add(&mut self, fd: BorrowedFd<'_>, number: u64) -> io::Result<()> {
         self.watch(fd, number, libc::EPOLLIN)

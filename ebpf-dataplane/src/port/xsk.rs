@@ -20,7 +20,7 @@ use crate::frontend::OutCounter;
 use crate::umem::{Arena, BURST, Burst, Frame, FramePool};
 
 /// Octets of an Ethernet header.
-const ETHERNET: usize = 14;
+pub(super) const ETHERNET: usize = 14;
 
 /// Entries of each ring; as many frames are with the kernel to receive into.
 pub const RING: u32 = 2048;
@@ -56,11 +56,15 @@ pub struct Counters {
     pub sent: AtomicU64,
 }
 
+/// Leaves of an Ethernet frame what the engine takes, or says why nothing of it.
+pub type Unframe = fn(&mut Frame) -> Result<(), DropReason>;
+
 /// Receives from one queue.
 pub struct XskReceiver {
     half: ReceiveHalf,
     counters: Arc<Counters>,
     frame_size: u64,
+    unframe: Unframe,
 }
 
 impl AsFd for XskReceiver {
@@ -71,12 +75,18 @@ impl AsFd for XskReceiver {
 
 impl XskReceiver {
     /// Takes a socket's half and gives the kernel frames to receive into.
-    pub fn new(half: ReceiveHalf, pool: &mut FramePool, counters: Arc<Counters>) -> Self {
+    pub fn new(
+        half: ReceiveHalf,
+        pool: &mut FramePool,
+        counters: Arc<Counters>,
+        unframe: Unframe,
+    ) -> Self {
         let frame_size = pool.arena().frame_size() as u64;
         let mut receiver = Self {
             half,
             counters,
             frame_size,
+            unframe,
         };
         receiver.refill(pool);
         receiver
@@ -97,7 +107,7 @@ impl XskReceiver {
         self.half.wake();
     }
 
-    /// Takes up to a burst of packets, each a whole outer IP packet. True when more may wait.
+    /// Takes up to a burst of packets, each a whole IP packet. True when more may wait.
     pub fn receive(
         &mut self,
         pool: &mut FramePool,
@@ -117,7 +127,7 @@ impl XskReceiver {
             };
             let start = (descriptor.address % self.frame_size) as usize;
             let taken = match frame.set_range(start, descriptor.length as usize) {
-                Ok(()) => strip_ethernet(&mut frame),
+                Ok(()) => (self.unframe)(&mut frame),
                 Err(_) => Err(DropReason::Internal),
             };
             match taken {
@@ -138,8 +148,18 @@ impl XskReceiver {
     }
 }
 
-/// Leaves the IP packet: without the Ethernet header and without padding to Ethernet's minimum.
-fn strip_ethernet(frame: &mut Frame) -> Result<(), DropReason> {
+/// Leaves the outer IP packet and describes it in the frame's metadata.
+pub fn outer_packet(frame: &mut Frame) -> Result<(), DropReason> {
+    if strip_ethernet(frame)? {
+        describe_ipv4(frame)
+    } else {
+        describe_ipv6(frame)
+    }
+}
+
+/// Leaves the IP packet: without the Ethernet header and without padding to Ethernet's minimum. True for
+/// IPv4.
+pub(super) fn strip_ethernet(frame: &mut Frame) -> Result<bool, DropReason> {
     let kind = frame
         .data()
         .get(12..ETHERNET)
@@ -166,11 +186,7 @@ fn strip_ethernet(frame: &mut Frame) -> Result<(), DropReason> {
         Some(length) if length <= frame.len() => frame.truncate(length),
         _ => return Err(DropReason::Malformed),
     }
-    if v4 {
-        describe_ipv4(frame)
-    } else {
-        describe_ipv6(frame)
-    }
+    Ok(v4)
 }
 
 /// Where packets to one peer go on the wire.
@@ -183,16 +199,12 @@ pub struct NextLink {
 }
 
 impl NextLink {
-    /// The header for packets of the address family of `peer`.
-    pub fn new(destination: [u8; 6], source: [u8; 6], peer: IpAddr, mtu: usize) -> Self {
+    /// The header for IPv4 or IPv6 packets.
+    pub fn new(destination: [u8; 6], source: [u8; 6], v4: bool, mtu: usize) -> Self {
         let mut header = [0; ETHERNET];
         header[..6].copy_from_slice(&destination);
         header[6..12].copy_from_slice(&source);
-        header[12..].copy_from_slice(if peer.is_ipv4() {
-            &[0x08, 0x00]
-        } else {
-            &[0x86, 0xdd]
-        });
+        header[12..].copy_from_slice(if v4 { &[0x08, 0x00] } else { &[0x86, 0xdd] });
         Self { header, mtu }
     }
 }
@@ -206,79 +218,44 @@ pub struct Neighbours {
     pub counters: HashMap<(IpAddr, u32), OutCounter>,
 }
 
-/// Transmits on one queue.
-pub struct XskSender {
+/// The transmitting side of one queue.
+pub(super) struct Transmitter {
     half: TransmitHalf,
+    /// Packets handed to the ring since it was last submitted.
+    pushed: u64,
     counters: Arc<Counters>,
-    neighbours: Arc<Neighbours>,
-    /// Empty between calls; kept for its capacity.
-    rest: Burst,
 }
 
-impl XskSender {
-    /// Takes a socket's half; sends nothing until it knows neighbours.
-    pub fn new(half: TransmitHalf, counters: Arc<Counters>) -> Self {
+impl Transmitter {
+    pub(super) fn new(half: TransmitHalf, counters: Arc<Counters>) -> Self {
         Self {
             half,
+            pushed: 0,
             counters,
-            neighbours: Arc::default(),
-            rest: Burst::new(),
         }
     }
 
-    /// Replaces what is known of peers.
-    pub fn set_neighbours(&mut self, neighbours: Arc<Neighbours>) {
-        self.neighbours = neighbours;
+    /// Puts an Ethernet frame into the ring; gives it back when there is no room and none comes soon.
+    pub(super) fn push(&mut self, frame: Frame, pool: &mut FramePool) -> Result<(), Frame> {
+        if self.half.ring.free() == 0 && !self.make_room(pool) {
+            return Err(frame);
+        }
+        let length = frame.len() as u32;
+        let address = frame.into_addr();
+        self.half.ring.push(Descriptor {
+            address,
+            length,
+            options: 0,
+        });
+        self.pushed += 1;
+        Ok(())
     }
 
-    /// Takes the native ESP to known neighbours out of `burst` and sends it; the rest (also what
-    /// does not fit the link, for the kernel to judge) stays, in order.
-    pub fn send(&mut self, burst: &mut Burst, pool: &mut FramePool, drops: &DropCounters) {
-        self.reap(pool);
-        let neighbours = Arc::clone(&self.neighbours);
-        if neighbours.links.is_empty() {
-            return;
-        }
-        let mut rest = std::mem::take(&mut self.rest);
-        let mut pushed = 0;
-        for mut frame in burst.drain() {
-            let meta = frame.meta();
-            let peer = meta.path.remote.ip();
-            let key = (peer, meta.spi);
-            let link = match meta.path.encapsulation {
-                Encapsulation::Esp => neighbours.links.get(&peer),
-                Encapsulation::Udp => None,
-            };
-            let octets = frame.len();
-            let header = link
-                .filter(|link| octets <= link.mtu)
-                .and_then(|link| frame.prepend(ETHERNET).ok().map(|room| (room, link.header)));
-            let Some((room, header)) = header else {
-                rest.push(frame);
-                continue;
-            };
-            room.copy_from_slice(&header);
-            if self.half.ring.free() == 0 && !self.make_room(pool) {
-                drops.add(DropReason::WanFull);
-                pool.put(frame);
-                continue;
-            }
-            let length = frame.len() as u32;
-            let address = frame.into_addr();
-            self.half.ring.push(Descriptor {
-                address,
-                length,
-                options: 0,
-            });
-            if let Some(counter) = neighbours.counters.get(&key) {
-                counter.add(1, octets as u64);
-            }
-            pushed += 1;
-        }
-        std::mem::swap(burst, &mut rest);
-        self.rest = rest;
-        if pushed > 0 {
-            self.counters.sent.fetch_add(pushed, Ordering::Relaxed);
+    /// Has the kernel send what was put into the ring.
+    pub(super) fn submit(&mut self, pool: &mut FramePool) {
+        if self.pushed > 0 {
+            self.counters.sent.fetch_add(self.pushed, Ordering::Relaxed);
+            self.pushed = 0;
             self.half.ring.submit();
             self.kick();
             self.reap(pool);
@@ -286,7 +263,7 @@ impl XskSender {
     }
 
     /// Takes back the frames that were sent.
-    fn reap(&mut self, pool: &mut FramePool) {
+    pub(super) fn reap(&mut self, pool: &mut FramePool) {
         while let Some(address) = self.half.completion.pop() {
             if let Some(frame) = pool.adopt(address) {
                 pool.put(frame);
@@ -318,6 +295,70 @@ impl XskSender {
     }
 }
 
+/// Transmits on one queue.
+pub struct XskSender {
+    transmitter: Transmitter,
+    neighbours: Arc<Neighbours>,
+    /// Empty between calls; kept for its capacity.
+    rest: Burst,
+}
+
+impl XskSender {
+    /// Takes a socket's half; sends nothing until it knows neighbours.
+    pub fn new(half: TransmitHalf, counters: Arc<Counters>) -> Self {
+        Self {
+            transmitter: Transmitter::new(half, counters),
+            neighbours: Arc::default(),
+            rest: Burst::new(),
+        }
+    }
+
+    /// Replaces what is known of peers.
+    pub fn set_neighbours(&mut self, neighbours: Arc<Neighbours>) {
+        self.neighbours = neighbours;
+    }
+
+    /// Takes the native ESP to known neighbours out of `burst` and sends it; the rest (also what
+    /// does not fit the link, for the kernel to judge) stays, in order.
+    pub fn send(&mut self, burst: &mut Burst, pool: &mut FramePool, drops: &DropCounters) {
+        self.transmitter.reap(pool);
+        let neighbours = Arc::clone(&self.neighbours);
+        if neighbours.links.is_empty() {
+            return;
+        }
+        let mut rest = std::mem::take(&mut self.rest);
+        for mut frame in burst.drain() {
+            let meta = frame.meta();
+            let peer = meta.path.remote.ip();
+            let key = (peer, meta.spi);
+            let link = match meta.path.encapsulation {
+                Encapsulation::Esp => neighbours.links.get(&peer),
+                Encapsulation::Udp => None,
+            };
+            let octets = frame.len();
+            let header = link
+                .filter(|link| octets <= link.mtu)
+                .and_then(|link| frame.prepend(ETHERNET).ok().map(|room| (room, link.header)));
+            let Some((room, header)) = header else {
+                rest.push(frame);
+                continue;
+            };
+            room.copy_from_slice(&header);
+            if let Err(frame) = self.transmitter.push(frame, pool) {
+                drops.add(DropReason::WanFull);
+                pool.put(frame);
+                continue;
+            }
+            if let Some(counter) = neighbours.counters.get(&key) {
+                counter.add(1, octets as u64);
+            }
+        }
+        std::mem::swap(burst, &mut rest);
+        self.rest = rest;
+        self.transmitter.submit(pool);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -337,7 +378,7 @@ mod tests {
         octets[17] = 30;
         octets[26..34].copy_from_slice(&[192, 0, 2, 1, 192, 0, 2, 2]);
         let mut good = frame(&octets);
-        strip_ethernet(&mut good).unwrap();
+        outer_packet(&mut good).unwrap();
         assert_eq!(good.len(), 30);
         let meta = good.meta();
         assert_eq!(
@@ -352,16 +393,16 @@ mod tests {
 
         octets[17] = 47;
         assert_eq!(
-            strip_ethernet(&mut frame(&octets)),
+            outer_packet(&mut frame(&octets)),
             Err(DropReason::Malformed)
         );
         octets[12] = 0x81;
         assert_eq!(
-            strip_ethernet(&mut frame(&octets)),
+            outer_packet(&mut frame(&octets)),
             Err(DropReason::Unsupported)
         );
         for length in 0..34 {
-            assert!(strip_ethernet(&mut frame(&octets[..length])).is_err());
+            assert!(outer_packet(&mut frame(&octets[..length])).is_err());
         }
     }
 }

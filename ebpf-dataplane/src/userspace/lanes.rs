@@ -33,6 +33,7 @@ pub fn places(workers: Workers) -> Vec<[Place; 2]> {
             .copied()
             .filter(|_| workers.pinned),
         realtime: workers.realtime,
+        busy_poll: workers.busy_poll,
     };
     (0..count)
         .map(|lane| [place(2 * lane), place(2 * lane + 1)])
@@ -129,7 +130,7 @@ mod tests {
         let workers = Workers {
             lanes: NonZeroUsize::new(3),
             pinned: true,
-            realtime: false,
+            ..Workers::default()
         };
         let processors = syscall::processors().unwrap();
         let placed: Vec<_> = places(workers)

@@ -1,6 +1,7 @@
 //! The userspace engine: worker threads between the tunnel interface and the WAN ports, an outbound
 //! and an inbound one to a lane.
 
+mod lan;
 mod lanes;
 mod pace;
 mod source;
@@ -9,7 +10,7 @@ mod worker;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::UdpSocket;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -29,10 +30,12 @@ use crate::port::xsk::{self, Neighbours, XskReceiver, XskSender};
 use crate::umem::{Arena, HEADROOM, Reserve, TAILROOM};
 use crate::wake::Suspicion;
 
+use lan::{LanWorkers, Lans};
 use lanes::Lanes;
 use source::{Port, SharedPort, Source};
 use worker::{InboundParts, OutboundParts};
 
+pub use lan::LanStatus;
 pub use lanes::MOST as MOST_LANES;
 
 /// Name of this engine.
@@ -59,6 +62,8 @@ pub struct Config {
     pub front_end: Option<SharedFrontEnd>,
     /// AF_XDP for native ESP.
     pub xsk: XskMode,
+    /// LAN interfaces whose packets go past the kernel where that is possible.
+    pub lan: Vec<String>,
     /// How the workers run.
     pub workers: Workers,
     /// Where events go. Called from the workers.
@@ -78,6 +83,8 @@ pub struct Workers {
     /// Before whatever else runs on the machine (SCHED_RR), as the kernel's own packet work does.
     /// Packets otherwise wait for other threads' turns to end, milliseconds each.
     pub realtime: bool,
+    /// Microseconds that they poll the drivers behind AF_XDP sockets before they sleep.
+    pub busy_poll: Option<NonZeroU32>,
 }
 
 /// Whether native ESP goes past the kernel.
@@ -118,6 +125,7 @@ pub struct UserspaceEngine {
     xsk: Option<XskStatus>,
     /// The interface with AF_XDP sockets, and the queues that have one.
     queues: Option<(u32, Vec<u32>)>,
+    lans: Lans,
     arena: Arc<Arena>,
     sending: BTreeMap<ChildSaId, Sending>,
     ways: BTreeMap<ChildSaId, Way>,
@@ -158,11 +166,18 @@ impl UserspaceEngine {
         let queues = steered
             .as_ref()
             .map_or(0, |link| link.rx_queues.clamp(1, xsk::MOST_QUEUES));
-        let ring_frames = (queues * xsk::RING) as usize;
+        let chosen = lan::choose(&config, &mut netlink, frame_size(mtu));
+        let fit = || chosen.iter().flat_map(|(_, link)| link);
+        let lan_queues: u32 = fit().map(lan::queues).sum();
+        // Those that LAN interfaces have yet to send.
+        let lan_frames = fit().count() * xsk::RING as usize;
+        let ring_frames = ((queues + lan_queues) * xsk::RING) as usize + lan_frames;
         let arena = Arena::new(2 * places.len() * FRAMES + ring_frames, frame_size(mtu))
             .map_err(system("cannot map memory for packets"))?;
         let sockets_xsk = match (&steered, &config.front_end) {
-            (Some(link), Some(front_end)) => open_xsk(&arena, link, queues, front_end),
+            (Some(link), Some(front_end)) => {
+                open_xsk(&arena, link, queues, config.workers.busy_poll, front_end)
+            }
             _ => Vec::new(),
         };
         let xsk_counters = Arc::new(xsk::Counters::default());
@@ -180,7 +195,8 @@ impl UserspaceEngine {
         // Each lane has some of the queues to receive from, and one to send on as far as they go.
         let pool = |lane: usize| {
             let queues = (lane..sockets_xsk.len()).step_by(places.len()).count();
-            arena.take(FRAMES + queues * xsk::RING as usize)
+            let unsent = if lane == 0 { lan_frames } else { 0 };
+            arena.take(FRAMES + queues * xsk::RING as usize + unsent)
         };
         let mut pools: Vec<_> = (0..places.len()).map(pool).collect();
         let mut senders = Vec::new();
@@ -188,12 +204,22 @@ impl UserspaceEngine {
             let (receive, transmit) = socket.split();
             let lane = index % places.len();
             if let (Some(pool), Some(sources)) = (pools.get_mut(lane), sources.get_mut(lane)) {
-                let port = XskReceiver::new(receive, pool, Arc::clone(&xsk_counters));
+                let counters = Arc::clone(&xsk_counters);
+                let port = XskReceiver::new(receive, pool, counters, xsk::outer_packet);
                 sources.push(Source::Own(Port::Xsk(port)));
             }
             senders.push(XskSender::new(transmit, Arc::clone(&xsk_counters)));
         }
         let mut senders = senders.into_iter();
+        let (mut lans, opened) = Lans::open(chosen, &config, &arena, tun_link.index);
+        let LanWorkers {
+            pools: outbound_pools,
+            receivers,
+            sender,
+        } = LanWorkers::new(&arena, opened, places.len(), FRAMES);
+        if let Some(sender) = &sender {
+            lans.set_sender(sender.clone());
+        }
         let several = places.len() > 1;
         let reserve = several.then(|| Arc::new(Reserve::new(places.len(), FRAMES)));
         let epoch = Instant::now();
@@ -202,7 +228,12 @@ impl UserspaceEngine {
         let readers = tun.readers().map_err(half)?;
         let (mut inbound, mut outbound) = (Vec::new(), Vec::new());
         let lanes = readers.into_iter().zip(pools).zip(sources).zip(places);
-        for ((((tun_reader, pool), sources), [out_place, in_place]), stats) in lanes.zip(&stats) {
+        let out_lanes = outbound_pools.into_iter().zip(receivers);
+        for (
+            ((((tun_reader, pool), sources), [out_place, in_place]), stats),
+            (outbound_pool, lan_receivers),
+        ) in lanes.zip(&stats).zip(out_lanes)
+        {
             let lane = inbound.len();
             let parts = InboundParts {
                 engine: Inbound::new(config.esp, Arc::clone(stats)),
@@ -210,6 +241,7 @@ impl UserspaceEngine {
                 reserve: reserve.clone(),
                 sources,
                 tun: tun.writer().map_err(half)?,
+                lan: sender.clone(),
                 stats: Arc::clone(stats),
                 sink: Arc::clone(&config.sink),
             };
@@ -217,8 +249,9 @@ impl UserspaceEngine {
             let sockets = duplicate().map_err(system("cannot duplicate the ESP-in-UDP sockets"))?;
             let parts = OutboundParts {
                 engine: Outbound::new(config.esp, Arc::clone(stats)),
-                pool: arena.take(FRAMES),
+                pool: outbound_pool,
                 tun: tun_reader,
+                lan: lan_receivers,
                 answers: tun.writer().map_err(half)?,
                 udp: UdpSender::new(sockets)
                     .map_err(system("cannot read the address of an ESP-in-UDP socket"))?,
@@ -241,6 +274,7 @@ impl UserspaceEngine {
             front_end: config.front_end,
             xsk: xsk_about,
             queues: xsk_link,
+            lans,
             arena,
             sending: BTreeMap::new(),
             ways: BTreeMap::new(),
@@ -256,6 +290,11 @@ impl UserspaceEngine {
     /// Lanes, each of an outbound and an inbound worker.
     pub fn lanes(&self) -> usize {
         self.stats.len()
+    }
+
+    /// How the LAN interfaces do that were asked for.
+    pub fn lans(&self) -> Vec<LanStatus> {
+        self.lans.status()
     }
 
     fn inbound_then_outbound(&self, command: &Command) -> Result<(), BackendError> {
@@ -379,13 +418,15 @@ fn open_xsk(
     arena: &Arc<Arena>,
     link: &Link,
     queues: u32,
+    busy_poll: Option<NonZeroU32>,
     front_end: &SharedFrontEnd,
 ) -> Vec<(u32, Socket)> {
     let mut front_end = lock_front_end(front_end);
     let mut sockets = Vec::new();
     for queue in 0..queues {
         let opened = xsk::open(arena, link.index, queue).map_err(|error| error.to_string());
-        let registered = opened.and_then(|socket| {
+        let registered = opened.and_then(|mut socket| {
+            poll_busily(&mut socket, busy_poll, &link.name);
             let set = front_end.set_xsk(queue, &std::os::fd::AsFd::as_fd(&socket));
             set.map(|()| socket).map_err(|error| error.to_string())
         });
@@ -416,6 +457,15 @@ fn open_xsk(
         );
     }
     sockets
+}
+
+/// Has the driver behind a socket polled, if that is asked for.
+fn poll_busily(socket: &mut Socket, busy_poll: Option<NonZeroU32>, interface: &str) {
+    if let Some(microseconds) = busy_poll
+        && let Err(error) = socket.poll_busily(microseconds.get())
+    {
+        tracing::warn!(interface, %error, "busy_poll: the kernel does not poll here (Linux 5.11 does)");
+    }
 }
 
 /// A frame holds a packet of the interface's MTU with everything ESP adds. AF_XDP takes 2048 and
@@ -503,15 +553,22 @@ impl Engine for UserspaceEngine {
         self.publish_neighbours();
     }
 
+    fn network_changed(&mut self, netlink: &mut Netlink, links: &[Link]) {
+        self.lans.refresh(netlink, links);
+    }
+
     fn sa_stats(&mut self) -> Result<Vec<ChildSaStats>, BackendError> {
         Ok(esp::stats::sum(&self.stats))
     }
 
     fn drop_totals(&mut self) -> Result<[[u64; DropReason::COUNT]; 2], BackendError> {
-        Ok(esp::stats::sum_drops(&self.stats))
+        let [inbound, mut outbound] = esp::stats::sum_drops(&self.stats);
+        outbound[DropReason::LanFull as usize] += self.lans.lost();
+        Ok([inbound, outbound])
     }
 
     fn shut_down(&mut self) {
+        self.lans.close();
         self.outbound.stop();
         self.inbound.stop();
         if let (Some((_, queues)), Some(front_end)) = (self.queues.take(), &self.front_end) {
@@ -520,12 +577,12 @@ impl Engine for UserspaceEngine {
                     tracing::debug!(%error, "the table of AF_XDP sockets keeps an entry");
                 }
             }
-            // The rings are closed: frames that were with the kernel are taken back, so that the
-            // arena's memory can go.
-            let pool = self.arena.take(0);
-            for address in (0..self.arena.size()).step_by(self.arena.frame_size()) {
-                drop(pool.adopt(address as u64));
-            }
+        }
+        // The rings are closed: frames that were with the kernel are taken back, so that the
+        // arena's memory can go.
+        let pool = self.arena.take(0);
+        for address in (0..self.arena.size()).step_by(self.arena.frame_size()) {
+            drop(pool.adopt(address as u64));
         }
     }
 }

@@ -2,6 +2,7 @@
 //! completion; commands arrive through a channel between bursts.
 
 use std::io;
+use std::num::NonZeroU32;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
@@ -14,11 +15,12 @@ use super::pace::Pace;
 use super::source::Source;
 use crate::backend::{BackendError, EventSink};
 use crate::esp::{ApplyError, Inbound, Outbound, Output, Shared, Stats};
+use crate::port::lan::SharedLanSender;
 use crate::port::raw::RawSender;
 use crate::port::syscall::{self, Poller};
 use crate::port::tun::{TunReader, TunWriter};
 use crate::port::udp::UdpSender;
-use crate::port::xsk::{Neighbours, XskSender};
+use crate::port::xsk::{Neighbours, XskReceiver, XskSender};
 use crate::umem::{Burst, Frame, FramePool, Reserve};
 use crate::wake::{Suspicion, Wake};
 
@@ -106,6 +108,8 @@ pub struct Place {
     pub processor: Option<usize>,
     /// Before threads that are not real-time ones.
     pub realtime: bool,
+    /// Microseconds that it polls drivers before it sleeps.
+    pub busy_poll: Option<NonZeroU32>,
 }
 
 impl Place {
@@ -170,6 +174,18 @@ fn spawn(
     })
 }
 
+/// What a worker waits with.
+fn poller(wake: &Wake, place: Place) -> io::Result<Poller> {
+    let mut poller = Poller::new()?;
+    if let Some(microseconds) = place.busy_poll
+        && let Err(error) = poller.poll_busily(microseconds.get())
+    {
+        tracing::debug!(%error, "drivers are polled when packets are moved only (Linux 6.9 does more)");
+    }
+    poller.add(wake.as_fd(), WAKE)?;
+    Ok(poller)
+}
+
 /// Everything the outbound worker owns.
 pub struct OutboundParts {
     /// Engine half.
@@ -178,6 +194,8 @@ pub struct OutboundParts {
     pub pool: FramePool,
     /// Inner packets from the host.
     pub tun: TunReader,
+    /// Inner packets from the LAN, past the kernel.
+    pub lan: Vec<XskReceiver>,
     /// Answers to the host (ICMP).
     pub answers: TunWriter,
     /// ESP in UDP.
@@ -201,19 +219,19 @@ pub fn outbound(
     place: Place,
 ) -> Result<Handle, BackendError> {
     spawn(&format!("espada-out-{lane}"), place, move |orders, wake| {
-        let mut poller = Poller::new()?;
-        poller.add(wake.as_fd(), WAKE)?;
-        poller.add(parts.tun.as_fd(), 0)?;
+        let mut poller = poller(&wake, place)?;
+        let lan = parts.lan.iter().map(AsFd::as_fd);
+        for (number, source) in [parts.tun.as_fd()].into_iter().chain(lan).enumerate() {
+            poller.add(source, number as u64)?;
+        }
         let mut input = Burst::new();
         let mut output = Output::new();
         let mut pace = place.pace();
+        let mut ready = Vec::new();
         loop {
-            let (mut woken, mut packets) = (false, false);
-            for number in poller.wait(None)? {
-                woken |= number == WAKE;
-                packets |= number != WAKE;
-            }
-            if woken {
+            ready.clear();
+            ready.extend(poller.wait(None)?);
+            if ready.contains(&WAKE) {
                 wake.clear();
                 for order in orders.try_iter() {
                     match order {
@@ -239,14 +257,17 @@ pub fn outbound(
                     }
                 }
             }
-            if packets {
+            let sources = || ready.iter().filter(|number| **number != WAKE);
+            if sources().next().is_some() {
                 pace.gather();
                 let mut carried = 0;
-                for _ in 0..ROUNDS {
-                    let round = parts.round(&mut input, &mut output)?;
-                    carried += round.packets;
-                    if !round.more {
-                        break;
+                for number in sources() {
+                    for _ in 0..ROUNDS {
+                        let round = parts.round(*number as usize, &mut input, &mut output)?;
+                        carried += round.packets;
+                        if !round.more {
+                            break;
+                        }
                     }
                 }
                 pace.finished(carried);
@@ -256,10 +277,19 @@ pub fn outbound(
 }
 
 impl OutboundParts {
-    /// One burst from the host to the WAN.
-    fn round(&mut self, input: &mut Burst, output: &mut Output) -> io::Result<Round> {
+    /// One burst from the host or a LAN port to the WAN.
+    fn round(
+        &mut self,
+        number: usize,
+        input: &mut Burst,
+        output: &mut Output,
+    ) -> io::Result<Round> {
         let drops = &self.stats.outbound_drops;
-        let more = self.tun.read(&mut self.pool, input, drops)?;
+        let more = match number.checked_sub(1) {
+            None => self.tun.read(&mut self.pool, input, drops)?,
+            Some(port) => (self.lan.get_mut(port))
+                .is_some_and(|port| port.receive(&mut self.pool, input, drops)),
+        };
         let packets = input.len();
         if packets == 0 {
             return Ok(Round::default());
@@ -303,6 +333,8 @@ pub struct InboundParts {
     pub sources: Vec<Source>,
     /// Inner packets to the host.
     pub tun: TunWriter,
+    /// Inner packets to the LAN, past the kernel; all lanes have the same.
+    pub lan: Option<SharedLanSender>,
     /// Drops are counted here.
     pub stats: Arc<Stats>,
     /// Events go here.
@@ -312,8 +344,7 @@ pub struct InboundParts {
 /// Starts the inbound worker.
 pub fn inbound(lane: usize, mut parts: InboundParts, place: Place) -> Result<Handle, BackendError> {
     spawn(&format!("espada-in-{lane}"), place, move |orders, wake| {
-        let mut poller = Poller::new()?;
-        poller.add(wake.as_fd(), WAKE)?;
+        let mut poller = poller(&wake, place)?;
         for (number, source) in parts.sources.iter().enumerate() {
             source.watch(&mut poller, number as u64)?;
         }
@@ -368,16 +399,20 @@ impl InboundParts {
             engine,
             pool,
             tun,
+            lan,
             sink,
             ..
         } = self;
         let drops = &self.stats.inbound_drops;
         let mut deliver = |output: &mut Output, pool: &mut FramePool| {
+            if let Some(lan) = lan {
+                lan.send(&mut output.tun, pool, drops);
+            }
             tun.write(&mut output.tun, pool, drops);
             output.wan.recycle(pool);
             output.events.drain(..).for_each(|event| sink(event));
         };
-        match self.sources.get_mut(number) {
+        let round = match self.sources.get_mut(number) {
             Some(Source::Own(port)) => {
                 let more = port.receive(pool, input, sink, drops);
                 let packets = input.len();
@@ -394,12 +429,13 @@ impl InboundParts {
                     engine.process(Instant::now(), input, pool, output);
                     turn.deliver(output, |output| deliver(output, pool));
                 }
-                if let Some(reserve) = &self.reserve {
-                    pool.balance(reserve);
-                }
                 Round { packets, more }
             }
             None => Round::default(),
+        };
+        if let Some(reserve) = &self.reserve {
+            pool.balance(reserve);
         }
+        round
     }
 }

@@ -26,6 +26,16 @@ pub(super) fn connections(
         needless_insecure(document, later);
         idle_per_cpu(document, later, &dataplane.engine);
     }
+    if let EngineChoice::Ordered(engines) = &dataplane.engine
+        && !engines.contains(&EngineKind::Userspace)
+        && !dataplane.lan.is_empty()
+    {
+        document.warning(
+            &(0..0),
+            "`dataplane.lan` has no effect: of the engines only userspace takes packets past the kernel",
+            Some("add \"userspace\" to `dataplane.engine`, or remove `lan`".to_owned()),
+        );
+    }
     if dataplane.wan.is_empty()
         && dataplane.front_end != FrontEndMode::Off
         && !connections.is_empty()

@@ -11,7 +11,7 @@ mod summary;
 mod tests;
 
 use std::net::IpAddr;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -94,6 +94,10 @@ pub struct DataplaneConfig {
     pub workers: Option<NonZeroUsize>,
     /// `pin_workers`: each of its threads stays on one processor.
     pub pin_workers: bool,
+    /// `lan`: interfaces whose packets into and out of tunnels go past the kernel.
+    pub lan: Vec<String>,
+    /// `busy_poll`: microseconds that workers poll drivers before they sleep.
+    pub busy_poll: Option<NonZeroU32>,
     /// `realtime`: the userspace engine's workers run before other threads.
     pub realtime: bool,
     /// `keystream_ahead`: the eBPF engine's keystream is prepared in userspace.
@@ -114,6 +118,8 @@ impl Default for DataplaneConfig {
             xsk: XskMode::Auto,
             workers: None,
             pin_workers: false,
+            lan: Vec::new(),
+            busy_poll: None,
             realtime: true,
             keystream_ahead: false,
             xfrm: xfrm::Options::default(),
@@ -275,6 +281,8 @@ const DATAPLANE_KEYS: &[&str] = &[
     "xsk",
     "workers",
     "pin_workers",
+    "lan",
+    "busy_poll",
     "realtime",
     "keystream_ahead",
     "xfrm_mark",
@@ -376,14 +384,10 @@ fn read_dataplane(table: &Table<'_, '_>) -> DataplaneConfig {
     if let Some(engine) = read_engine(table) {
         config.engine = engine;
     }
-    if let Some(names) = table.strings("wan", "an interface name or a list of them") {
-        for name in names {
-            if interface_name_ok(name.value) {
-                config.wan.push(name.value.to_owned());
-            } else {
-                document.error(&name.span, bad_interface(name.value), None);
-            }
-        }
+    config.wan = read_interfaces(table, "wan", &[]);
+    config.lan = read_interfaces(table, "lan", &config.wan);
+    if let Some(microseconds) = table.integer("busy_poll", 0..=10_000) {
+        config.busy_poll = NonZeroU32::new(microseconds.value);
     }
     if let Some(tun) = table.string("tun", "an interface name such as \"espada0\"") {
         if interface_name_ok(tun.value) {
@@ -433,6 +437,27 @@ fn read_dataplane(table: &Table<'_, '_>) -> DataplaneConfig {
         config.xfrm.offload = mode.value;
     }
     config
+}
+
+/// Names of interfaces, none of which is among `taken`.
+fn read_interfaces(table: &Table<'_, '_>, key: &str, taken: &[String]) -> Vec<String> {
+    let names = table.strings(key, "an interface name or a list of them");
+    let mut interfaces: Vec<String> = Vec::new();
+    for name in names.unwrap_or_default() {
+        let problem = if !interface_name_ok(name.value) {
+            bad_interface(name.value)
+        } else if taken.iter().any(|other| other == name.value) {
+            format!(
+                "\"{}\" is in `dataplane.wan` as well: an interface is on one side",
+                name.value
+            )
+        } else {
+            interfaces.push(name.value.to_owned());
+            continue;
+        };
+        table.document().error(&name.span, problem, None);
+    }
+    interfaces
 }
 
 /// One engine, several in order, or `auto`.

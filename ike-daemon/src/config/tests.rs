@@ -498,6 +498,25 @@ remote = { address = "20.240.192.55", subnets = "10.1.0.0/24" }
 
 /// The examples in docs/examples are valid as they stand, apart from the mode of their secrets.
 #[test]
+fn lan_interfaces_past_the_kernel() {
+    let read = |text: &str| load_text(&format!("[dataplane]\nwan = \"eth0\"\n{text}"), None);
+    let config = read("lan = [\"eth1\", \"eth2\"]\nbusy_poll = 50\n").unwrap();
+    assert_eq!(config.dataplane.lan, ["eth1", "eth2"]);
+    assert_eq!(config.dataplane.busy_poll.map(u32::from), Some(50));
+    let off = read("busy_poll = 0\n").unwrap().dataplane;
+    assert_eq!((off.busy_poll, off.lan.len()), (None, 0));
+    let refusal = read("lan = [\"eth1\", \"eth0\"]\n")
+        .unwrap_err()
+        .to_string();
+    assert!(
+        refusal.contains("gw.toml:3:16: error: \"eth0\" is in `dataplane.wan` as well"),
+        "{refusal}"
+    );
+    let idle = read("lan = \"eth1\"\nengine = \"xfrm\"\n").unwrap();
+    assert!(warnings(&idle)[0].contains("`dataplane.lan` has no effect"));
+}
+
+#[test]
 fn the_examples_are_valid() {
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/examples");
     let mut seen = 0;

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 
 use espada_dataplane::backend::SaBackend;
+use espada_dataplane::userspace::LanStatus;
 
 use crate::status::{Attachment, Counters, Engine, Xsk};
 
@@ -53,6 +54,8 @@ pub struct Plane {
     pub xsk: Option<Xsk>,
     /// Lanes of the userspace engine, where it runs.
     pub workers: Option<usize>,
+    /// LAN interfaces whose packets were to go past the kernel.
+    pub lans: Vec<LanStatus>,
     /// The front end.
     pub observer: Box<dyn Observer>,
 }

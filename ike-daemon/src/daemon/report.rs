@@ -53,6 +53,7 @@ impl<R: Random> Gateway<R> {
                 front_end: self.plane.observer.attachments(),
                 xsk: self.plane.xsk,
                 workers: self.plane.workers,
+                lan: self.plane.lans.iter().map(status::Lan::from).collect(),
             },
             connections,
             drops: status::DropReport {

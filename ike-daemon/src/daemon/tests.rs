@@ -101,6 +101,7 @@ impl End {
             udp_is_faster,
             xsk: None,
             workers: None,
+            lans: Vec::new(),
             observer: Box::new(Unobserved),
         };
         let boot = crate::syscall::boot_time().unwrap();

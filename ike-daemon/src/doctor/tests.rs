@@ -93,6 +93,8 @@ fn link(kind: Option<&str>) -> Link {
         ethernet: true,
         up: true,
         rx_queues: 1,
+        lower: None,
+        controller: None,
         kind: kind.map(str::to_owned),
     }
 }

@@ -1,5 +1,6 @@
 //! Two gateways of Espada in network namespaces: what they carry, refuse, survive and explain.
 
+mod bypass;
 mod config;
 mod doctor;
 mod engines;

@@ -28,6 +28,7 @@ fn start_ebpf(pair: &Pair, side: usize, sink: EventSink) -> Result<Plane, Backen
             esp: esp::Config::default(),
             front_end: Some(front_end),
             xsk: XskMode::Auto,
+            lan: Vec::new(),
             workers: crate::userspace::Workers::default(),
             xfrm: crate::xfrm::Options::default(),
             sink,

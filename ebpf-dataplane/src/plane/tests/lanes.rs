@@ -20,7 +20,7 @@ fn up_with_lanes(
     let workers = Workers {
         lanes: NonZeroUsize::new(2),
         pinned: true,
-        realtime: false,
+        ..Workers::default()
     };
     let engines = [0, 1].map(|side| start_with(pair, side, quiet(), mode, workers));
     assert!(engines.iter().all(|engine| engine.lanes() == Some(2)));

@@ -176,6 +176,7 @@ fn start_with(
             esp: esp::Config::default(),
             front_end,
             xsk: XskMode::Auto,
+            lan: Vec::new(),
             workers,
             xfrm: crate::xfrm::Options::default(),
             sink,

@@ -292,6 +292,7 @@ pub fn start_plane(pair: &Hosts, side: usize, kind: EngineKind) -> Plane {
             esp: crate::esp::Config::default(),
             front_end,
             xsk: XskMode::Off,
+            lan: Vec::new(),
             workers: crate::userspace::Workers::default(),
             xfrm: crate::xfrm::Options::default(),
             sink: quiet(),

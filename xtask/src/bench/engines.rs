@@ -177,6 +177,7 @@ fn bring_up<'l>(line: &'l Line, case: &Case) -> Result<Carried<'l>> {
                 connection: scenario::NATIVE,
                 encapsulation: Some("esp"),
                 xsk: None,
+                bypass: false,
             };
             Some(Pair::start(line, &work, wanted)?)
         }

@@ -24,6 +24,8 @@ pub struct Wanted {
     pub encapsulation: Option<&'static str>,
     /// Whether AF_XDP must be there or must not, where that matters.
     pub xsk: Option<bool>,
+    /// Packets must go past the kernel on the LAN as well.
+    pub bypass: bool,
 }
 
 /// Two daemons with a tunnel between them.
@@ -100,6 +102,13 @@ fn carries(wanted: &Wanted, status: &Value, child: &Value) -> Result<()> {
         Some(false) => ensure!(!has_xsk, "there are AF_XDP sockets"),
         None => {}
     }
+    if wanted.bypass {
+        let lan = &status["interfaces"]["lan"][0];
+        ensure!(
+            count(&lan["received"]) > 0 && count(&lan["sent"]) > 0,
+            "packets do not go past the kernel on the LAN: {lan}"
+        );
+    }
     for direction in ["inbound", "outbound"] {
         ensure!(
             count(&child[direction]["packets"]) > 0,
@@ -163,6 +172,7 @@ mod tests {
         connection: "",
         encapsulation: Some("esp"),
         xsk: Some(true),
+        bypass: false,
     };
 
     #[test]

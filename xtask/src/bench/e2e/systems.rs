@@ -35,6 +35,8 @@ pub enum System {
     EspadaUdp,
     /// Espada's userspace engine, native ESP through AF_XDP.
     EspadaEsp,
+    /// The same, and past the kernel on the LAN as well.
+    EspadaBypass,
     /// Espada's userspace engine, native ESP through raw sockets.
     EspadaRaw,
     /// Espada's eBPF engine.
@@ -53,10 +55,11 @@ pub enum System {
 
 impl System {
     /// All of them in the order of the tables.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Plain,
         Self::EspadaUdp,
         Self::EspadaEsp,
+        Self::EspadaBypass,
         Self::EspadaRaw,
         Self::EspadaEbpf,
         Self::StrongSwan,
@@ -72,6 +75,7 @@ impl System {
             Self::Plain => "plain",
             Self::EspadaUdp => "espada-udp",
             Self::EspadaEsp => "espada-esp",
+            Self::EspadaBypass => "espada-bypass",
             Self::EspadaRaw => "espada-raw",
             Self::EspadaEbpf => "espada-ebpf",
             Self::StrongSwan => "strongswan",
@@ -88,6 +92,7 @@ impl System {
             Self::Plain => "the kernel's forwarding, no tunnel",
             Self::EspadaUdp => "userspace engine, AES-256-GCM, ESP in UDP: TUN and UDP with GSO",
             Self::EspadaEsp => "userspace engine, AES-256-GCM, native ESP: TUN and AF_XDP",
+            Self::EspadaBypass => "userspace engine, AES-256-GCM, native ESP: AF_XDP on both sides",
             Self::EspadaRaw => "userspace engine, AES-256-GCM, native ESP: TUN and raw sockets",
             Self::EspadaEbpf => "eBPF engine, ChaCha20-Poly1305, native ESP: XDP",
             Self::StrongSwan => "kernel-libipsec, AES-256-GCM, ESP in UDP: TUN",
@@ -161,6 +166,7 @@ impl System {
             connection: scenario::NATIVE,
             encapsulation: Some("esp"),
             xsk: None,
+            bypass: false,
         };
         match self {
             Self::EspadaUdp => Some(Wanted {
@@ -170,6 +176,12 @@ impl System {
             }),
             Self::EspadaEsp => Some(Wanted {
                 xsk: Some(true),
+                ..userspace
+            }),
+            Self::EspadaBypass => Some(Wanted {
+                dataplane: "lan = [\"lan0\"]",
+                xsk: Some(true),
+                bypass: true,
                 ..userspace
             }),
             Self::EspadaRaw => Some(Wanted {

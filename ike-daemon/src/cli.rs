@@ -14,6 +14,7 @@ use crate::control::{self, Answer, Request};
 use crate::daemon;
 use crate::doctor;
 use crate::log::{self, Format};
+use crate::pki::{self, Pki};
 
 /// How an `espada` command ends. Usage errors are 2, as clap has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,6 +126,11 @@ enum Command {
         /// JSON instead of text.
         #[arg(long)]
         json: bool,
+    },
+    /// Make a small authority, keys and certificates; show what is in their files.
+    Pki {
+        #[command(subcommand)]
+        what: Pki,
     },
     /// Measure parts of the data plane on this machine.
     Bench {
@@ -264,6 +270,10 @@ fn run(command: Command) -> anyhow::Result<Exit> {
             let counts: Vec<usize> = counts.iter().map(|count| *count as usize).collect();
             let rows = bench::sas(suite, &counts, Duration::from_secs(seconds.into()))?;
             show(json, &rows, |rows| bench::SaTable(rows).to_string())
+        }
+        Command::Pki { what } => {
+            write!(io::stdout(), "{}", pki::run(&what)?)?;
+            Ok(Exit::Success)
         }
         Command::Version => {
             writeln!(io::stdout(), "espada {}", env!("CARGO_PKG_VERSION"))?;

@@ -8,6 +8,7 @@ pub mod control;
 pub mod daemon;
 pub mod doctor;
 pub mod log;
+mod pki;
 pub mod status;
 #[allow(unsafe_code)]
 pub mod syscall;

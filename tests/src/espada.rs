@@ -31,6 +31,10 @@ pub struct Config<'a> {
     pub remote_id: &'a str,
     /// Networks on the peer's side.
     pub remote_subnets: &'a [&'a str],
+    /// How our side authenticates where it is not by the pre-shared key: more of the `local` table.
+    pub local_auth: &'a str,
+    /// The same of the peer.
+    pub remote_auth: &'a str,
     /// IKE proposals.
     pub ike: &'a str,
     /// ESP proposals.
@@ -52,19 +56,25 @@ impl Config<'_> {
     /// The configuration file.
     pub fn render(&self) -> String {
         let list = |subnets: &[&str]| format!("{subnets:?}");
+        let more = |auth: &str| match auth {
+            "" => String::new(),
+            auth => format!(", {auth}"),
+        };
         format!(
             "[dataplane]\nwan = [\"{}\"]\n{}\n\n[connection.{CONNECTION}]\n\
-             local = {{ address = \"{}\", id = \"{}\", subnets = {} }}\n\
-             remote = {{ address = \"{}\", id = \"{}\", subnets = {} }}\n\
+             local = {{ address = \"{}\", id = \"{}\", subnets = {}{} }}\n\
+             remote = {{ address = \"{}\", id = \"{}\", subnets = {}{} }}\n\
              auth = \"psk\"\nike = \"{}\"\nesp = \"{}\"\nstart = \"{}\"\n{}\n",
             crate::topology::WAN_DEVICE,
             self.global,
             self.local,
             self.local_id,
             list(self.local_subnets),
+            more(self.local_auth),
             self.remote,
             self.remote_id,
             list(self.remote_subnets),
+            more(self.remote_auth),
             self.ike,
             self.esp,
             self.start,

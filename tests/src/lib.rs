@@ -14,6 +14,7 @@ pub mod openiked;
 pub mod openvpn;
 pub mod peer;
 pub mod peer_root;
+pub mod pki;
 pub mod process;
 pub mod scenario;
 pub mod strongswan;

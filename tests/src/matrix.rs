@@ -92,6 +92,8 @@ fn ask(engine: &str, setting: &str) -> Result<Option<String>> {
         extra: setting,
         global: engine_setting(engine),
         psk: PSK,
+        local_auth: "",
+        remote_auth: "",
     };
     let files = work.file("check");
     Espada::write_files(&files, &config.render(), &config.render_secrets())?;

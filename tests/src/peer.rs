@@ -8,6 +8,19 @@ use crate::cleanup::PREFIX;
 use crate::cmd;
 use crate::netns::Netns;
 
+/// What a peer authenticates with besides the pre-shared key, in its own words.
+#[derive(Clone, Debug)]
+pub struct Pki<'a> {
+    /// Its side of the authentication.
+    pub local: &'a str,
+    /// Our side.
+    pub remote: &'a str,
+    /// Files it is given: a name below its folder, and where to copy from.
+    pub files: Vec<(&'a str, std::path::PathBuf)>,
+    /// More of its daemon's settings.
+    pub settings: &'a str,
+}
+
 /// One connection of a peer. Algorithms and `extra` are in the peer's own words.
 #[derive(Clone, Debug)]
 pub struct Connection<'a> {
@@ -29,6 +42,8 @@ pub struct Connection<'a> {
     pub remote_ts: &'a str,
     /// The pre-shared key.
     pub psk: &'a str,
+    /// Certificates and keys, for those peers that are given any.
+    pub pki: Option<Pki<'a>>,
     /// More of what the connection's configuration can say.
     pub extra: &'a str,
 }

@@ -25,6 +25,8 @@ pub fn config_a(line: &Line) -> Config<'static> {
         local_subnets: &[addr::LAN_A, addr::LAN_A6],
         remote: addr::WAN_B,
         remote_id: ID_B,
+        local_auth: "",
+        remote_auth: "",
         remote_subnets: &[addr::LAN_B, addr::LAN_B6],
         ike: "aes256gcm16-prfsha256-x25519",
         esp: "aes256gcm16",

@@ -16,7 +16,7 @@ use crate::process::{Process, WorkDir};
 /// Its daemon.
 pub const CHARON: &str = "/usr/lib/ipsec/charon";
 const LIBIPSEC: &str = "/usr/lib/ipsec/plugins/libstrongswan-kernel-libipsec.so";
-const PLUGINS: &str = "random nonce openssl aes sha1 sha2 hmac kdf gcm gmp pem x509 pubkey \
+const PLUGINS: &str = "random nonce openssl aes sha1 sha2 hmac kdf gcm gmp pem pkcs1 pkcs8 x509 pubkey \
                        constraints";
 const NETWORK_PLUGINS: &str = "kernel-netlink socket-default vici updown";
 
@@ -81,10 +81,23 @@ impl StrongSwan {
         let files = work.file(&format!("strongswan-{}", netns.name()));
         std::fs::create_dir(&files)?;
         let root = files.to_str().context("a path in UTF-8")?.to_owned();
+        let settings = connection.pki.as_ref().map_or("", |pki| pki.settings);
         std::fs::write(
             files.join("strongswan.conf"),
-            daemon_configuration(&files, kind, charon),
+            daemon_configuration(
+                &files,
+                kind,
+                &format!(
+                    "{charon}
+    {settings}"
+                ),
+            ),
         )?;
+        for (name, from) in connection.pki.iter().flat_map(|pki| &pki.files) {
+            let to = files.join(name);
+            std::fs::create_dir_all(to.parent().context("a folder")?)?;
+            std::fs::copy(from, &to).with_context(|| from.display().to_string())?;
+        }
         std::fs::write(files.join("swanctl.conf"), render(connection)?)?;
         // /run is charon's own: its pid file and control socket have fixed names there.
         let script = "mount -t tmpfs tmpfs /run && mkdir /run/lock && exec \"$@\"";
@@ -206,9 +219,9 @@ fn render(connection: &Connection<'_>) -> Result<String> {
     proposals = {ike}
     dpd_delay = 5s
     rekey_time = 0
-    local {{ auth = psk
+    local {{ {local_auth}
             id = {local_id} }}
-    remote {{ auth = psk
+    remote {{ {remote_auth}
              id = {remote_id} }}
     children {{ net {{
         local_ts = {local_ts}
@@ -231,6 +244,14 @@ secrets {{ ike-net {{ id-local = {local_id}
         remote_ts = connection.remote_ts,
         esp = connection.esp,
         extra = connection.extra,
+        local_auth = connection
+            .pki
+            .as_ref()
+            .map_or("auth = psk", |pki| pki.local),
+        remote_auth = connection
+            .pki
+            .as_ref()
+            .map_or("auth = psk", |pki| pki.remote),
         psk = connection.psk,
     ))
 }

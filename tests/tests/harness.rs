@@ -29,6 +29,7 @@ fn connection(local: &'static str, remote: &'static str) -> Connection<'static> 
         local_ts,
         remote_ts,
         psk: "nine herons",
+        pki: None,
         extra: "",
     }
 }

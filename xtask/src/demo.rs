@@ -224,6 +224,8 @@ fn config_a() -> Config<'static> {
         extra: scenario::NATIVE,
         global: "",
         psk: PSK,
+        local_auth: "",
+        remote_auth: "",
     }
 }
 
@@ -253,6 +255,7 @@ fn start_peer(args: &Args, line: &Line, work: &WorkDir) -> Result<Peer> {
                 local_ts: addr::LAN_B,
                 remote_ts: addr::LAN_A,
                 psk: PSK,
+                pki: None,
                 extra: "",
             };
             Peer::StrongSwan(StrongSwan::start(

@@ -14,7 +14,7 @@ use crate::toolchain::{self, Rustc, sources};
 use crate::vm;
 
 /// Debian packages of the tests, the demo and their peers, each with what it is for.
-const OWN_PACKAGES: [(&str, &str); 14] = [
+const OWN_PACKAGES: [(&str, &str); 15] = [
     ("bpftool", "inspecting programs and maps"),
     ("ethtool", "offloads of test links"),
     ("iperf3", "throughput"),
@@ -28,6 +28,7 @@ const OWN_PACKAGES: [(&str, &str); 14] = [
     ),
     ("netcat-openbsd", "payload through the tunnel"),
     ("nftables", "NAT between the gateways"),
+    ("openssl", "RSA keys of test certificates"),
     ("procps", "sysctl"),
     ("strongswan-charon", "strongSwan peer: daemon"),
     ("strongswan-swanctl", "strongSwan peer: control"),

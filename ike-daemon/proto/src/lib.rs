@@ -9,6 +9,7 @@ pub mod crypto;
 mod endpoint;
 mod identity;
 mod notice;
+pub mod pem;
 pub mod proposal;
 pub mod refusal;
 mod sa;

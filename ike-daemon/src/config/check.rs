@@ -5,7 +5,7 @@ use std::path::Path;
 use espada_common::sa::{Mode, TrafficSelector};
 use espada_dataplane::plane::EngineKind;
 use espada_ike::Identity;
-use espada_ike::config::{ConnectionConfig, PskSecret, RemoteAddress, RemoteIdentity};
+use espada_ike::config::{ConnectionConfig, PskSecret, RemoteAddress, RemoteAuth, RemoteIdentity};
 use espada_ike::proposal::Proposal;
 
 use super::connection::Found;
@@ -120,7 +120,11 @@ fn overlap(document: &Document<'_>, earlier: &Found, later: &Found) {
 fn needless_insecure(document: &Document<'_>, found: &Found) {
     let settings = found.connection.settings();
     let weak = |proposal: &Proposal| proposal.groups.iter().any(|group| group.is_insecure());
-    if found.connection.insecure && !settings.ike.iter().chain(&settings.esp).any(weak) {
+    let signatures = matches!(settings.remote_auth, RemoteAuth::PublicKey(_));
+    if found.connection.insecure
+        && !signatures
+        && !settings.ike.iter().chain(&settings.esp).any(weak)
+    {
         document.warning(
             &found.name_span,
             format!(
@@ -161,7 +165,7 @@ pub(super) fn secrets(
     secrets: &[PskSecret],
     path: &Path,
 ) {
-    for found in connections {
+    for found in connections.iter().filter(|found| found.needs_psk) {
         let config = found.connection.settings();
         if secrets.iter().any(|secret| covers(config, secret)) {
             continue;

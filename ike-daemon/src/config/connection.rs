@@ -16,9 +16,10 @@ use espada_ike::selector;
 use espada_ike::{Identity, IdentityPattern};
 use toml::de::DeValue;
 
+use super::auth::{self, Files, Loader, Method};
 use super::document::{Located, Span, Table, nearest};
 use super::host;
-use super::{Connection, Remote};
+use super::{Connection, Remote, SecretsPolicy};
 
 const CONNECTION_KEYS: &[&str] = &[
     "local",
@@ -36,7 +37,18 @@ const CONNECTION_KEYS: &[&str] = &[
     "ike_lifetime",
     "child_lifetime",
 ];
-const END_KEYS: &[&str] = &["address", "id", "subnets"];
+const LOCAL_KEYS: &[&str] = &["address", "id", "subnets", "auth", "certs", "key"];
+const REMOTE_KEYS: &[&str] = &[
+    "address",
+    "id",
+    "subnets",
+    "auth",
+    "cacerts",
+    "certs",
+    "pubkeys",
+    "crls",
+    "revocation",
+];
 const DPD_KEYS: &[&str] = &["delay", "action"];
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -47,6 +59,8 @@ const LIFETIMES: RangeInclusive<Duration> =
 pub(super) struct Found {
     /// The connection.
     pub connection: Connection,
+    /// A side authenticates with a pre-shared key.
+    pub needs_psk: bool,
     /// Its name in the file.
     pub name_span: Span,
     /// `per_cpu_sas`, where it is on.
@@ -60,7 +74,7 @@ pub(super) struct Found {
 }
 
 /// Every readable connection; complaints about the others are in the document.
-pub(super) fn read_all(top: &Table<'_, '_>) -> Vec<Found> {
+pub(super) fn read_all(top: &Table<'_, '_>, policy: SecretsPolicy) -> Vec<Found> {
     let mut found = Vec::new();
     let Some(tables) = top.table(
         "connection",
@@ -99,7 +113,7 @@ pub(super) fn read_all(top: &Table<'_, '_>) -> Vec<Found> {
             );
         }
         let table = Table::new(document, table, &value.span(), &path);
-        found.extend(read(&table, name, span));
+        found.extend(read(&table, name, span, policy));
     }
     found
 }
@@ -108,9 +122,16 @@ struct End {
     address: Option<Located<String>>,
     id: Option<Located<String>>,
     selectors: Vec<Located<TrafficSelector>>,
+    files: Files,
+    span: Span,
 }
 
-fn read(table: &Table<'_, '_>, name: &str, name_span: Span) -> Option<Found> {
+fn read(
+    table: &Table<'_, '_>,
+    name: &str,
+    name_span: Span,
+    policy: SecretsPolicy,
+) -> Option<Found> {
     let document = table.document();
     let errors_before = document.error_count();
     table.only(CONNECTION_KEYS);
@@ -123,14 +144,10 @@ fn read(table: &Table<'_, '_>, name: &str, name_span: Span) -> Option<Found> {
     let local = read_end(table, "local", mode, &mut settings);
     let remote = read_end(table, "remote", mode, &mut settings);
 
-    if let Some(auth) = table.choice("auth", &[("psk", true), ("pubkey", false), ("eap", false)])
-        && !auth.value
-    {
-        document.error(
-            &auth.span,
-            "certificates and EAP are not in this version of Espada",
-            Some("use auth = \"psk\"".to_owned()),
-        );
+    let both = table.choice("auth", &auth::METHODS);
+    let ends = [&local, &remote].into_iter().flatten();
+    for auth in [&both].into_iter().chain(ends.map(|end| &end.files.auth)) {
+        auth::refuse_eap(document, auth.as_ref());
     }
     settings.note(table, "auth", "auth");
 
@@ -229,8 +246,31 @@ fn read(table: &Table<'_, '_>, name: &str, name_span: Span) -> Option<Found> {
         check_host(table, "local", &mut local, local_address);
         check_host(table, "remote", &mut remote, peer);
     }
-    let local_id = local.id.as_ref().and_then(|id| read_id(table, id));
-    let remote_id = read_remote_id(table, &remote, &peer);
+    let mut local_id = local.id.as_ref().and_then(|id| read_id(table, id));
+    let mut remote_id = read_remote_id(table, &remote, &peer);
+    let loader = Loader { document, policy };
+    let method = |end: &End| auth::method(&end.files, both.as_ref());
+    let methods = (method(&local), method(&remote));
+    let local_auth = match methods.0 {
+        Method::Psk => Some(LocalAuth::Psk),
+        Method::PublicKey => {
+            let id = local.id.as_ref();
+            loader.local(table, &local.span, &local.files, id, &mut local_id)
+        }
+    };
+    let remote_auth = match methods.1 {
+        Method::Psk => Some(RemoteAuth::Psk),
+        Method::PublicKey => {
+            let id_is_set = remote.id.is_some();
+            loader.remote(
+                table,
+                &remote.span,
+                &remote.files,
+                &mut remote_id,
+                id_is_set,
+            )
+        }
+    };
 
     if document.error_count() > errors_before {
         return None;
@@ -245,8 +285,8 @@ fn read(table: &Table<'_, '_>, name: &str, name_span: Span) -> Option<Found> {
         remote_port: 500,
         local_id,
         remote_id,
-        local_auth: LocalAuth::Psk,
-        remote_auth: RemoteAuth::Psk,
+        local_auth: local_auth?,
+        remote_auth: remote_auth?,
         sha1_signatures: insecure,
         ike,
         esp,
@@ -266,6 +306,7 @@ fn read(table: &Table<'_, '_>, name: &str, name_span: Span) -> Option<Found> {
         origin: settings.origin,
     };
     Some(Found {
+        needs_psk: methods.0 == Method::Psk || methods.1 == Method::Psk,
         connection: Connection {
             config,
             remote: peer,
@@ -342,8 +383,13 @@ fn read_end(
     };
     let path = table.name(key);
     let end = table.table(key, &path, "a table with address, id and subnets")?;
-    end.only(END_KEYS);
-    for setting in END_KEYS {
+    let keys = if key == "local" {
+        LOCAL_KEYS
+    } else {
+        REMOTE_KEYS
+    };
+    end.only(keys);
+    for setting in keys {
         settings.note(&end, setting, &format!("{key}.{setting}"));
     }
     let owned = |found: Located<&str>| Located {
@@ -406,6 +452,8 @@ fn read_end(
         address,
         id,
         selectors,
+        files: Files::read(&end),
+        span: value.span(),
     })
 }
 

@@ -1,6 +1,7 @@
 //! The configuration file: what it may contain, what it defaults to, and how it becomes what
 //! the IKE endpoint and the data plane are told.
 
+mod auth;
 mod check;
 mod connection;
 mod document;
@@ -9,6 +10,8 @@ mod secrets;
 mod summary;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_auth;
 
 use std::net::IpAddr;
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -338,7 +341,7 @@ fn parse(
         .table("ike", "ike", "a table such as [ike]")
         .map(|table| read_ike(&table))
         .unwrap_or_default();
-    let connections = connection::read_all(&top);
+    let connections = connection::read_all(&top, policy);
     check::connections(&document, &connections, &dataplane);
 
     let secrets_path = top.string("secrets", "the path of a file with pre-shared keys");
@@ -346,7 +349,8 @@ fn parse(
         Some(path) => file.with_file_name(path.value),
         None => file.with_file_name("secrets.toml"),
     };
-    let (secrets, secret_diagnostics) = if connections.is_empty() {
+    let needed = connections.iter().any(|found| found.needs_psk);
+    let (secrets, secret_diagnostics) = if !needed {
         (Some(Vec::new()), Vec::new())
     } else {
         secrets::load(&secrets_path, policy)

@@ -79,6 +79,7 @@ pub(super) fn load(
     };
     if let Err((message, help)) = exposure(
         path,
+        "the pre-shared keys",
         metadata.mode(),
         metadata.uid(),
         crate::syscall::effective_uid(),
@@ -100,12 +101,18 @@ pub(super) fn load(
 }
 
 /// Whether anybody but the owner, root or us, can read or replace the keys: what and the cure.
-fn exposure(path: &Path, mode: u32, owner: u32, us: u32) -> Result<(), (String, String)> {
+pub(super) fn exposure(
+    path: &Path,
+    keys: &str,
+    mode: u32,
+    owner: u32,
+    us: u32,
+) -> Result<(), (String, String)> {
     let shown = path.display();
     if owner != 0 && owner != us {
         return Err((
             format!(
-                "the pre-shared keys belong to user {owner}, not to root or to the user who runs Espada ({us})"
+                "{keys}: the file belongs to user {owner}, not to root or to the user who runs Espada ({us})"
             ),
             format!("chown {us} {shown}"),
         ));
@@ -113,7 +120,7 @@ fn exposure(path: &Path, mode: u32, owner: u32, us: u32) -> Result<(), (String, 
     if mode & 0o077 != 0 {
         return Err((
             format!(
-                "other users have access to the pre-shared keys (mode {:04o})",
+                "other users have access to {keys} (mode {:04o})",
                 mode & 0o7777
             ),
             format!("chmod 600 {shown}"),
@@ -326,15 +333,15 @@ mod tests {
     #[test]
     fn exposed_files_are_refused_with_the_cure() {
         let path = Path::new("/etc/espada/secrets.toml");
-        assert!(exposure(path, 0o100_600, 0, 0).is_ok());
-        assert!(exposure(path, 0o100_400, 1000, 1000).is_ok());
-        let (message, help) = exposure(path, 0o100_644, 0, 0).unwrap_err();
+        assert!(exposure(path, "the pre-shared keys", 0o100_600, 0, 0).is_ok());
+        assert!(exposure(path, "the pre-shared keys", 0o100_400, 1000, 1000).is_ok());
+        let (message, help) = exposure(path, "the pre-shared keys", 0o100_644, 0, 0).unwrap_err();
         assert_eq!(
             message,
             "other users have access to the pre-shared keys (mode 0644)"
         );
         assert_eq!(help, "chmod 600 /etc/espada/secrets.toml");
-        let (_, help) = exposure(path, 0o100_600, 1000, 0).unwrap_err();
+        let (_, help) = exposure(path, "the pre-shared keys", 0o100_600, 1000, 0).unwrap_err();
         assert_eq!(help, "chown 0 /etc/espada/secrets.toml");
     }
 

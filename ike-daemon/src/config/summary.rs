@@ -4,9 +4,11 @@ use std::fmt::Write as _;
 
 use espada_common::sa::TrafficSelector;
 use espada_ike::config::{
-    DpdAction, EncapsulationPolicy, RemoteAddress, RemoteIdentity, StartAction,
+    DpdAction, EncapsulationPolicy, LocalAuth, RemoteAddress, RemoteAuth, RemoteIdentity,
+    StartAction,
 };
 use espada_ike::selector::format_list;
+use espada_ike::x509::{Certificate, show_time};
 
 use crate::status::mode_name;
 
@@ -17,6 +19,21 @@ fn joined<T: ToString>(list: &[T]) -> String {
         .map(ToString::to_string)
         .collect::<Vec<_>>()
         .join(", ")
+}
+
+/// A certificate in one line.
+fn described(certificate: &Certificate) -> String {
+    let kind = match certificate.key() {
+        Ok(key) => key.kind().to_string(),
+        Err(error) => error.to_string(),
+    };
+    format!(
+        "{} ({kind}), issued by \"{}\", valid {} to {}",
+        certificate.shown_names(),
+        certificate.issuer(),
+        show_time(certificate.not_before()),
+        show_time(certificate.not_after()),
+    )
 }
 
 impl GatewayConfig {
@@ -51,6 +68,44 @@ impl GatewayConfig {
 }
 
 impl Connection {
+    /// What of certificates and keys is used; pre-shared keys go without saying.
+    fn write_authentication(&self, text: &mut String) {
+        let config = self.settings();
+        let mut line = |head: &str, what: &str| {
+            let _ = writeln!(text, "  {head:<8} {what}");
+        };
+        if let LocalAuth::PublicKey(credential) = &config.local_auth {
+            let kind = credential.key.public().kind();
+            if credential.certificates.is_empty() {
+                line("we prove", &format!("by a raw public key ({kind})"));
+            }
+            for (index, certificate) in credential.certificates.iter().enumerate() {
+                let head = if index == 0 { "we prove" } else { "  and by" };
+                line(head, &described(certificate));
+            }
+        }
+        if let RemoteAuth::PublicKey(trust) = &config.remote_auth {
+            for authority in &trust.authorities {
+                line("trusts", &format!("authority {}", described(authority)));
+            }
+            for pinned in &trust.pinned {
+                line("trusts", &format!("certificate {}", described(pinned)));
+            }
+            for key in &trust.keys {
+                line("trusts", &format!("raw public key ({})", key.kind()));
+            }
+            for crl in &trust.crls {
+                let next = crl.next_update().map_or("without end".to_owned(), |at| {
+                    format!("current until {}", show_time(at))
+                });
+                line(
+                    "revoked",
+                    &format!("{} certificates of \"{}\", {next}", crl.len(), crl.issuer()),
+                );
+            }
+        }
+    }
+
     fn write_summary(&self, text: &mut String, prefers_udp: bool) {
         let config = self.settings();
         let local = config
@@ -69,7 +124,7 @@ impl Connection {
             RemoteIdentity::Is(identity) => identity.to_string(),
             RemoteIdentity::Matches(pattern) => pattern.to_string(),
             RemoteIdentity::Address => "its address".to_owned(),
-            RemoteIdentity::Any => "anybody with the key".to_owned(),
+            RemoteIdentity::Any => "anybody who proves it".to_owned(),
         };
         let start = match config.start {
             StartAction::Start => "set up at once and again when it fails",
@@ -120,6 +175,7 @@ impl Connection {
             "  remote   {remote} as {remote_id}: {}",
             selectors(&config.remote_ts)
         );
+        self.write_authentication(text);
         let _ = writeln!(
             text,
             "  ike      {}; rekey every {}",

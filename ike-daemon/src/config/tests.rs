@@ -135,7 +135,7 @@ gw.toml:12:1: error: unknown key `espp` in connection.azure; did you mean `esp`?
         r#"gw.toml:7:11: error: unknown key `adress` in connection.azure.local; did you mean `address`?
     7 | local = { adress = "%default", subnets = ["10.0.0.0/24"] }
       |           ^^^^^^
-    help: known keys here: address, id, subnets
+    help: known keys here: address, id, subnets, auth, certs, key
 1 error"#
     );
     assert_eq!(
@@ -217,7 +217,7 @@ retry_first = "1"
 [connection.x]
 local = { address = "gw.example", subnets = ["10.0.0.0/33", "2001:db8::/32", 7] }
 remote = { address = "300.1.2.3", subnets = [] }
-auth = "pubkey"
+auth = "eap"
 dpd = { delay = 30, action = "reset" }
 start = "yes"
 replay_window = 99999999
@@ -252,7 +252,7 @@ flat = 1
             "gw.toml:17:78: error: `connection.x.local.subnets` must be a subnet such as \"10.0.0.0/24\" or a list of them, found the integer 7",
             "gw.toml:18:22: error: `connection.x.remote.address` must be an IP address, a host name or \"%any\", found \"300.1.2.3\"",
             "gw.toml:18:45: error: `connection.x.remote.subnets` is empty",
-            "gw.toml:19:8: error: certificates and EAP are not in this version of Espada",
+            "gw.toml:19:8: error: EAP is not in this version of Espada",
             "gw.toml:20:17: error: `connection.x.dpd.delay` must be a length of time such as \"30s\", \"5m\" or \"1h\", found the integer 30",
             "gw.toml:20:30: error: `connection.x.dpd.action` must be \"restart\", \"clear\" or \"trap\", found \"reset\"",
             "gw.toml:21:9: error: `connection.x.start` must be \"start\", \"trap\" or \"none\", found \"yes\"",

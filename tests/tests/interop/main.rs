@@ -1,6 +1,7 @@
 //! Espada at gateway A, strongSwan at gateway B: both roles, the suites that matter, and refusals.
 
 mod agree;
+mod certificates;
 mod kernel;
 mod pairs;
 mod refuse;
@@ -50,6 +51,7 @@ fn start_with(
         local_ts: addr::LAN_B,
         remote_ts: addr::LAN_A,
         psk: PSK,
+        pki: None,
         extra: "",
     };
     change(&mut ours, &mut theirs);
@@ -81,6 +83,7 @@ fn start_swapped() -> Result<Pair> {
         local_ts: addr::LAN_A,
         remote_ts: addr::LAN_B,
         psk: PSK,
+        pki: None,
         extra: "",
     };
     let espada = Espada::start(&line.gw_b, &work, &ours, false)?;

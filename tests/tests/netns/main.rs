@@ -1,6 +1,7 @@
 //! Two gateways of Espada in network namespaces: what they carry, refuse, survive and explain.
 
 mod bypass;
+mod certificates;
 mod config;
 mod doctor;
 mod engines;

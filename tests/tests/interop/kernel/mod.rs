@@ -114,6 +114,7 @@ impl<K: Kind> Pair<K> {
             local_ts: remote_subnets[0],
             remote_ts: local_subnets[0],
             psk: PSK,
+            pki: None,
             extra: &match case.mode {
                 Mode::Tunnel => extra.to_owned(),
                 Mode::Transport => format!("{extra}\n{}", K::TRANSPORT),

@@ -244,6 +244,7 @@ fn strongswan_pair(line: &Line, work: &WorkDir) -> Result<[StrongSwan; 2]> {
         local_ts: addr::LAN_B,
         remote_ts: addr::LAN_A,
         psk: espada::PSK,
+        pki: None,
         extra: "",
     };
     let a = Connection {
@@ -253,7 +254,7 @@ fn strongswan_pair(line: &Line, work: &WorkDir) -> Result<[StrongSwan; 2]> {
         remote_id: b.local_id,
         local_ts: b.remote_ts,
         remote_ts: b.local_ts,
-        ..b
+        ..b.clone()
     };
     let b = StrongSwan::start(&line.gw_b, work, &b, Kind::Libipsec, false)?;
     let a = StrongSwan::start(&line.gw_a, work, &a, Kind::Libipsec, false)?;

@@ -102,46 +102,82 @@ pub fn check_path(path: &Path) -> Result<(), ApplyError> {
     }
 }
 
-/// A table whose places stay valid while others come and go.
+/// Places that a [`Slab`] adds at a time.
+const CHUNK: usize = 64;
+
+/// A table whose places stay valid while others come and go. It grows without moving anything, so
+/// that packets do not wait for a hundred thousand SAs to be copied.
 pub struct Slab<T> {
-    places: Vec<Option<T>>,
+    chunks: Vec<Box<[Option<T>; CHUNK]>>,
+    /// Places without a value.
     free: Vec<u32>,
 }
 
 impl<T> Default for Slab<T> {
     fn default() -> Self {
         Self {
-            places: Vec::new(),
+            chunks: Vec::new(),
             free: Vec::new(),
         }
     }
 }
 
 impl<T> Slab<T> {
+    fn place(&mut self, slot: u32) -> Option<&mut Option<T>> {
+        let slot = slot as usize;
+        self.chunks.get_mut(slot / CHUNK)?.get_mut(slot % CHUNK)
+    }
+
     /// Puts a value somewhere.
     pub fn insert(&mut self, value: T) -> u32 {
-        let slot = self.free.pop().unwrap_or(self.places.len() as u32);
-        match self.places.get_mut(slot as usize) {
-            Some(place) => *place = Some(value),
-            None => self.places.push(Some(value)),
+        if self.free.is_empty() {
+            let first = (self.chunks.len() * CHUNK) as u32;
+            self.chunks.push(Box::new([const { None }; CHUNK]));
+            self.free.extend((first..first + CHUNK as u32).rev());
+        }
+        let slot = self.free.pop().unwrap_or_default();
+        if let Some(place) = self.place(slot) {
+            *place = Some(value);
         }
         slot
     }
 
     /// Takes a value out.
     pub fn remove(&mut self, slot: u32) -> Option<T> {
-        let value = self.places.get_mut(slot as usize)?.take()?;
+        let value = self.place(slot)?.take()?;
         self.free.push(slot);
         Some(value)
     }
 
     /// The value at a place.
     pub fn get(&self, slot: u32) -> Option<&T> {
-        self.places.get(slot as usize)?.as_ref()
+        let slot = slot as usize;
+        let chunk = self.chunks.get(slot / CHUNK)?;
+        chunk.get(slot % CHUNK)?.as_ref()
     }
 
     /// The value at a place, to change.
     pub fn get_mut(&mut self, slot: u32) -> Option<&mut T> {
-        self.places.get_mut(slot as usize)?.as_mut()
+        self.place(slot)?.as_mut()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_stay_while_the_table_grows_and_are_given_again() {
+        let mut slab = Slab::default();
+        let slots: Vec<u32> = (0..1000).map(|value| slab.insert(value)).collect();
+        for (value, slot) in slots.iter().enumerate() {
+            assert_eq!(slab.get(*slot), Some(&value));
+        }
+        assert_eq!(slab.remove(slots[500]), Some(500));
+        assert_eq!(slab.get(slots[500]), None);
+        assert_eq!(slab.remove(slots[500]), None);
+        assert_eq!(slab.insert(7), slots[500]);
+        assert_eq!(slab.get_mut(slots[500]), Some(&mut 7));
+        assert_eq!(slab.get(u32::MAX), None);
     }
 }

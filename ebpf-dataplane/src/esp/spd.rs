@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use espada_common::sa::{Policy, TrafficSelector};
 
 use super::ApplyError;
+use super::sad::Slab;
 
 /// What selectors look at in a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -264,10 +265,9 @@ const ACQUIRE_INTERVAL: Duration = Duration::from_secs(1);
 /// The outbound SPD. The policy decides first, then the SA under it: a narrow policy whose tunnel
 /// is down is not served by the SA of a broader one.
 pub struct Spd {
-    policies: Vec<Option<PolicyEntry>>,
-    /// Places in `policies` by connection, and places that are free.
+    policies: Slab<PolicyEntry>,
+    /// Places in `policies` by connection.
     names: HashMap<Arc<str>, u32>,
-    free: Vec<u32>,
     selectors: SelectorMap<u32>,
     /// The last packet's flow and verdict: packets of a flow come in runs.
     recent: Option<(Flow, Verdict)>,
@@ -283,9 +283,8 @@ impl Spd {
     /// An empty SPD.
     pub fn new() -> Self {
         Self {
-            policies: Vec::new(),
+            policies: Slab::default(),
             names: HashMap::new(),
-            free: Vec::new(),
             selectors: SelectorMap::new(),
             recent: None,
         }
@@ -296,7 +295,7 @@ impl Spd {
         self.recent = None;
         let index = self.index(&policy.connection);
         self.withdraw(index);
-        if let Some(Some(entry)) = self.policies.get_mut(index as usize) {
+        if let Some(entry) = self.policies.get_mut(index) {
             entry.configured = Some(policy.clone());
             self.selectors
                 .insert(&policy.local_ts, &policy.remote_ts, index);
@@ -326,7 +325,7 @@ impl Spd {
     ) {
         self.recent = None;
         let index = self.index(connection);
-        if let Some(Some(entry)) = self.policies.get_mut(index as usize) {
+        if let Some(entry) = self.policies.get_mut(index) {
             entry.sas.insert(local, remote, slot);
             let selectors = Selectors {
                 local: local.to_vec(),
@@ -345,7 +344,7 @@ impl Spd {
         let Some(index) = self.names.get(connection).copied() else {
             return;
         };
-        let Some(Some(entry)) = self.policies.get_mut(index as usize) else {
+        let Some(entry) = self.policies.get_mut(index) else {
             return;
         };
         let Some(gone) = entry.members.remove(&slot) else {
@@ -375,7 +374,7 @@ impl Spd {
         let verdict = match self.selectors.lookup(flow) {
             None => Verdict::NoPolicy,
             Some(policy) => {
-                let entry = self.policies.get(policy as usize).and_then(Option::as_ref);
+                let entry = self.policies.get(policy);
                 match entry.and_then(|entry| entry.sas.lookup(flow)) {
                     Some(slot) => Verdict::Protect(slot),
                     None => Verdict::NoSa { policy },
@@ -388,7 +387,7 @@ impl Spd {
 
     /// The connection to acquire an SA for, if its policy asks for that and it is not too soon.
     pub fn acquire(&mut self, policy: u32, now: Instant) -> Option<Arc<str>> {
-        let entry = self.policies.get_mut(policy as usize)?.as_mut()?;
+        let entry = self.policies.get_mut(policy)?;
         let recent = entry
             .last_acquire
             .is_some_and(|last| now.saturating_duration_since(last) < ACQUIRE_INTERVAL);
@@ -411,25 +410,20 @@ impl Spd {
             members: FastMap::default(),
             last_acquire: None,
         };
-        let index = self.free.pop().unwrap_or(self.policies.len() as u32);
-        match self.policies.get_mut(index as usize) {
-            Some(place) => *place = Some(entry),
-            None => self.policies.push(Some(entry)),
-        }
+        let index = self.policies.insert(entry);
         self.names.insert(Arc::clone(connection), index);
         index
     }
 
     fn forget(&mut self, index: u32) {
-        if let Some(entry) = self.policies.get_mut(index as usize).and_then(Option::take) {
+        if let Some(entry) = self.policies.remove(index) {
             self.names.remove(&entry.connection);
-            self.free.push(index);
         }
     }
 
     /// Takes every selector that leads to a policy out of the map.
     fn withdraw(&mut self, index: u32) {
-        let Some(Some(entry)) = self.policies.get(index as usize) else {
+        let Some(entry) = self.policies.get(index) else {
             return;
         };
         match &entry.configured {
@@ -592,7 +586,7 @@ mod tests {
             };
             spd.add_sa(&name, slot, &[local], &[remote]);
         }
-        assert_eq!(spd.policies[0].as_ref().unwrap().sas.levels[0].len(), 1);
+        assert_eq!(spd.policies.get(0).unwrap().sas.levels[0].len(), 1);
         for slot in [0u32, 1, 9_999, 19_999] {
             let mut packet = flow("10.0.0.1", "172.16.0.0", 1, None);
             packet.destination = IpAddr::from((0xac10_0000 + slot).to_be_bytes());

@@ -1,13 +1,13 @@
 //! The security policy database (RFC 4301 section 4.4.1): which connection, and under it which SA,
 //! a packet belongs to.
 
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::{BuildHasherDefault, Hasher, RandomState};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use espada_common::sa::{Policy, TrafficSelector};
+use griddle::HashMap;
 
 use super::ApplyError;
 use super::sad::Slab;
@@ -89,7 +89,8 @@ impl Hasher for Mix {
     }
 }
 
-/// A hash map with [`Mix`].
+/// A hash map with [`Mix`]. It grows a little with each insertion, so that packets do not wait for
+/// all of a large table to be hashed again.
 pub type FastMap<K, V> = HashMap<K, V, BuildHasherDefault<Mix>>;
 
 /// An address as the top bits of a number.
@@ -267,7 +268,7 @@ const ACQUIRE_INTERVAL: Duration = Duration::from_secs(1);
 pub struct Spd {
     policies: Slab<PolicyEntry>,
     /// Places in `policies` by connection.
-    names: HashMap<Arc<str>, u32>,
+    names: HashMap<Arc<str>, u32, RandomState>,
     selectors: SelectorMap<u32>,
     /// The last packet's flow and verdict: packets of a flow come in runs.
     recent: Option<(Flow, Verdict)>,
@@ -284,7 +285,7 @@ impl Spd {
     pub fn new() -> Self {
         Self {
             policies: Slab::default(),
-            names: HashMap::new(),
+            names: HashMap::default(),
             selectors: SelectorMap::new(),
             recent: None,
         }

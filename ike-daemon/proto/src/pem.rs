@@ -95,7 +95,7 @@ mod tests {
         let blocks = blocks(file.as_bytes()).unwrap();
         let labels: Vec<_> = blocks.iter().map(|block| block.label.as_deref()).collect();
         assert_eq!(labels, [Some("CERTIFICATE"), Some("PRIVATE KEY")]);
-        assert_eq!((blocks[0].line, blocks[1].line), (2, 8));
+        assert_eq!((blocks[0].line, blocks[1].line), (2, 9));
         assert_eq!(*blocks[0].der, [0x30; 100]);
         assert_eq!(*blocks[1].der, [0x31; 10]);
         let der = super::blocks(&[0x30, 0]).unwrap();

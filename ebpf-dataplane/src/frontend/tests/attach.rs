@@ -239,6 +239,7 @@ fn bpf_programs_pass_the_verifier_unattached() {
             "espada_esp_in",
             "espada_esp_neigh",
             "espada_esp_out",
+            "espada_lan_in",
             "espada_tc_in",
             "espada_tc_ip_in",
             "espada_tc_ip_out",

@@ -99,15 +99,7 @@ pub(crate) fn wrong_psk(
             "set the same secret on both ends; mind quotes, blanks and a 0x or base64 prefix"
                 .to_owned(),
     };
-    refusal(
-        RefusalKind::Authentication,
-        RefusedBy::Us,
-        common.role,
-        config,
-        summary,
-        details,
-        Some(fix),
-    )
+    refused(config, common, summary, details, Some(fix))
 }
 
 /// There is no key for this pair.
@@ -129,15 +121,7 @@ pub(crate) fn no_secret(
         current: None,
         suggestion: format!("add [[psk]] with ids = [\"{local}\", \"{remote}\"]"),
     };
-    refusal(
-        RefusalKind::Authentication,
-        RefusedBy::Us,
-        common.role,
-        config,
-        summary,
-        details,
-        Some(fix),
-    )
+    refused(config, common, summary, details, Some(fix))
 }
 
 /// The responder proved to be somebody else than configured.
@@ -160,15 +144,7 @@ pub(crate) fn wrong_identity(
         "remote.id",
         format!("remote.id = \"{identity}\" would accept it, if that is who the peer should be"),
     );
-    refusal(
-        RefusalKind::Authentication,
-        RefusedBy::Us,
-        common.role,
-        config,
-        summary,
-        details,
-        Some(fix),
-    )
+    refused(config, common, summary, details, Some(fix))
 }
 
 fn expected_identity(config: &ConnectionConfig, common: &Common) -> String {

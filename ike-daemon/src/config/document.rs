@@ -66,6 +66,8 @@ pub struct Located<T> {
 pub struct Document<'i> {
     name: String,
     text: &'i str,
+    /// Where its lines begin, ascending.
+    lines: Vec<usize>,
     excerpts: bool,
     found: RefCell<Vec<Diagnostic>>,
     errors: Cell<usize>,
@@ -78,6 +80,9 @@ impl<'i> Document<'i> {
         Self {
             name: name.into(),
             text,
+            lines: std::iter::once(0)
+                .chain(text.match_indices('\n').map(|(at, _)| at + 1))
+                .collect(),
             excerpts,
             found: RefCell::default(),
             errors: Cell::new(0),
@@ -111,11 +116,11 @@ impl<'i> Document<'i> {
 
     /// `line` and `column`, both from 1; columns count characters.
     pub fn position(&self, offset: usize) -> (usize, usize) {
-        let before = self.text.get(..offset).unwrap_or(self.text);
-        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-        let line = before.matches('\n').count() + 1;
-        let column = before[line_start..].chars().count() + 1;
-        (line, column)
+        let offset = offset.min(self.text.len());
+        let line = self.lines.partition_point(|start| *start <= offset);
+        let start = line.checked_sub(1).and_then(|index| self.lines.get(index));
+        let before = start.and_then(|start| self.text.get(*start..offset));
+        (line, before.unwrap_or_default().chars().count() + 1)
     }
 
     /// `file:line`, the form in which settings are cited later (logs, refusals).

@@ -1,7 +1,7 @@
 //! The gateway's state and what it does with what comes in: it carries the endpoint's commands
 //! out, answers the control socket and makes the status report. Sockets and time are passed in.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -169,7 +169,7 @@ impl<R: Random> Gateway<R> {
             .connections
             .iter()
             .filter(|connection| connection.settings().local_address.is_none());
-        let peers: Vec<IpAddr> = unbound
+        let peers: HashSet<IpAddr> = unbound
             .filter_map(|connection| self.peer_of(connection))
             .collect();
         for peer in peers {
@@ -179,7 +179,7 @@ impl<R: Random> Gateway<R> {
 
     /// Keeps the way to peers inside their own protected subnets out of the tunnel.
     fn exempt_peers(&mut self) {
-        let peers: Vec<IpAddr> = self
+        let peers: HashSet<IpAddr> = self
             .config
             .connections
             .iter()
@@ -478,11 +478,7 @@ impl<R: Random> Gateway<R> {
         wait: bool,
         answers: &mpsc::Sender<Answer>,
     ) -> Option<Answer> {
-        let running = self
-            .endpoint
-            .status(now)
-            .iter()
-            .any(|status| &*status.name == name && !status.ike_sas.is_empty());
+        let running = self.endpoint.has_sas(name);
         match self.endpoint.terminate(now, name) {
             Ok(()) if !running => Some(Answer::Done {
                 message: format!("{name}: was down"),
@@ -544,13 +540,8 @@ impl<R: Random> Gateway<R> {
     }
 
     /// After [`Self::stop`]: whether every peer has answered or been given up.
-    pub fn is_stopped(&self, now: Instant) -> bool {
-        self.stopping
-            && self
-                .endpoint
-                .status(now)
-                .iter()
-                .all(|connection| connection.ike_sas.is_empty())
+    pub fn is_stopped(&self) -> bool {
+        self.stopping && !self.endpoint.has_any_sas()
     }
 
     fn status(&mut self, now: Instant, name: Option<&str>) -> Answer {

@@ -188,7 +188,7 @@ async fn serve<R: Random>(
             instance::notify_ready();
         }
         if let Some(until) = farewell
-            && (gateway.is_stopped(now) || Instant::now() >= until)
+            && (gateway.is_stopped() || Instant::now() >= until)
         {
             gateway.forget();
             tracing::info!("stopped");

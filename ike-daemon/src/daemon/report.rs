@@ -1,6 +1,6 @@
 //! The status report: what the endpoint, the data plane and the front end know, brought together.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -19,20 +19,22 @@ impl<R: Random> Gateway<R> {
         let pairs: HashMap<ChildSaId, _> = pairs.into_iter().map(|pair| (pair.id, pair)).collect();
         let drops = self.plane.backend.drop_totals().unwrap_or_default();
         let wire = self.plane.observer.wire();
+        let counters = self.endpoint.counters();
         let known = self.endpoint.status(now);
-        let living: Vec<u64> = known
+        let living: HashSet<u64> = known
             .iter()
             .flat_map(|c| &c.ike_sas)
             .map(|sa| sa.initiator_spi)
             .collect();
         self.establish.retain(|spi, _| living.contains(spi));
+        let known: HashMap<&str, _> = known.iter().map(|status| (&*status.name, status)).collect();
         let connections = self
             .config
             .connections
             .iter()
             .map(|configured| {
                 let name = configured.name();
-                match known.iter().find(|status| status.name == *name) {
+                match known.get(&**name) {
                     Some(status) => self.connection_report(status, &pairs, wire.as_ref()),
                     None => unresolved_report(name, &configured.remote),
                 }
@@ -61,9 +63,9 @@ impl<R: Random> Gateway<R> {
                 outbound: status::nonzero_drops(&drops.outbound),
                 front_end: status::nonzero_drops(&drops.front_end),
             },
-            ike_drops: self
-                .endpoint
-                .counters()
+            half_open: counters.half_open,
+            cookies_sent: counters.cookies_sent,
+            ike_drops: counters
                 .dropped
                 .iter()
                 .filter(|(_, count)| **count > 0)

@@ -1,6 +1,6 @@
 //! Configured connections: their policies, when they are initiated and tried again.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use crate::crypto::Random;
 use crate::notice::Notice;
 use crate::refusal::{Fix, Refusal, RefusalKind, RefusedBy};
 use crate::sa::context::DynRandom;
-use crate::sa::{Cx, Phase};
+use crate::sa::{Cx, IkeSa, Phase};
 use crate::status::Role;
 
 /// What is remembered of a connection besides its SAs.
@@ -29,6 +29,7 @@ pub(super) struct Slot {
     persistent: bool,
     /// As it was loaded last.
     policy: Option<Policy>,
+    config: Option<Arc<ConnectionConfig>>,
 }
 
 impl<R: Random> Endpoint<R> {
@@ -48,15 +49,18 @@ impl<R: Random> Endpoint<R> {
         let old = std::mem::take(&mut self.connections);
         for config in old.iter().filter(|config| !names.contains(&config.name)) {
             self.close(now, &config.name);
+            self.start_at(&config.name, None);
             self.slots.remove(&config.name);
             self.out.commands.push_back(Command::RemovePolicy {
                 connection: config.name.clone(),
             });
         }
+        let before: HashMap<&Arc<str>, _> = old.iter().map(|old| (&old.name, old)).collect();
         for config in &connections {
-            let before = old.iter().find(|before| before.name == config.name);
+            let before = before.get(&config.name);
             let policy = self.policy(config, config.start == StartAction::Trap);
             let slot = self.slots.entry(config.name.clone()).or_default();
+            slot.config = Some(config.clone());
             if slot.policy.as_ref() != Some(&policy) {
                 slot.policy = Some(policy.clone());
                 self.out.commands.push_back(Command::InstallPolicy(policy));
@@ -64,12 +68,13 @@ impl<R: Random> Endpoint<R> {
             let starts = config.start == StartAction::Start;
             if starts && before.is_none_or(|before| before.start != StartAction::Start) {
                 slot.persistent = true;
-                slot.start_at = Some(now);
             } else if slot.start_at.is_some() {
                 // It waits after a failure, which the new settings may have cured.
-                slot.start_at = Some(now);
                 slot.failures = 0;
+            } else {
+                continue;
             }
+            self.start_at(&config.name, Some(now));
         }
         self.connections = connections;
     }
@@ -77,11 +82,7 @@ impl<R: Random> Endpoint<R> {
     /// Sets a connection up. Succeeds when it is on its way already.
     pub fn initiate(&mut self, now: Instant, connection: &str) -> Result<(), InitiateError> {
         let config = self.connection(connection)?;
-        if self
-            .sas
-            .values()
-            .any(|entry| entry.sa.connection() == Some(&config.name) && entry.sa.is_established())
-        {
+        if self.newest_established(&config.name).is_some() {
             return Err(InitiateError::AlreadyUp(config.name.clone()));
         }
         if let Some(slot) = self.slots.get_mut(&config.name) {
@@ -120,10 +121,12 @@ impl<R: Random> Endpoint<R> {
     /// Deletes a connection's SAs and does not set it up again until it is initiated.
     pub fn terminate(&mut self, now: Instant, connection: &str) -> Result<(), InitiateError> {
         let config = self.connection(connection)?;
+        self.start_at(&config.name, None);
         if let Some(slot) = self.slots.get_mut(&config.name) {
             *slot = Slot {
                 last_error: slot.last_error.take(),
                 policy: slot.policy.take(),
+                config: slot.config.take(),
                 ..Slot::default()
             };
         }
@@ -132,34 +135,40 @@ impl<R: Random> Endpoint<R> {
     }
 
     pub(super) fn connection(&self, name: &str) -> Result<Arc<ConnectionConfig>, InitiateError> {
-        let found = self.connections.iter().find(|config| &*config.name == name);
-        found
-            .cloned()
-            .ok_or_else(|| InitiateError::Unknown(name.to_owned()))
+        let found = self.slots.get(name).and_then(|slot| slot.config.clone());
+        found.ok_or_else(|| InitiateError::Unknown(name.to_owned()))
     }
 
-    fn of_connection(&self, name: &Arc<str>) -> Vec<u64> {
-        let ours = self
-            .sas
-            .iter()
-            .filter(|(_, entry)| entry.sa.connection() == Some(name));
-        ours.map(|(spi, _)| *spi).collect()
+    fn of_connection(&self, name: &Arc<str>) -> impl Iterator<Item = (u64, &IkeSa)> {
+        self.index
+            .of_connection(name)
+            .filter_map(|spi| Some((spi, &self.sas.get(&spi)?.sa)))
+    }
+
+    /// Has a connection initiated at a time, or not any more.
+    pub(super) fn start_at(&mut self, name: &Arc<str>, at: Option<Instant>) {
+        let Some(slot) = self.slots.get_mut(name) else {
+            return;
+        };
+        if let Some(before) = std::mem::replace(&mut slot.start_at, at) {
+            self.starts.remove(&(before, name.clone()));
+        }
+        self.starts.extend(at.map(|at| (at, name.clone())));
     }
 
     fn close(&mut self, now: Instant, name: &Arc<str>) {
-        for spi in self.of_connection(name) {
+        for spi in self.index.of_connection(name).collect::<Vec<_>>() {
             self.with_sa(now, spi, |sa, cx| sa.terminate(cx));
         }
     }
 
     /// Sends the first request unless a negotiation is on its way.
     fn begin(&mut self, now: Instant, config: &Arc<ConnectionConfig>) -> Result<(), InitiateError> {
-        if let Some(slot) = self.slots.get_mut(&config.name) {
-            slot.start_at = None;
-        }
-        let under_way =
-            |entry: &Entry| entry.sa.is_active() && entry.sa.connection() == Some(&config.name);
-        if self.sas.values().any(under_way) {
+        self.start_at(&config.name, None);
+        if self
+            .of_connection(&config.name)
+            .any(|(_, sa)| sa.is_active())
+        {
             return Ok(());
         }
         let RemoteAddress::Address(remote) = config.remote_address else {
@@ -175,10 +184,7 @@ impl<R: Random> Endpoint<R> {
         };
         let local = SocketAddr::new(local, self.settings.port);
         let remote = SocketAddr::new(remote, config.remote_port);
-        let initial_contact = !self
-            .sas
-            .values()
-            .any(|entry| entry.sa.common.remote.ip() == remote.ip());
+        let initial_contact = self.index.of_address(remote.ip()).next().is_none();
         let mut cx = Cx {
             now,
             rng: DynRandom(&mut self.rng),
@@ -196,9 +202,11 @@ impl<R: Random> Endpoint<R> {
 
     /// Initiates what waited until now.
     pub(super) fn start_due_connections(&mut self, now: Instant) {
-        for config in self.connections.clone() {
-            let slot = self.slots.get_mut(&config.name);
-            if slot.is_some_and(|slot| slot.start_at.take_if(|at| *at <= now).is_some()) {
+        while let Some((at, name)) = self.starts.first().cloned()
+            && at <= now
+        {
+            self.start_at(&name, None);
+            if let Ok(config) = self.connection(&name) {
                 // What can fail here has told people by a refusal, or cannot be initiated at all.
                 let _ = self.begin(now, &config);
             }
@@ -206,11 +214,10 @@ impl<R: Random> Endpoint<R> {
     }
 
     fn newest_established(&self, name: &Arc<str>) -> Option<u64> {
-        let established = |spi: &u64| {
-            let entry = self.sas.get(spi);
-            entry.is_some_and(|entry| entry.sa.is_established())
-        };
-        self.of_connection(name).into_iter().rfind(established)
+        self.of_connection(name)
+            .filter(|(_, sa)| sa.is_established())
+            .max_by_key(|(_, sa)| sa.common.began)
+            .map(|(spi, _)| spi)
     }
 
     /// A packet needs the connection.
@@ -240,45 +247,37 @@ impl<R: Random> Endpoint<R> {
     ) {
         if let Some(slot) = self.slots.get_mut(connection) {
             slot.last_error = None;
-            slot.start_at = None;
             slot.hold_until = None;
             slot.failures = 0;
         }
+        self.start_at(connection, None);
         let Some(new) = self.sas.get(&spi).map(|entry| &entry.sa) else {
             return;
         };
         let (peers, began) = (new.identities(), new.common.began);
-        for other in self
-            .sas
-            .keys()
-            .copied()
+        // Both ends initiated at once: one IKE SA is enough.
+        let needless = self
+            .of_connection(connection)
+            .filter(|(_, sa)| matches!(sa.phase, Phase::InitSent(_)));
+        // "deletes … any other IKE SAs … authenticated using the same identities" (section 2.4).
+        let of_peer = peers.iter().flat_map(|(_, peer)| self.index.of_peer(peer));
+        let stale = of_peer
+            .filter(|_| initial_contact)
+            .filter_map(|spi| Some((spi, &self.sas.get(&spi)?.sa)))
+            .filter(|(_, sa)| sa.identities() == peers && sa.common.began <= began);
+        let replaced: Vec<u64> = needless
+            .chain(stale)
+            .map(|(other, _)| other)
             .filter(|other| *other != spi)
-            .collect::<Vec<_>>()
-        {
-            let Some(sa) = self.sas.get(&other).map(|entry| &entry.sa) else {
-                continue;
-            };
-            // Both ends initiated at once: one IKE SA is enough.
-            let needless =
-                matches!(sa.phase, Phase::InitSent(_)) && sa.connection() == Some(connection);
-            // "deletes … any other IKE SAs … authenticated using the same identities" (section 2.4).
-            let stale = initial_contact
-                && sa.identities().is_some()
-                && sa.identities() == peers
-                && sa.common.began <= began;
-            if needless || stale {
-                self.with_sa(now, other, |sa, cx| sa.abandon(cx, DownReason::Replaced));
-            }
+            .collect();
+        for other in replaced {
+            self.with_sa(now, other, |sa, cx| sa.abandon(cx, DownReason::Replaced));
         }
     }
 
     /// A negotiation failed: tell people, and try again where that is wanted.
     pub(super) fn failed(&mut self, now: Instant, refusal: &Arc<Refusal>, retry: bool) {
-        let up = |name| {
-            self.sas
-                .values()
-                .any(|entry| entry.sa.is_established() && entry.sa.connection() == Some(name))
-        };
+        let up = |name| self.newest_established(name).is_some();
         if !retry
             && refusal.kind == RefusalKind::NoAnswer
             && refusal.connection.as_ref().is_some_and(up)
@@ -310,11 +309,7 @@ impl<R: Random> Endpoint<R> {
         let Ok(config) = self.connection(connection) else {
             return;
         };
-        let others = self.of_connection(connection).iter().any(|spi| {
-            self.sas
-                .get(spi)
-                .is_some_and(|entry| entry.sa.is_established())
-        });
+        let others = self.newest_established(connection).is_some();
         let trap = self.policy(&config, true);
         let Some(slot) = self.slots.get_mut(connection) else {
             return;
@@ -354,14 +349,12 @@ impl<R: Random> Endpoint<R> {
     }
 
     fn schedule(&mut self, now: Instant, name: &Arc<str>, after: Duration) {
-        if let Some(slot) = self.slots.get_mut(name) {
-            slot.start_at = Some(now + after);
-            if !after.is_zero() {
-                self.out.notice(Notice::RetryScheduled {
-                    connection: name.clone(),
-                    after,
-                });
-            }
+        self.start_at(name, Some(now + after));
+        if !after.is_zero() {
+            self.out.notice(Notice::RetryScheduled {
+                connection: name.clone(),
+                after,
+            });
         }
     }
 }

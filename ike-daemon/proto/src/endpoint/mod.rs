@@ -3,6 +3,7 @@
 
 mod connections;
 mod cookie;
+mod index;
 mod requests;
 mod restore;
 mod saving;
@@ -19,6 +20,7 @@ use espada_common::sa::{ChildSaId, Command, Event};
 
 use self::connections::Slot;
 use self::cookie::CookieJar;
+use self::index::{Filed, Index};
 pub use self::restore::{Reconciled, RestoreError, Restored, SavedPeer};
 pub use self::saving::SavedState;
 use self::saving::Saving;
@@ -68,6 +70,8 @@ struct Entry {
     half_open: Option<IpAddr>,
     /// Key in `init_index`, for SAs that the peer initiated.
     init_key: Option<(u64, SocketAddr)>,
+    /// Where it is in the index.
+    filed: Filed,
     /// It is on the list of those whose state may have changed.
     unsaved: bool,
     /// It was found in the state of the IKE SA it replaces, which may be older than its own.
@@ -81,6 +85,7 @@ impl Entry {
             deadline: None,
             half_open: None,
             init_key,
+            filed: Filed::default(),
             unsaved: false,
             heir: false,
         }
@@ -102,12 +107,15 @@ pub struct Endpoint<R> {
     rng: R,
     connections: Vec<Arc<ConnectionConfig>>,
     slots: HashMap<Arc<str>, Slot>,
+    /// When connections are initiated (again): `Slot::start_at` in the order of time.
+    starts: BTreeSet<(Instant, Arc<str>)>,
     secrets: Vec<PskSecret>,
     /// A moment, and the time of day it was, since 1970.
     wall: Option<(Instant, Duration)>,
     /// Which of our addresses the host sends from, by peer.
     sources: HashMap<IpAddr, IpAddr>,
     sas: HashMap<u64, Entry>,
+    index: Index,
     timers: BTreeSet<(Instant, u64)>,
     /// IKE SAs the peer initiated, by its SPI and address: to recognise a repeated first request.
     init_index: HashMap<(u64, SocketAddr), u64>,
@@ -129,10 +137,12 @@ impl<R: Random> Endpoint<R> {
             rng,
             connections: Vec::new(),
             slots: HashMap::new(),
+            starts: BTreeSet::new(),
             secrets: Vec::new(),
             wall: None,
             sources: HashMap::new(),
             sas: HashMap::new(),
+            index: Index::default(),
             timers: BTreeSet::new(),
             init_index: HashMap::new(),
             half_open: HashMap::new(),
@@ -255,8 +265,8 @@ impl<R: Random> Endpoint<R> {
     /// When `handle_timeout` is next needed.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let timer = self.timers.first().map(|(deadline, _)| *deadline);
-        let retry = self.slots.values().filter_map(|slot| slot.start_at).min();
-        timer.into_iter().chain(retry).min()
+        let start = self.starts.first().map(|(at, _)| *at);
+        timer.into_iter().chain(start).min()
     }
 
     /// Takes in what the data plane reports.
@@ -306,38 +316,47 @@ impl<R: Random> Endpoint<R> {
 
     /// Everything there is, connection by connection in the order of the configuration.
     pub fn status(&self, now: Instant) -> Vec<ConnectionStatus> {
-        self.connections
-            .iter()
-            .map(|config| {
-                let mut sas: Vec<&IkeSa> = self
-                    .sas
-                    .values()
-                    .map(|entry| &entry.sa)
-                    .filter(|sa| sa.connection() == Some(&config.name))
-                    .collect();
-                sas.sort_by_key(|sa| (sa.common.began, sa.local_spi()));
-                let slot = self.slots.get(&config.name);
-                let start_at = slot.and_then(|slot| slot.start_at);
-                let state = if sas.iter().any(|sa| sa.is_established()) {
-                    "established"
-                } else if !sas.is_empty() {
-                    "connecting"
-                } else if start_at.is_some() {
-                    "waiting"
-                } else if config.start == StartAction::Trap {
-                    "trap"
-                } else {
-                    "down"
-                };
-                ConnectionStatus {
-                    name: config.name.clone(),
-                    state,
-                    ike_sas: sas.iter().map(|sa| sa.status(now)).collect(),
-                    last_error: slot.and_then(|slot| slot.last_error.clone()),
-                    retry_in: start_at.map(|at| at.saturating_duration_since(now)),
-                }
-            })
-            .collect()
+        let each = self.connections.iter();
+        each.map(|config| self.status_of(now, config)).collect()
+    }
+
+    fn status_of(&self, now: Instant, config: &ConnectionConfig) -> ConnectionStatus {
+        let spis = self.index.of_connection(&config.name);
+        let mut sas: Vec<&IkeSa> = spis
+            .filter_map(|spi| self.sas.get(&spi))
+            .map(|entry| &entry.sa)
+            .collect();
+        sas.sort_by_key(|sa| (sa.common.began, sa.local_spi()));
+        let slot = self.slots.get(&config.name);
+        let start_at = slot.and_then(|slot| slot.start_at);
+        let state = if sas.iter().any(|sa| sa.is_established()) {
+            "established"
+        } else if !sas.is_empty() {
+            "connecting"
+        } else if start_at.is_some() {
+            "waiting"
+        } else if config.start == StartAction::Trap {
+            "trap"
+        } else {
+            "down"
+        };
+        ConnectionStatus {
+            name: config.name.clone(),
+            state,
+            ike_sas: sas.iter().map(|sa| sa.status(now)).collect(),
+            last_error: slot.and_then(|slot| slot.last_error.clone()),
+            retry_in: start_at.map(|at| at.saturating_duration_since(now)),
+        }
+    }
+
+    /// Whether any connection has IKE SAs, in whatever state.
+    pub fn has_any_sas(&self) -> bool {
+        self.index.has_connections()
+    }
+
+    /// Whether a connection has IKE SAs, in whatever state.
+    pub fn has_sas(&self, connection: &str) -> bool {
+        self.index.of_connection(connection).next().is_some()
     }
 
     /// Counters.
@@ -406,11 +425,13 @@ impl<R: Random> Endpoint<R> {
             *self.half_open.entry(address).or_default() += 1;
         }
         if entry.sa.is_gone() {
+            self.index.forget(spi, &mut entry.filed);
             if let Some(key) = entry.init_key {
                 self.init_index.remove(&key);
             }
             return;
         }
+        self.index.file(&entry.sa, &mut entry.filed);
         entry.deadline = entry.sa.deadline(self.settings.nat_keepalive);
         if let Some(deadline) = entry.deadline {
             self.timers.insert((deadline, spi));

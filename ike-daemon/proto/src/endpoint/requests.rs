@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use super::{Endpoint, Entry, wall_time};
+use super::{Endpoint, Entry, stateless, wall_time};
 use crate::crypto::Random;
 use crate::notice::Notice;
 use crate::refusal::RefusalKind;
@@ -149,14 +149,17 @@ impl<R: Random> Endpoint<R> {
             .cookies
             .issue(now, rotation, &mut self.rng, spi, remote, nonce);
         self.out.counters.cookies_sent += 1;
-        self.stateless(
-            now,
-            &datagram.header,
-            ExchangeType::IKE_SA_INIT,
+        // Not limited, as a flood would use the limit up and keep everybody else out; it is smaller
+        // than the request, so nobody gains by having it sent to somebody else.
+        self.out.transmit(
             datagram.local,
             remote,
-            NotifyType::COOKIE,
-            &cookie,
+            stateless::answer(
+                &datagram.header,
+                ExchangeType::IKE_SA_INIT,
+                NotifyType::COOKIE,
+                &cookie,
+            ),
         );
         false
     }

@@ -200,9 +200,7 @@ impl<R: Random> Endpoint<R> {
         }
         if !established.is_deleting() && !established.superseded {
             self.out.notice(established.taken_over(&common));
-            if let Some(slot) = self.slots.get_mut(&established.config.name) {
-                slot.start_at = None;
-            }
+            self.start_at(&established.config.name, None);
         }
         self.saving.found(spi);
         let phase = Phase::Established(Box::new(established));

@@ -106,10 +106,9 @@ fn a_flood_of_first_requests_is_bounded_and_does_not_keep_the_peer_out() {
         counters.half_open, 50,
         "from there on nobody gets further without a cookie"
     );
-    assert!(counters.cookies_sent > 100);
-    assert!(
-        counters.sent <= 50 + 100,
-        "answers without state are rate-limited"
+    assert_eq!(
+        counters.cookies_sent, 4950,
+        "everybody else may show that it receives"
     );
     pair.settle();
     assert_eq!(pair.a.sas.len(), 1);

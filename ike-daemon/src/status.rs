@@ -38,6 +38,12 @@ pub struct Report {
     pub drops: DropReport,
     /// IKE datagrams not acted on, by reason.
     pub ike_drops: Drops,
+    /// Negotiations that wait for their initiator to prove who it is.
+    #[serde(default)]
+    pub half_open: usize,
+    /// Initiators that had to show first that they receive at their address.
+    #[serde(default)]
+    pub cookies_sent: u64,
 }
 
 /// An engine.
@@ -436,6 +442,13 @@ impl Report {
             text.push('\n');
             connection.write_text(&mut text);
         }
+        if self.half_open > 0 {
+            let _ = writeln!(
+                text,
+                "\n{} negotiations wait for their initiators ({} had to show with a cookie that they receive)",
+                self.half_open, self.cookies_sent
+            );
+        }
         if self.drops != DropReport::default() || !self.ike_drops.is_empty() {
             text.push('\n');
             drop_lines(&mut text, "", "inbound", &self.drops.inbound);
@@ -702,6 +715,8 @@ mod tests {
                 ..DropReport::default()
             },
             ike_drops: Drops::new(),
+            half_open: 0,
+            cookies_sent: 0,
         }
     }
 

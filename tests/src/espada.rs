@@ -185,7 +185,17 @@ impl Espada {
 
     /// Starts a daemon from files that are there; returns when it answers.
     pub fn start_from(netns: &Netns, files: &Path, detached: bool) -> Result<Self> {
-        let mut this = Self::launch(netns, files, detached)?;
+        Self::start_logging(netns, files, "info", detached)
+    }
+
+    /// The same with a level of its log.
+    pub fn start_logging(
+        netns: &Netns,
+        files: &Path,
+        log_level: &str,
+        detached: bool,
+    ) -> Result<Self> {
+        let mut this = Self::launch_logging(netns, files, log_level, detached)?;
         cmd::wait_for("an answer of the daemon", Duration::from_secs(15), || {
             this.process.must_run()?;
             this.status().map(|_| Some(()))
@@ -196,6 +206,15 @@ impl Espada {
 
     /// Starts a daemon and does not wait for it.
     pub fn launch(netns: &Netns, files: &Path, detached: bool) -> Result<Self> {
+        Self::launch_logging(netns, files, "info", detached)
+    }
+
+    fn launch_logging(
+        netns: &Netns,
+        files: &Path,
+        log_level: &str,
+        detached: bool,
+    ) -> Result<Self> {
         let binary = binary()?;
         let config = files.join("espada.toml");
         let runtime = files.join("run");
@@ -207,6 +226,8 @@ impl Espada {
             &words[1],
             "--runtime-dir",
             &words[2],
+            "--log-level",
+            log_level,
         ])?;
         let process = Process::start(
             &format!("espada in {}", netns.name()),
@@ -344,6 +365,11 @@ impl Espada {
     /// SIGKILL: nothing is tidied up and no DELETE is sent.
     pub fn kill(&mut self) -> Result<()> {
         self.process.kill()
+    }
+
+    /// Its control socket.
+    pub fn control_socket(&self) -> PathBuf {
+        self.runtime.join("control.sock")
     }
 
     /// The folder with configuration, secrets, log and runtime directory.

@@ -34,6 +34,21 @@ pub enum Kind {
     Newer,
 }
 
+/// All that a charon is started with.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings<'a> {
+    /// Which.
+    pub kind: Kind,
+    /// More lines of strongswan.conf's section `charon`.
+    pub charon: &'a str,
+    /// swanctl.conf.
+    pub swanctl: &'a str,
+    /// Levels of its log.
+    pub log: &'a str,
+    /// Files it is given: a name below its folder, and where to copy from.
+    pub files: &'a [(&'a str, PathBuf)],
+}
+
 /// A running charon.
 #[derive(Debug)]
 pub struct StrongSwan {
@@ -78,27 +93,40 @@ impl StrongSwan {
         detached: bool,
         charon: &str,
     ) -> Result<Self> {
+        let settings = connection.pki.as_ref().map_or("", |pki| pki.settings);
+        let files: &[(&str, PathBuf)] = connection.pki.as_ref().map_or(&[], |pki| &pki.files);
+        let settings = Settings {
+            kind,
+            charon: &format!("{charon}\n    {settings}"),
+            swanctl: &render(connection)?,
+            // Level 2 of cfg shows the proposals and selectors of both sides.
+            log: "default = 1\n                       cfg = 2",
+            files,
+        };
+        Self::start_from(netns, work, &settings, detached)
+    }
+
+    /// Starts charon with any configuration.
+    pub fn start_from(
+        netns: &Netns,
+        work: &WorkDir,
+        settings: &Settings<'_>,
+        detached: bool,
+    ) -> Result<Self> {
+        let kind = settings.kind;
         let files = work.file(&format!("strongswan-{}", netns.name()));
         std::fs::create_dir(&files)?;
         let root = files.to_str().context("a path in UTF-8")?.to_owned();
-        let settings = connection.pki.as_ref().map_or("", |pki| pki.settings);
         std::fs::write(
             files.join("strongswan.conf"),
-            daemon_configuration(
-                &files,
-                kind,
-                &format!(
-                    "{charon}
-    {settings}"
-                ),
-            ),
+            daemon_configuration(&files, settings),
         )?;
-        for (name, from) in connection.pki.iter().flat_map(|pki| &pki.files) {
+        for (name, from) in settings.files {
             let to = files.join(name);
             std::fs::create_dir_all(to.parent().context("a folder")?)?;
             std::fs::copy(from, &to).with_context(|| from.display().to_string())?;
         }
-        std::fs::write(files.join("swanctl.conf"), render(connection)?)?;
+        std::fs::write(files.join("swanctl.conf"), settings.swanctl)?;
         // /run is charon's own: its pid file and control socket have fixed names there.
         let script = "mount -t tmpfs tmpfs /run && mkdir /run/lock && exec \"$@\"";
         let argv = match kind {
@@ -118,14 +146,24 @@ impl StrongSwan {
             files,
             kind,
         };
-        let socket = format!("/proc/{}/root/run/charon.vici", this.charon.pid());
+        let socket = this.control_socket();
         cmd::wait_for("charon's control socket", Duration::from_secs(10), || {
             this.charon.must_run()?;
-            Ok(Path::new(&socket).exists().then_some(()))
+            Ok(socket.exists().then_some(()))
         })
         .with_context(|| this.log())?;
         this.swanctl(&["--load-all", "--noprompt"])?;
         Ok(this)
+    }
+
+    /// Its control socket (vici), as it is seen from outside.
+    pub fn control_socket(&self) -> PathBuf {
+        format!("/proc/{}/root/run/charon.vici", self.pid()).into()
+    }
+
+    /// The daemon's process.
+    pub fn pid(&self) -> u32 {
+        self.charon.pid()
     }
 
     /// The command line that runs `swanctl` against this charon.
@@ -256,12 +294,15 @@ secrets {{ ike-net {{ id-local = {local_id}
     ))
 }
 
-fn daemon_configuration(files: &Path, kind: Kind, charon: &str) -> String {
+fn daemon_configuration(files: &Path, settings: &Settings<'_>) -> String {
+    let Settings {
+        kind, charon, log, ..
+    } = settings;
     let libipsec = match kind {
         Kind::Libipsec => "kernel-libipsec",
         Kind::Kernel | Kind::Newer => "",
     };
-    // Level 2 of cfg shows the proposals and selectors of both sides. The mark keeps charon's own
+    // The mark keeps charon's own
     // packets out of the routing table that leads into its TUN device (the kernel's ESP needs none).
     let marks = match kind {
         Kind::Libipsec => {
@@ -280,8 +321,7 @@ fn daemon_configuration(files: &Path, kind: Kind, charon: &str) -> String {
     retransmit_tries = 3
     {charon}
     filelog {{ stdout {{ path = {}/charon.log
-                       default = 1
-                       cfg = 2
+                       {log}
                        append = yes
                        flush_line = yes }} }}
     plugins {{

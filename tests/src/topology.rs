@@ -249,6 +249,12 @@ impl Line {
 
     /// Puts an IP packet on gateway A's WAN link as if gateway B had sent it (`Wan::Switch` only).
     pub fn inject_to_a(&self, packet: &[u8]) -> Result<()> {
+        let mut packets = Some(packet.to_vec());
+        self.inject_all_to_a(|| packets.take()).map(drop)
+    }
+
+    /// The same with packets as long as `next` makes any; gives how many.
+    pub fn inject_all_to_a(&self, mut next: impl FnMut() -> Option<Vec<u8>> + Send) -> Result<u64> {
         let switch = match (self.wan, &self.middle) {
             (Wan::Switch, Some(switch)) => switch,
             _ => bail!("packets are injected at the switch, and there is none"),
@@ -256,7 +262,13 @@ impl Line {
         let mac = self.gw_a.mac(WAN_DEVICE)?;
         let port = switch.ifindex("to-a")?;
         switch.enter(|| {
-            crate::syscall::send_on_link(port, mac, packet).context("cannot inject a packet")
+            let mut sent = 0;
+            while let Some(packet) = next() {
+                crate::syscall::send_on_link(port, mac, &packet)
+                    .context("cannot inject a packet")?;
+                sent += 1;
+            }
+            Ok(sent)
         })
     }
 

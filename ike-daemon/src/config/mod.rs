@@ -272,7 +272,7 @@ fn read_mark(table: &Table<'_, '_>, key: &str) -> Option<Mark> {
 }
 
 /// Longest configuration or secrets file that is read.
-const MAX_FILE: u64 = 4 << 20;
+const MAX_FILE: u64 = 64 << 20;
 
 const TOP_KEYS: &[&str] = &["dataplane", "ike", "connection", "secrets"];
 const DATAPLANE_KEYS: &[&str] = &[
@@ -302,6 +302,10 @@ const IKE_KEYS: &[&str] = &[
     "nat_keepalive",
     "retry_first",
     "retry_max",
+    "cookie_threshold",
+    "half_open_limit",
+    "half_open_per_address",
+    "half_open_timeout",
 ];
 
 /// Reads and checks a configuration file and the secrets beside it.
@@ -550,6 +554,20 @@ fn read_ike(table: &Table<'_, '_>) -> EndpointConfig {
     }
     if let Some(max) = table.duration("retry_max", waits.start().to_owned()..=86_400 * second) {
         config.retry_max = max.value;
+    }
+    let limits = &mut config.half_open;
+    for (key, limit) in [
+        ("cookie_threshold", &mut limits.cookie_threshold),
+        ("half_open_limit", &mut limits.total),
+        ("half_open_per_address", &mut limits.per_address),
+    ] {
+        let least = u32::from(key != "cookie_threshold");
+        if let Some(number) = table.integer(key, least..=100_000) {
+            *limit = number.value as usize;
+        }
+    }
+    if let Some(timeout) = table.duration("half_open_timeout", second..=600 * second) {
+        limits.timeout = timeout.value;
     }
     config
 }

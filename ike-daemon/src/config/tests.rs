@@ -153,6 +153,28 @@ gw.toml:2:2: error: unknown key `dataplan` at the top of the file; did you mean 
 }
 
 #[test]
+fn limits_on_what_the_unauthenticated_may_ask_for() {
+    let config = |ike: &str| {
+        let text = format!("{AZURE}\n[ike]\n{ike}\n");
+        load_text(&text, Some(AZURE_SECRETS)).map(|config| config.endpoint.half_open)
+    };
+    let limits = config(
+        "cookie_threshold = 0\nhalf_open_limit = 5000\nhalf_open_per_address = 7\n\
+         half_open_timeout = \"5s\"",
+    )
+    .unwrap();
+    assert_eq!(
+        (limits.cookie_threshold, limits.total, limits.per_address),
+        (0, 5000, 7)
+    );
+    assert_eq!(limits.timeout, Duration::from_secs(5));
+    let refused = config("half_open_limit = 0").unwrap_err();
+    let expected =
+        "`ike.half_open_limit` must be a whole number from 1 to 100000, found the integer 0";
+    assert!(refused.contains(expected), "{refused}");
+}
+
+#[test]
 fn fragments_have_a_size_or_are_off() {
     let config = |lines: &str| {
         let text = format!("{AZURE}\n[ike]\n{lines}\n");

@@ -10,7 +10,7 @@ use espada_tests::{cmd, skip_unless_possible, topology, traffic};
 use std::time::Duration;
 
 /// An IPv4 packet with a right header checksum.
-fn ipv4(source: &str, destination: &str, protocol: u8, payload: &[u8]) -> Result<Vec<u8>> {
+pub fn ipv4(source: &str, destination: &str, protocol: u8, payload: &[u8]) -> Result<Vec<u8>> {
     let length = u16::try_from(20 + payload.len())?.to_be_bytes();
     let mut packet = vec![
         0x45, 0, length[0], length[1], 0x12, 0x34, 0, 0, 64, protocol, 0, 0,

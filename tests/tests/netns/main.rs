@@ -5,6 +5,7 @@ mod certificates;
 mod config;
 mod doctor;
 mod engines;
+mod flood;
 mod hostile;
 mod lifecycle;
 mod path;

@@ -9,6 +9,8 @@ mod frontend;
 mod peers;
 mod process;
 mod progress;
+#[cfg(test)]
+mod protocol;
 mod setup;
 mod strip;
 mod test;

@@ -1,7 +1,8 @@
-//! `cargo xtask bench`: measurements of the data plane, with a release build.
+//! `cargo xtask bench`: measurements, with a release build.
 
 mod e2e;
 mod engines;
+mod ike;
 mod machine;
 mod pair;
 mod rounds;
@@ -38,6 +39,9 @@ enum What {
     /// Espada's ways beside plain forwarding, strongSwan, wireguard-go, boringtun and OpenVPN:
     /// throughput, processor time and latency through two gateways in network namespaces
     E2e(e2e::Args),
+    /// IKE SAs with their first child SA set up a second, Espada and strongSwan in either role; or
+    /// what many tunnels cost
+    Ike(ike::Args),
 }
 
 /// Runs the subcommand.
@@ -46,6 +50,7 @@ pub fn run(args: &Args) -> Result<()> {
         What::Engine { json, lanes } => engine(*json, *lanes),
         What::Engines(args) => engines::run(args),
         What::E2e(args) => e2e::run(args),
+        What::Ike(args) => ike::run(args),
     }
 }
 

@@ -21,6 +21,8 @@ pub struct SignedOctets<'a> {
     pub id_body: &'a [u8],
     /// That side's SK_p: SK_pi for the initiator, SK_pr for the responder.
     pub sk_p: &'a [u8],
+    /// What stands for the IKE_INTERMEDIATE exchanges (RFC 9242 section 3.3.2), if there were any.
+    pub int_auth: &'a [u8],
 }
 
 /// prf(prf(Shared Secret, "Key Pad for IKEv2"), SignedOctets).
@@ -30,15 +32,26 @@ pub fn psk_auth(algorithm: Prf, shared_secret: &[u8], signed: SignedOctets<'_>) 
     prf(
         algorithm,
         key.expose(),
-        &[signed.message, signed.peer_nonce, maced_id.expose()],
+        &[
+            signed.message,
+            signed.peer_nonce,
+            maced_id.expose(),
+            signed.int_auth,
+        ],
     )
 }
 
 /// The message that a signature in place of the pre-shared key signs: the first message, the other
-/// side's nonce, prf(SK_p, ID payload).
+/// side's nonce, prf(SK_p, ID payload), what stands for the IKE_INTERMEDIATE exchanges.
 pub fn signed_message(algorithm: Prf, signed: SignedOctets<'_>) -> Vec<u8> {
     let maced_id = prf(algorithm, signed.sk_p, &[signed.id_body]);
-    [signed.message, signed.peer_nonce, maced_id.expose()].concat()
+    [
+        signed.message,
+        signed.peer_nonce,
+        maced_id.expose(),
+        signed.int_auth,
+    ]
+    .concat()
 }
 
 /// Whether `received` is that side's AUTH value, in time that does not depend on where they differ.
@@ -66,6 +79,7 @@ mod tests {
             peer_nonce: b"the nonce of the peer",
             id_body: &[1, 0, 0, 0, 192, 0, 2, 1],
             sk_p: &[7; 32],
+            int_auth: &[],
         }
     }
 
@@ -112,6 +126,13 @@ mod tests {
             b"secret",
             SignedOctets {
                 sk_p: b"another",
+                ..signed()
+            }
+        ));
+        assert!(!verify(
+            b"secret",
+            SignedOctets {
+                int_auth: b"something",
                 ..signed()
             }
         ));

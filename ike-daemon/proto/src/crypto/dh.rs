@@ -1,5 +1,5 @@
 //! Diffie-Hellman key exchange (RFC 7296 sections 1.2 and 3.4): MODP (RFC 2409, RFC 3526), ECP
-//! (RFC 5903) and Curve25519 (RFC 8031). Secrets are computed in constant time.
+//! (RFC 5903), Curve25519 (RFC 8031) and ML-KEM (FIPS 203). Secrets are computed in constant time.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ use p521::NistP521;
 use x25519_dalek::{PublicKey, StaticSecret};
 use zeroize::Zeroizing;
 
-use super::{Random, ecp, modp};
+use super::{Random, ecp, mlkem, modp};
 use crate::proposal::DhGroup;
 
 /// Why a peer's public value cannot be used.
@@ -48,6 +48,7 @@ enum Private {
     P384(ecp::Secret<NistP384>),
     P521(ecp::Secret<NistP521>),
     X25519(StaticSecret),
+    MlKem(Box<mlkem::Secret>),
 }
 
 /// Our half of a key exchange: an ephemeral private value, used once, and its public value.
@@ -122,15 +123,17 @@ impl KeyExchange {
                 let public = secret.public_value();
                 (Private::P521(secret), public)
             }
-            DhGroup::Modp1024
-            | DhGroup::Modp1536
-            | DhGroup::Modp2048
-            | DhGroup::Modp3072
-            | DhGroup::Modp4096 => {
-                let exponent = modp::private_exponent(group, random);
-                let public = modp::public_value(group, &exponent);
-                (Private::Modp(exponent), public)
-            }
+            _ => match mlkem::Secret::generate(group, random) {
+                Some(secret) => {
+                    let public = secret.public_value();
+                    (Private::MlKem(Box::new(secret)), public)
+                }
+                None => {
+                    let exponent = modp::private_exponent(group, random);
+                    let public = modp::public_value(group, &exponent);
+                    (Private::Modp(exponent), public)
+                }
+            },
         };
         Self {
             group,
@@ -138,6 +141,21 @@ impl KeyExchange {
             public,
             drawn: std::mem::take(&mut random.drawn),
         }
+    }
+
+    /// The responder's half in one step: what goes into its KE payload, and the shared secret.
+    pub fn answer(
+        group: DhGroup,
+        peer: &[u8],
+        random: &mut impl Random,
+    ) -> Result<(Vec<u8>, SecretBytes), DhError> {
+        if !group.is_kem() {
+            let exchange = Self::generate(group, random);
+            let public = exchange.public_value().to_vec();
+            return Ok((public, exchange.shared_secret(peer)?));
+        }
+        check_length(group, group.public_len(), peer)?;
+        mlkem::encapsulate(group, peer, random).ok_or(DhError::Invalid { group })
     }
 
     /// The randomness it was made of, to make it again with [`Self::from_drawn`].
@@ -165,24 +183,18 @@ impl KeyExchange {
         &self.public
     }
 
-    /// g^ir from the peer's KE payload: the x coordinate for curves, padded to the length of the
+    /// g^ir from the responder's KE payload: the x coordinate for curves, padded to the length of the
     /// modulus for MODP.
     pub fn shared_secret(self, peer: &[u8]) -> Result<SecretBytes, DhError> {
         let group = self.group;
-        let expected = group.public_len();
-        if peer.len() != expected {
-            return Err(DhError::Length {
-                group,
-                expected,
-                got: peer.len(),
-            });
-        }
+        check_length(group, group.answer_len(), peer)?;
         let invalid = DhError::Invalid { group };
         match self.private {
             Private::Modp(exponent) => modp::shared_secret(group, &exponent, peer).ok_or(invalid),
             Private::P256(secret) => secret.shared_secret(peer).ok_or(invalid),
             Private::P384(secret) => secret.shared_secret(peer).ok_or(invalid),
             Private::P521(secret) => secret.shared_secret(peer).ok_or(invalid),
+            Private::MlKem(secret) => secret.shared_secret(peer).ok_or(invalid),
             Private::X25519(secret) => {
                 let peer: [u8; 32] = peer.try_into().map_err(|_| invalid)?;
                 let shared = secret.diffie_hellman(&PublicKey::from(peer));
@@ -193,6 +205,18 @@ impl KeyExchange {
             }
         }
     }
+}
+
+fn check_length(group: DhGroup, expected: usize, peer: &[u8]) -> Result<(), DhError> {
+    let got = peer.len();
+    if got == expected {
+        return Ok(());
+    }
+    Err(DhError::Length {
+        group,
+        expected,
+        got,
+    })
 }
 
 impl fmt::Debug for KeyExchange {
@@ -245,18 +269,16 @@ mod tests {
         let mut random = TestRandom::new(1);
         for group in DhGroup::ALL {
             let ours = KeyExchange::generate(group, &mut random);
-            let theirs = KeyExchange::generate(group, &mut random);
             assert_eq!(ours.public_value().len(), group.public_len());
-            let (our_public, their_public) =
-                (ours.public_value().to_vec(), theirs.public_value().to_vec());
-            assert_ne!(our_public, their_public);
-            let secret = ours.shared_secret(&their_public).unwrap();
-            assert_eq!(
-                secret.expose(),
-                theirs.shared_secret(&our_public).unwrap().expose()
-            );
+            let (answer, theirs) =
+                KeyExchange::answer(group, ours.public_value(), &mut random).unwrap();
+            assert_eq!(answer.len(), group.answer_len());
+            assert_ne!(ours.public_value(), answer);
+            let secret = ours.shared_secret(&answer).unwrap();
+            assert_eq!(secret.expose(), theirs.expose());
             let expected = match group {
                 DhGroup::Ecp256 | DhGroup::Ecp384 | DhGroup::Ecp521 => group.public_len() / 2,
+                _ if group.is_kem() => 32,
                 _ => group.public_len(),
             };
             assert_eq!(secret.expose().len(), expected, "{group}");
@@ -267,6 +289,14 @@ mod tests {
     fn values_of_another_length_are_refused() {
         for group in DhGroup::ALL {
             let expected = group.public_len();
+            for got in [0, expected - 1, expected + 1] {
+                let answer = KeyExchange::answer(group, &vec![2; got], &mut TestRandom::new(2));
+                assert!(
+                    matches!(answer, Err(DhError::Length { .. })),
+                    "{group} {got}"
+                );
+            }
+            let expected = group.answer_len();
             for got in [0, expected - 1, expected + 1] {
                 let exchange = KeyExchange::generate(group, &mut TestRandom::new(2));
                 assert_eq!(
@@ -284,6 +314,9 @@ mod tests {
     #[test]
     fn values_without_secret_are_refused() {
         for group in DhGroup::ALL {
+            if group.is_kem() {
+                continue;
+            }
             let exchange = KeyExchange::generate(group, &mut TestRandom::new(3));
             let error = exchange
                 .shared_secret(&vec![0; group.public_len()])
@@ -293,6 +326,15 @@ mod tests {
             } else {
                 assert_eq!(error, DhError::Invalid { group });
             }
+        }
+    }
+
+    #[test]
+    fn an_encapsulation_key_that_is_not_reduced_is_refused() {
+        for group in DhGroup::ALL.into_iter().filter(|group| group.is_kem()) {
+            let key = vec![0xff; group.public_len()];
+            let answer = KeyExchange::answer(group, &key, &mut TestRandom::new(6));
+            assert_eq!(answer.unwrap_err(), DhError::Invalid { group });
         }
     }
 

@@ -33,21 +33,26 @@ impl SkeySeed {
         Self { prf: prf_new, seed }
     }
 
-    /// SKEYSEED = prf(SK_d (old), g^ir (new) | Ni | Nr), with the PRF of the old SA (section 2.18).
+    /// SKEYSEED = prf(SK_d (old), SK(0) | Ni | Nr | SK(1) | … | SK(n)), with the PRF of the old SA
+    /// (section 2.18, RFC 9370 section 2.2.4).
     ///
-    /// `prf_new` is the PRF of the new SA, with which its keys are derived.
+    /// `prf_new` is the PRF of the new SA, with which its keys are derived, `shared_secrets` are
+    /// those of all its key exchanges.
     pub fn rekeyed(
         old: &IkeKeys,
         prf_new: Prf,
         context: &IkeContext<'_>,
-        shared_secret: &SecretBytes,
+        shared_secrets: &[SecretBytes],
     ) -> Self {
-        let seed = prf(
-            old.prf,
-            old.d.expose(),
-            &[shared_secret.expose(), context.nonce_i, context.nonce_r],
-        );
+        let inputs = with_nonces(shared_secrets, context.nonce_i, context.nonce_r);
+        let seed = prf(old.prf, old.d.expose(), &inputs);
         Self { prf: prf_new, seed }
+    }
+
+    /// SKEYSEED(n) = prf(SK_d(n - 1), SK(n) | Ni | Nr) after additional key exchange n of an
+    /// IKE SA that is being made (RFC 9370 section 2.2.2).
+    pub fn updated(old: &IkeKeys, context: &IkeContext<'_>, shared_secret: SecretBytes) -> Self {
+        Self::rekeyed(old, old.prf, context, &[shared_secret])
     }
 
     /// {SK_d | SK_ai | SK_ar | SK_ei | SK_er | SK_pi | SK_pr} = prf+ (SKEYSEED, Ni | Nr | SPIi | SPIr).
@@ -86,6 +91,18 @@ impl SkeySeed {
             pr: take(prf_len),
         })
     }
+}
+
+/// SK(0) | Ni | Nr | SK(1) | … | SK(n).
+fn with_nonces<'a>(
+    shared_secrets: &'a [SecretBytes],
+    nonce_i: &'a [u8],
+    nonce_r: &'a [u8],
+) -> Vec<&'a [u8]> {
+    let mut inputs: Vec<&[u8]> = shared_secrets.iter().map(SecretBytes::expose).collect();
+    let first = inputs.len().min(1);
+    inputs.splice(first..first, [nonce_i, nonce_r]);
+    inputs
 }
 
 /// Splits the next `len` octets off.
@@ -135,24 +152,24 @@ pub struct ChildKeys {
 }
 
 impl ChildKeys {
-    /// KEYMAT = prf+(SK_d, [g^ir (new) |] Ni | Nr) (RFC 7296 section 2.17).
+    /// KEYMAT = prf+(SK_d, [SK(0) |] Ni | Nr [| SK(1) | … | SK(n)]) (RFC 7296 section 2.17, RFC 9370
+    /// section 2.2.4).
     ///
-    /// The nonces are those of the exchange that makes the child SA; `shared_secret` is that of
-    /// its own key exchange if it has one.
+    /// The nonces are those of the exchange that makes the child SA; `shared_secrets` are those of
+    /// its own key exchanges if it has any.
     pub fn derive(
         keys: &IkeKeys,
         suite: &EspSuite,
         nonce_i: &[u8],
         nonce_r: &[u8],
-        shared_secret: Option<&SecretBytes>,
+        shared_secrets: &[SecretBytes],
     ) -> Result<Self, PrfError> {
         let cipher_len = suite.cipher.keymat_len();
         let integrity_len = suite.integrity.map_or(0, |integrity| integrity.key_len());
-        let shared = shared_secret.map_or(&[][..], SecretBytes::expose);
         let material = prf_plus(
             keys.prf,
             keys.d.expose(),
-            &[shared, nonce_i, nonce_r],
+            &with_nonces(shared_secrets, nonce_i, nonce_r),
             2 * (cipher_len + integrity_len),
         )?;
         let mut rest = material.expose();
@@ -216,6 +233,7 @@ mod tests {
             integrity: None,
             prf: Prf::HmacSha256,
             group: DhGroup::Curve25519,
+            additional: Default::default(),
         }
     }
 
@@ -259,6 +277,7 @@ mod tests {
             integrity: Some(Integrity::HmacSha1_96),
             prf: Prf::HmacSha1,
             group: DhGroup::Modp1024,
+            additional: Default::default(),
         });
         assert_eq!(
             keys.d.expose(),
@@ -304,7 +323,7 @@ mod tests {
             spi_r: [0x44; 8],
         };
         let shared = SecretBytes::new(vec![0xcd; 32]);
-        let seed = SkeySeed::rekeyed(&keys(&aead()), suite.prf, &context, &shared);
+        let seed = SkeySeed::rekeyed(&keys(&aead()), suite.prf, &context, &[shared]);
         let new = seed.into_keys(&suite, &context).unwrap();
         let all = [&new.d, &new.ei, &new.er, &new.pi, &new.pr]
             .map(|key| key.expose())
@@ -322,7 +341,7 @@ mod tests {
             integrity: Some(Integrity::HmacSha1_96),
             esn: false,
         };
-        let child = ChildKeys::derive(&keys(&aead()), &suite, &NONCE_I, &NONCE_R, None).unwrap();
+        let child = ChildKeys::derive(&keys(&aead()), &suite, &NONCE_I, &NONCE_R, &[]).unwrap();
         let (out, back) = (&child.initiator_to_responder, &child.responder_to_initiator);
         assert_eq!(
             out.encryption_key.expose(),
@@ -351,7 +370,7 @@ mod tests {
         };
         let shared = SecretBytes::new(vec![0xcd; 32]);
         let child =
-            ChildKeys::derive(&keys(&aead()), &suite, &NONCE_I, &NONCE_R, Some(&shared)).unwrap();
+            ChildKeys::derive(&keys(&aead()), &suite, &NONCE_I, &NONCE_R, &[shared]).unwrap();
         let (out, back) = (&child.initiator_to_responder, &child.responder_to_initiator);
         assert_eq!(
             out.encryption_key.expose(),
@@ -362,6 +381,37 @@ mod tests {
             hex("f449123a40de6c086a2cfa7e3547ec39f7b0042666dedc4ee921a86237d99ba087544abf")
         );
         assert!(out.integrity_key.expose().is_empty() && back.integrity_key.expose().is_empty());
+    }
+
+    /// The seed of every set of keys is the SK_d before it, with what is new.
+    #[test]
+    fn additional_key_exchanges_go_in_one_after_the_other() {
+        let (suite, context) = (aead(), context());
+        let before = keys(&suite);
+        let secret = |octet| SecretBytes::new(vec![octet; 32]);
+        let after = SkeySeed::updated(&before, &context, secret(1))
+            .into_keys(&suite, &context)
+            .unwrap();
+        let seed = prf(
+            Prf::HmacSha256,
+            before.d.expose(),
+            &[&[1; 32], &NONCE_I, &NONCE_R],
+        );
+        let inputs: [&[u8]; 5] = [&NONCE_I, &NONCE_R, &[0x11; 8], &[0x22; 8], &[1]];
+        let d = prf(Prf::HmacSha256, seed.expose(), &inputs);
+        assert_eq!(after.d.expose(), d.expose());
+
+        let secrets = [secret(7), secret(8), secret(9)];
+        let suite = EspSuite {
+            cipher: Cipher::AesGcm(128, GcmIcv::Sixteen),
+            integrity: None,
+            esn: false,
+        };
+        let child = ChildKeys::derive(&before, &suite, &NONCE_I, &NONCE_R, &secrets).unwrap();
+        let inputs: [&[u8]; 6] = [&[7; 32], &NONCE_I, &NONCE_R, &[8; 32], &[9; 32], &[1]];
+        let keymat = prf(Prf::HmacSha256, before.d.expose(), &inputs);
+        let key = &child.initiator_to_responder.encryption_key;
+        assert_eq!(key.expose(), &keymat.expose()[..20]);
     }
 
     #[test]

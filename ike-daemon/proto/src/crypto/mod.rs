@@ -5,6 +5,7 @@ pub mod auth;
 pub mod dh;
 mod ecp;
 pub mod keys;
+mod mlkem;
 mod modp;
 pub mod prf;
 pub mod signature;

@@ -124,7 +124,7 @@ pub(super) fn shared_secret(group: DhGroup, exponent: &[u8], peer: &[u8]) -> Opt
         DhGroup::Modp2048 => power(&MODP2048, peer, exponent),
         DhGroup::Modp3072 => power(&MODP3072, peer, exponent),
         DhGroup::Modp4096 => power(&MODP4096, peer, exponent),
-        DhGroup::Ecp256 | DhGroup::Ecp384 | DhGroup::Ecp521 | DhGroup::Curve25519 => None,
+        _ => None,
     }
 }
 

@@ -286,7 +286,9 @@ fn fits(config: &ConnectionConfig, secrets: &[PskSecret], saved: &Saved) -> Resu
     let chosen = chosen(
         Protocol::Ike,
         [Some(suite.cipher.into()), suite.integrity.map(Into::into)],
-        [suite.prf.into(), suite.group.into()],
+        [suite.prf.into(), suite.group.into()]
+            .into_iter()
+            .chain(suite.additional.transforms()),
     );
     if proposal::verify_ike(&config.ike, &chosen).is_err() {
         return Err(format!("its suite {suite} is not one of ike"));
@@ -330,10 +332,10 @@ fn fits(config: &ConnectionConfig, secrets: &[PskSecret], saved: &Saved) -> Resu
 }
 
 /// What was chosen, as if the peer had just done so.
-fn chosen<const N: usize>(
+fn chosen(
     protocol: Protocol,
     ciphers: [Option<Transform>; 2],
-    others: [Transform; N],
+    others: impl IntoIterator<Item = Transform>,
 ) -> WireProposal {
     WireProposal {
         number: 1,

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::transform::Supported;
-use super::{Groups, Proposal, Protocol, Transform, TransformType, WireProposal};
+use super::{DhGroup, Groups, Proposal, Protocol, Transform, TransformType, WireProposal};
 
 /// One transform type of two proposals side by side.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,10 +89,14 @@ impl Mismatch {
             return None;
         }
         let ours = local.transforms(Groups::Negotiated);
-        let is_secure = |supported: &Supported| !matches!(supported, Supported::Group(group) if group.is_insecure());
+        let is_secure = |supported: &Supported| !matches!(supported, Supported::Group(group) | Supported::Additional(_, group) if group.is_insecure());
         // One of ours that the peer sent, or else the first of the peer's that we can do.
-        let pick = |kind| {
-            let theirs: Vec<Transform> = remote.of_type(kind).collect();
+        let mut used: Vec<DhGroup> = Vec::new();
+        let pick = |kind: TransformType, used: &[DhGroup]| {
+            let unused = |transform: &Transform| {
+                !kind.is_key_exchange() || !used.iter().any(|group| group.id() == transform.id)
+            };
+            let theirs: Vec<Transform> = remote.of_type(kind).filter(unused).collect();
             let kept = ours
                 .iter()
                 .find(|own| theirs.contains(own))
@@ -102,7 +106,7 @@ impl Mismatch {
                 .or_else(|| possible().next())
         };
 
-        let Some(Supported::Cipher(cipher)) = pick(TransformType::Encryption) else {
+        let Some(Supported::Cipher(cipher)) = pick(TransformType::Encryption, &[]) else {
             return None;
         };
         let mut proposal = Proposal {
@@ -111,23 +115,27 @@ impl Mismatch {
             integrities: Vec::new(),
             prfs: Vec::new(),
             groups: Vec::new(),
+            additional: Default::default(),
             esn: Vec::new(),
         };
         if !cipher.is_aead() {
-            match pick(TransformType::Integrity) {
+            match pick(TransformType::Integrity, &[]) {
                 Some(Supported::Integrity(integrity)) => proposal.integrities.push(integrity),
                 _ => return None,
             }
         }
         if self.protocol == Protocol::Ike {
-            match pick(TransformType::Prf) {
+            match pick(TransformType::Prf, &[]) {
                 Some(Supported::Prf(prf)) => proposal.prfs.push(prf),
                 _ => return None,
             }
         }
-        match pick(TransformType::KeyExchange) {
+        match pick(TransformType::KeyExchange, &[]) {
             // Not negotiated yet: what is configured for later stays.
-            _ if self.groups == Groups::Ignored => proposal.groups.clone_from(&local.groups),
+            _ if self.groups == Groups::Ignored => {
+                proposal.groups.clone_from(&local.groups);
+                proposal.additional.clone_from(&local.additional);
+            }
             Some(Supported::Group(group)) => proposal.groups.push(group),
             _ if self.protocol == Protocol::Esp
                 && remote
@@ -135,8 +143,24 @@ impl Mismatch {
                     .all(|group| group.is_none()) => {}
             _ => return None,
         }
+        if self.groups == Groups::Negotiated {
+            used.extend(&proposal.groups);
+            for (number, choices) in (1..).zip(&mut proposal.additional) {
+                let kind = TransformType::Additional(number);
+                let theirs: Vec<Transform> = remote.of_type(kind).collect();
+                match pick(kind, &used) {
+                    _ if theirs.is_empty() => {}
+                    Some(Supported::Additional(_, group)) => {
+                        used.push(group);
+                        choices.push(Some(group));
+                    }
+                    _ if theirs.iter().any(Transform::is_none) => {}
+                    _ => return None,
+                }
+            }
+        }
         if self.protocol == Protocol::Esp {
-            match pick(TransformType::SequenceNumbers) {
+            match pick(TransformType::SequenceNumbers, &[]) {
                 Some(Supported::Esn(esn)) => proposal.esn.push(esn),
                 _ => proposal.esn.push(super::Esn::No),
             }
@@ -155,7 +179,9 @@ pub struct Suggestion {
 impl Suggestion {
     /// Whether it can only be configured together with `insecure = true`.
     pub fn needs_insecure(&self) -> bool {
-        self.proposal.groups.iter().any(|group| group.is_insecure())
+        let additional = self.proposal.additional.iter().flatten().flatten();
+        let mut groups = self.proposal.groups.iter().chain(additional);
+        groups.any(|group| group.is_insecure())
     }
 }
 

@@ -5,7 +5,7 @@ use std::fmt;
 use espada_common::sa::{Cipher, GcmIcv, Integrity};
 
 use super::transform::{Supported, named};
-use super::{DhGroup, Esn, Prf, Proposal, Protocol, TransformType};
+use super::{Additional, DhGroup, Esn, Prf, Proposal, Protocol, TransformType};
 
 /// Keywords we can do, by what they stand for; the first of each is the one shown.
 const KEYWORDS: &[(Supported, &[&str])] = &[
@@ -86,6 +86,18 @@ const KEYWORDS: &[(Supported, &[&str])] = &[
     (Supported::Group(DhGroup::Modp2048), &["modp2048"]),
     (Supported::Group(DhGroup::Modp3072), &["modp3072"]),
     (Supported::Group(DhGroup::Modp4096), &["modp4096"]),
+    (
+        Supported::Group(DhGroup::MlKem512),
+        &["mlkem512", "ml_kem_512"],
+    ),
+    (
+        Supported::Group(DhGroup::MlKem768),
+        &["mlkem768", "ml_kem_768"],
+    ),
+    (
+        Supported::Group(DhGroup::MlKem1024),
+        &["mlkem1024", "ml_kem_1024"],
+    ),
     (Supported::Group(DhGroup::Modp1536), &["modp1536"]),
     (Supported::Group(DhGroup::Modp1024), &["modp1024"]),
     (Supported::Esn(Esn::Yes), &["esn"]),
@@ -184,6 +196,11 @@ pub enum KeywordError {
         /// The group.
         group: DhGroup,
     },
+    /// An additional key exchange by what is no method of key exchange.
+    NoMethod {
+        /// As written.
+        keyword: String,
+    },
     /// A keyword that has no meaning for this protocol.
     Misplaced {
         /// As written.
@@ -233,6 +250,11 @@ impl fmt::Display for KeywordError {
                  insecure = true for this connection",
                 group.id(),
                 weakness(*group)
+            ),
+            Self::NoMethod { keyword } => write!(
+                f,
+                "\"{keyword}\": what follows \"ke1_\" to \"ke7_\" must be \"none\" or one of those {}",
+                ValidKeywords(Some(TransformType::KeyExchange))
             ),
             Self::Misplaced { keyword, protocol } => {
                 write!(
@@ -356,6 +378,14 @@ fn reject(written: &str, keyword: &str) -> KeywordError {
     }
 }
 
+/// The keyword of an additional key exchange, `ke1_mlkem768`: its place from 0, and the method.
+fn additional(keyword: &str) -> Option<(usize, &str)> {
+    let (number, method) = keyword.strip_prefix("ke")?.split_once('_')?;
+    let number: usize = number.parse().ok()?;
+    let place = number.checked_sub(1)?;
+    (place < Additional::MOST).then_some((place, method))
+}
+
 fn push<T: PartialEq>(list: &mut Vec<T>, item: T) {
     if !list.contains(&item) {
         list.push(item);
@@ -386,10 +416,31 @@ pub(super) fn parse(
         integrities: Vec::new(),
         prfs: Vec::new(),
         groups: Vec::new(),
+        additional: Default::default(),
         esn: Vec::new(),
     };
     for written in &split(words) {
         let keyword = written.trim().to_ascii_lowercase();
+        if let Some((place, method)) = additional(&keyword) {
+            let group = match lookup(method) {
+                Some(Supported::Group(group)) => Some(group),
+                None if method == "none" => None,
+                _ => {
+                    let keyword = written.to_owned();
+                    return Err(KeywordError::NoMethod { keyword });
+                }
+            };
+            if let Some(group) = group.filter(|group| group.is_insecure()) {
+                if !insecure {
+                    return Err(KeywordError::Insecure { group });
+                }
+                push(&mut notes, Note::InsecureGroup(group));
+            }
+            if let Some(choices) = proposal.additional.get_mut(place) {
+                push(choices, group);
+            }
+            continue;
+        }
         match lookup(&keyword).ok_or_else(|| reject(written, &keyword))? {
             Supported::Cipher(cipher) => push(&mut proposal.ciphers, cipher),
             Supported::Integrity(integrity) => push(&mut proposal.integrities, integrity),
@@ -404,6 +455,8 @@ pub(super) fn parse(
                 }
                 push(&mut proposal.groups, group);
             }
+            // Read above.
+            Supported::Additional(..) => {}
             Supported::Esn(esn) if protocol == Protocol::Esp => push(&mut proposal.esn, esn),
             Supported::Esn(_) => {
                 return Err(KeywordError::Misplaced {
@@ -465,6 +518,17 @@ fn complete(
     }
     if is_ike && proposal.groups.is_empty() {
         return Err(missing(TransformType::KeyExchange, example));
+    }
+    for choices in &mut proposal.additional {
+        if choices.iter().all(Option::is_none) {
+            choices.clear();
+        }
+    }
+    if proposal.groups.is_empty() && proposal.additional.iter().any(|it| !it.is_empty()) {
+        return Err(missing(
+            TransformType::KeyExchange,
+            "aes256gcm16-x25519-ke1_mlkem768",
+        ));
     }
     if !is_ike && proposal.esn.is_empty() {
         proposal.esn.push(Esn::No);

@@ -1,6 +1,7 @@
 //! Proposals (RFC 7296 section 3.3): what we offer and accept, in strongSwan's keywords, and the
 //! choice between what two sides offer.
 
+mod additional;
 mod explain;
 mod keyword;
 mod select;
@@ -10,6 +11,7 @@ use std::fmt;
 
 use espada_common::sa::{Cipher, GcmIcv, Integrity};
 
+pub use additional::Additional;
 pub(crate) use explain::write_table;
 pub use explain::{Comparison, Mismatch, Offer, Suggestion, TypeComparison};
 pub use keyword::{KeywordError, Note, Parsed};
@@ -74,7 +76,7 @@ impl fmt::Display for Prf {
     }
 }
 
-/// Diffie-Hellman group, with its number in the IANA registry.
+/// Diffie-Hellman group or other key exchange method, with its number in the IANA registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u16)]
 pub enum DhGroup {
@@ -96,11 +98,17 @@ pub enum DhGroup {
     Ecp521 = 21,
     /// Curve25519 (RFC 8031).
     Curve25519 = 31,
+    /// ML-KEM-512 (FIPS 203).
+    MlKem512 = 35,
+    /// ML-KEM-768 (FIPS 203).
+    MlKem768 = 36,
+    /// ML-KEM-1024 (FIPS 203).
+    MlKem1024 = 37,
 }
 
 impl DhGroup {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 12] = [
         Self::Modp1024,
         Self::Modp1536,
         Self::Modp2048,
@@ -110,6 +118,9 @@ impl DhGroup {
         Self::Ecp384,
         Self::Ecp521,
         Self::Curve25519,
+        Self::MlKem512,
+        Self::MlKem768,
+        Self::MlKem1024,
     ];
 
     /// Its number, as in KE payloads and INVALID_KE_PAYLOAD notifies.
@@ -122,7 +133,8 @@ impl DhGroup {
         Self::ALL.into_iter().find(|group| group.id() == id)
     }
 
-    /// Octets of a public value on the wire.
+    /// Octets of the initiator's public value on the wire; the responder's has as many, but for
+    /// [`Self::answer_len`].
     pub const fn public_len(self) -> usize {
         match self {
             Self::Modp1024 => 128,
@@ -134,7 +146,24 @@ impl DhGroup {
             Self::Ecp384 => 96,
             Self::Ecp521 => 132,
             Self::Curve25519 => 32,
+            Self::MlKem512 => 800,
+            Self::MlKem768 => 1184,
+            Self::MlKem1024 => 1568,
         }
+    }
+
+    /// Octets of the responder's public value: of a KEM the ciphertext.
+    pub const fn answer_len(self) -> usize {
+        match self {
+            Self::MlKem512 => 768,
+            Self::MlKem768 => 1088,
+            _ => self.public_len(),
+        }
+    }
+
+    /// Whether the responder's value is made for the initiator's, and the shared secret with it.
+    pub const fn is_kem(self) -> bool {
+        matches!(self, Self::MlKem512 | Self::MlKem768 | Self::MlKem1024)
     }
 
     /// Whether it is accepted only with `insecure = true`.
@@ -156,6 +185,9 @@ impl fmt::Display for DhGroup {
             Self::Ecp384 => "ecp384",
             Self::Ecp521 => "ecp521",
             Self::Curve25519 => "x25519",
+            Self::MlKem512 => "mlkem512",
+            Self::MlKem768 => "mlkem768",
+            Self::MlKem1024 => "mlkem1024",
         })
     }
 }
@@ -272,6 +304,9 @@ pub struct Proposal {
     pub prfs: Vec<Prf>,
     /// Groups: for IKE at least one; for ESP those of perfect forward secrecy, or none.
     pub groups: Vec<DhGroup>,
+    /// Additional key exchanges 1 to 7 after that one (RFC 9370): what each may be, `None` for
+    /// leaving it out. Without entry there is none.
+    pub additional: [Vec<Option<DhGroup>>; Additional::MOST],
     /// Sequence numbers (ESP only).
     pub esn: Vec<Esn>,
 }
@@ -317,6 +352,7 @@ impl Proposal {
                 integrities: Vec::new(),
                 prfs: prfs.clone(),
                 groups: groups.clone(),
+                additional: Default::default(),
                 esn: Vec::new(),
             },
             Self {
@@ -333,6 +369,7 @@ impl Proposal {
                 ],
                 prfs,
                 groups,
+                additional: Default::default(),
                 esn: Vec::new(),
             },
         ]
@@ -353,6 +390,7 @@ impl Proposal {
                 integrities: Vec::new(),
                 prfs: Vec::new(),
                 groups: Vec::new(),
+                additional: Default::default(),
                 esn: esn.clone(),
             },
             Self {
@@ -365,6 +403,7 @@ impl Proposal {
                 ],
                 prfs: Vec::new(),
                 groups: Vec::new(),
+                additional: Default::default(),
                 esn,
             },
         ]
@@ -403,6 +442,10 @@ impl Proposal {
         transforms.extend(self.integrities.iter().copied().map(Transform::from));
         if groups == Groups::Negotiated {
             transforms.extend(self.groups.iter().copied().map(Transform::from));
+            for (number, choices) in (1..).zip(&self.additional) {
+                let choices = choices.iter().copied();
+                transforms.extend(choices.map(|group| Transform::additional(number, group)));
+            }
         }
         transforms.extend(self.esn.iter().copied().map(Transform::from));
         transforms
@@ -446,6 +489,10 @@ impl fmt::Display for Proposal {
         let integrities = self.integrities.iter().map(|it| it.to_string());
         let prfs = self.prfs.iter().map(|it| it.to_string());
         let groups = self.groups.iter().map(|it| it.to_string());
+        let additional = (1..).zip(&self.additional).flat_map(|(number, choices)| {
+            let choices = choices.iter().copied();
+            choices.map(move |group| Transform::additional(number, group).to_string())
+        });
         let esn = self.esn.iter().map(|it| it.to_string());
         // Plain sequence numbers go without saying.
         let esn = esn.filter(|_| self.esn != [Esn::No]);
@@ -461,6 +508,7 @@ impl fmt::Display for Proposal {
             .chain(integrities)
             .chain(prfs)
             .chain(groups)
+            .chain(additional)
             .chain(esn)
             .collect();
         f.write_str(&words.join("-"))

@@ -6,7 +6,9 @@ use espada_common::sa::{Cipher, EspSuite, Integrity};
 
 use super::explain::{Comparison, Mismatch, TypeComparison};
 use super::transform::Supported;
-use super::{DhGroup, Esn, Prf, Proposal, Protocol, Transform, TransformType, WireProposal};
+use super::{
+    Additional, DhGroup, Esn, Prf, Proposal, Protocol, Transform, TransformType, WireProposal,
+};
 
 /// Whether an exchange negotiates a Diffie-Hellman group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -29,6 +31,8 @@ pub struct IkeSuite {
     pub prf: Prf,
     /// Group of the key exchange.
     pub group: DhGroup,
+    /// Key exchanges after that one.
+    pub additional: Additional,
 }
 
 /// Proposal keywords: `aes256-sha256-modp2048`; a PRF that follows from the integrity is left out.
@@ -41,7 +45,7 @@ impl fmt::Display for IkeSuite {
         if self.integrity.map(Prf::of_integrity) != Some(self.prf) {
             write!(f, "-{}", self.prf)?;
         }
-        write!(f, "-{}", self.group)
+        write!(f, "-{}{}", self.group, self.additional)
     }
 }
 
@@ -52,13 +56,15 @@ pub struct EspChoice {
     pub suite: EspSuite,
     /// Group for perfect forward secrecy.
     pub group: Option<DhGroup>,
+    /// Key exchanges after that one.
+    pub additional: Additional,
 }
 
 impl fmt::Display for EspChoice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.suite)?;
         match self.group {
-            Some(group) => write!(f, "-{group}"),
+            Some(group) => write!(f, "-{group}{}", self.additional),
             None => Ok(()),
         }
     }
@@ -268,10 +274,16 @@ fn compare(local: &Proposal, remote: &WireProposal, options: Options) -> Vec<Typ
             TransformType::SequenceNumbers,
         ],
     };
-    let mut types: Vec<TypeComparison> = expected
-        .into_iter()
-        .map(|kind| compare_type(kind, local, remote, options))
-        .collect();
+    let mut types: Vec<TypeComparison> = Vec::new();
+    for kind in expected {
+        types.push(compare_type(kind, local, remote, options, &types));
+    }
+    for (number, ours) in (1..).zip(&local.additional) {
+        let kind = TransformType::Additional(number);
+        if !ours.is_empty() || remote.of_type(kind).next().is_some() {
+            types.push(compare_type(kind, local, remote, options, &types));
+        }
+    }
     for transform in &remote.transforms {
         let kind = transform.kind;
         // "If the responder receives a proposal that contains a Transform Type it does not
@@ -295,6 +307,7 @@ fn compare_type(
     local: &Proposal,
     remote: &WireProposal,
     options: Options,
+    before: &[TypeComparison],
 ) -> TypeComparison {
     let ours: Vec<Transform> = local
         .transforms(options.groups)
@@ -310,9 +323,33 @@ fn compare_type(
     };
 
     let (met, chosen) = match kind {
+        TransformType::KeyExchange | TransformType::Additional(_)
+            if options.groups == Groups::Ignored =>
+        {
+            (true, none)
+        }
+        TransformType::Additional(_) => {
+            // No method is used twice (RFC 9370 section 2.2.2).
+            let is_new = |transform: &Transform| {
+                !before.iter().any(|earlier| {
+                    let chosen = earlier
+                        .chosen
+                        .filter(|chosen| chosen.kind.is_key_exchange());
+                    chosen.is_some_and(|chosen| chosen.id == transform.id)
+                })
+            };
+            let offered =
+                |own: &Transform| theirs.contains(own) || (own.is_none() && theirs.is_empty());
+            let leave_out = ours.is_empty().then_some(none).flatten();
+            let chosen = ours
+                .iter()
+                .copied()
+                .find(|own| offered(own) && (own.is_none() || is_new(own)))
+                .or(leave_out);
+            (chosen.is_some(), chosen.filter(|_| !theirs.is_empty()))
+        }
         // A group we do not look at, and an integrity algorithm beside an AEAD (which a peer
         // should not have sent, but means no harm), are left out of the answer.
-        TransformType::KeyExchange if options.groups == Groups::Ignored => (true, none),
         TransformType::Integrity if ours.is_empty() => (true, none),
         TransformType::KeyExchange if ours.is_empty() => {
             (theirs.is_empty() || none.is_some(), none)
@@ -348,6 +385,7 @@ fn ike_suite(transforms: &[Transform]) -> Option<IkeSuite> {
         integrity: parts.integrity,
         prf: parts.prf?,
         group: parts.group?,
+        additional: parts.additional,
     })
 }
 
@@ -360,6 +398,7 @@ fn esp_choice(transforms: &[Transform]) -> Option<EspChoice> {
             esn: parts.esn == Some(Esn::Yes),
         },
         group: parts.group,
+        additional: parts.additional,
     })
 }
 
@@ -369,6 +408,7 @@ struct Parts {
     integrity: Option<Integrity>,
     prf: Option<Prf>,
     group: Option<DhGroup>,
+    additional: Additional,
     esn: Option<Esn>,
 }
 
@@ -381,6 +421,7 @@ impl Parts {
                 Supported::Integrity(integrity) => parts.integrity = Some(integrity),
                 Supported::Prf(prf) => parts.prf = Some(prf),
                 Supported::Group(group) => parts.group = Some(group),
+                Supported::Additional(number, group) => parts.additional.set(number, group),
                 Supported::Esn(esn) => parts.esn = Some(esn),
             }
         }

@@ -176,8 +176,23 @@ fn refusals_name_the_keyword_and_the_cure() {
         ),
         (
             Protocol::Ike,
-            "aes256-sha256-mlkem768",
-            "\"mlkem768\" (DH group) is known but not supported",
+            "aes256-sha256-x25519-ke1_sha256",
+            "\"ke1_sha256\": what follows \"ke1_\" to \"ke7_\" must be \"none\" or one of those for DH group",
+        ),
+        (
+            Protocol::Ike,
+            "aes256-sha256-x25519-ke8_mlkem768",
+            "unknown keyword \"ke8_mlkem768\"",
+        ),
+        (
+            Protocol::Ike,
+            "aes256-sha256-x25519-ke1_modp1024",
+            "\"modp1024\" (DH group 2) is insecure",
+        ),
+        (
+            Protocol::Esp,
+            "aes256-sha256-ke1_mlkem768",
+            "names no DH group",
         ),
         (Protocol::Ike, "aes256-sha256", "names no DH group"),
         (Protocol::Ike, "aes256-modp2048", "names no integrity"),
@@ -439,7 +454,8 @@ fn none_and_missing_transforms() {
     // AES without a key length is no AES we know.
     assert!(select(&aead, &[(1, 20, 0), (5, 0, 0)]).is_err());
     // Unknown transform types make a proposal unacceptable.
-    assert!(select(&aead, &[(1, 20, 256), (5, 0, 0), (6, 0, 0)]).is_err());
+    assert!(select(&aead, &[(1, 20, 256), (5, 0, 0), (6, 0, 0)]).is_ok());
+    assert!(select(&aead, &[(1, 20, 256), (5, 0, 0), (13, 0, 0)]).is_err());
 }
 
 /// Key length and ICV are chosen as they are offered: neither stands for another.
@@ -552,6 +568,7 @@ fn unknown_algorithms_are_named_and_never_suggested() {
         "md5",
         "mlkem768, DH group 77",
         "ADDKE1",
+        "ke1_mlkem768",
     ] {
         assert!(text.contains(name), "{name}: {text}");
     }
@@ -590,6 +607,64 @@ fn an_offer_is_listed_type_by_type() {
     );
 }
 
+#[test]
+fn additional_key_exchanges_are_chosen_one_by_one() {
+    let cases = [
+        (
+            "x25519-ke1_mlkem768",
+            "x25519-ke1_mlkem768",
+            Some("x25519-ke1_mlkem768"),
+        ),
+        ("x25519-ke1_mlkem768", "x25519", None),
+        ("x25519", "x25519-ke1_mlkem768", None),
+        ("x25519-ke1_mlkem768", "x25519-ke2_mlkem768", None),
+        ("x25519-ke1_mlkem768", "x25519-ke1_mlkem512", None),
+        ("x25519-ke1_mlkem768-ke1_none", "x25519", Some("x25519")),
+        ("x25519", "x25519-ke1_mlkem768-ke1_none", Some("x25519")),
+        (
+            "x25519-ke1_mlkem1024-ke1_mlkem768-ke3_ecp256",
+            "x25519-ke1_mlkem768-ke1_mlkem1024-ke3_ecp256",
+            Some("x25519-ke1_mlkem1024-ke3_ecp256"),
+        ),
+        // No method twice.
+        ("x25519-ke1_x25519", "x25519-ke1_x25519", None),
+        (
+            "x25519-ke1_x25519-ke1_mlkem512-ke2_mlkem512-ke2_mlkem768",
+            "x25519-ke1_x25519-ke1_mlkem512-ke2_mlkem512-ke2_mlkem768",
+            Some("x25519-ke1_mlkem512-ke2_mlkem768"),
+        ),
+    ];
+    for (ours, theirs, expected) in cases {
+        let proposal = |groups: &str| vec![ike(&format!("aes256gcm16-prfsha256-{groups}"))];
+        let (ours, theirs) = (proposal(ours), proposal(theirs));
+        let sent = offered(&theirs);
+        let selection = select_ike(&ours, &sent, None);
+        let suite = selection.as_ref().ok().map(|it| it.suite.to_string());
+        let expected = expected.map(|groups| format!("aes256gcm16-prfsha256-{groups}"));
+        assert_eq!(suite, expected, "{} {}", ours[0], theirs[0]);
+        if let Ok(selection) = selection {
+            let answer = WireProposal {
+                number: selection.number,
+                protocol: Protocol::Ike,
+                spi: Vec::new(),
+                transforms: selection.transforms,
+            };
+            assert_eq!(verify_ike(&theirs, &answer), Ok(selection.suite));
+            // What it holds besides the first key exchange is not looked at in IKE_AUTH.
+            let esp = esp("aes256gcm16-x25519-ke1_mlkem768");
+            let first = offer(std::slice::from_ref(&esp), &[0; 4], Groups::Ignored);
+            assert!(
+                first[0]
+                    .transforms
+                    .iter()
+                    .all(|it| !it.kind.is_key_exchange())
+            );
+            let chosen = select_esp(&[esp], &first, Groups::Ignored, None).unwrap();
+            assert!(chosen.suite.additional.is_empty());
+        }
+    }
+}
+
 fn keyword() -> impl Strategy<Value = &'static str> {
     prop::sample::select(vec![
         "aes128",
@@ -605,6 +680,9 @@ fn keyword() -> impl Strategy<Value = &'static str> {
         "x25519",
         "ecp384",
         "modp1024",
+        "ke1_mlkem768",
+        "ke1_none",
+        "ke2_mlkem512",
     ])
 }
 

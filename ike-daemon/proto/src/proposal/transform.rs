@@ -19,6 +19,8 @@ pub enum TransformType {
     KeyExchange,
     /// Type 5, ESN.
     SequenceNumbers,
+    /// Types 6 to 12, ADDKE1 to ADDKE7 (RFC 9370).
+    Additional(u8),
     /// A type we do not understand: its proposal cannot be chosen (RFC 7296 section 3.3.6).
     Other(u8),
 }
@@ -32,8 +34,14 @@ impl TransformType {
             Self::Integrity => 3,
             Self::KeyExchange => 4,
             Self::SequenceNumbers => 5,
+            Self::Additional(number) => number + 5,
             Self::Other(id) => id,
         }
+    }
+
+    /// Whether it names a method of key exchange.
+    pub const fn is_key_exchange(self) -> bool {
+        matches!(self, Self::KeyExchange | Self::Additional(_))
     }
 
     /// The type with this number.
@@ -44,6 +52,7 @@ impl TransformType {
             3 => Self::Integrity,
             4 => Self::KeyExchange,
             5 => Self::SequenceNumbers,
+            6..=12 => Self::Additional(id - 5),
             other => Self::Other(other),
         }
     }
@@ -57,8 +66,7 @@ impl fmt::Display for TransformType {
             Self::Integrity => f.write_str("integrity"),
             Self::KeyExchange => f.write_str("DH group"),
             Self::SequenceNumbers => f.write_str("ESN"),
-            // Additional key exchanges 1 to 7 (RFC 9370).
-            Self::Other(id @ 6..=12) => write!(f, "ADDKE{}", id - 5),
+            Self::Additional(number) => write!(f, "ADDKE{number}"),
             Self::Other(id) => write!(f, "transform type {id}"),
         }
     }
@@ -165,8 +173,20 @@ impl Transform {
             .chain([Esn::No, Esn::Yes].into_iter().map(Supported::Esn))
     }
 
+    /// Additional key exchange `number` by this method, or none.
+    pub(super) fn additional(number: u8, group: Option<DhGroup>) -> Self {
+        Self {
+            kind: TransformType::Additional(number),
+            id: group.map_or(NONE, DhGroup::id),
+            key_len: None,
+        }
+    }
+
     /// What it stands for, if we can do it.
     pub(super) fn known(self) -> Option<Supported> {
+        if let (TransformType::Additional(number), None) = (self.kind, self.key_len) {
+            return DhGroup::from_id(self.id).map(|group| Supported::Additional(number, group));
+        }
         Self::supported().find(|supported| supported.transform() == self)
     }
 }
@@ -178,6 +198,7 @@ pub(super) enum Supported {
     Prf(Prf),
     Integrity(Integrity),
     Group(DhGroup),
+    Additional(u8, DhGroup),
     Esn(Esn),
 }
 
@@ -188,6 +209,7 @@ impl Supported {
             Self::Prf(prf) => prf.into(),
             Self::Integrity(integrity) => integrity.into(),
             Self::Group(group) => group.into(),
+            Self::Additional(number, group) => Transform::additional(number, Some(group)),
             Self::Esn(esn) => esn.into(),
         }
     }
@@ -200,6 +222,7 @@ impl fmt::Display for Supported {
             Self::Prf(prf) => prf.fmt(f),
             Self::Integrity(integrity) => integrity.fmt(f),
             Self::Group(group) => group.fmt(f),
+            Self::Additional(number, group) => write!(f, "ke{number}_{group}"),
             Self::Esn(esn) => esn.fmt(f),
         }
     }
@@ -272,9 +295,6 @@ const NAMED: &[(TransformType, u16, &str)] = &[
     (TransformType::KeyExchange, 32, "curve448"),
     (TransformType::KeyExchange, 33, "gost3410-256"),
     (TransformType::KeyExchange, 34, "gost3410-512"),
-    (TransformType::KeyExchange, 35, "mlkem512"),
-    (TransformType::KeyExchange, 36, "mlkem768"),
-    (TransformType::KeyExchange, 37, "mlkem1024"),
 ];
 
 /// The type of a registered algorithm that we know by name only.
@@ -305,13 +325,16 @@ impl fmt::Display for Transform {
             .iter()
             .find(|(kind, id, _)| (*kind, *id) == (self.kind, self.id));
         match (name, self.key_len) {
+            _ if self.is_none() => match self.kind {
+                TransformType::Additional(number) => write!(f, "ke{number}_none"),
+                _ => f.write_str("none"),
+            },
             (Some((_, _, pattern)), _) if pattern.contains('*') => match self.key_len {
                 Some(bits) => f.write_str(&pattern.replacen('*', &bits.to_string(), 1)),
                 None => write!(f, "{} without a key length", pattern.replacen('*', "", 1)),
             },
             (Some((_, _, name)), None) => f.write_str(name),
             (Some((_, _, name)), Some(bits)) => write!(f, "{name} with key length {bits}"),
-            (None, _) if self.id == NONE && self.is_optional() => f.write_str("none"),
             (None, None) => write!(f, "{} {}", self.kind, self.id),
             (None, Some(bits)) => write!(f, "{} {} with key length {bits}", self.kind, self.id),
         }
@@ -323,7 +346,7 @@ impl Transform {
     fn is_optional(&self) -> bool {
         matches!(
             self.kind,
-            TransformType::Integrity | TransformType::KeyExchange | TransformType::Other(6..=12)
+            TransformType::Integrity | TransformType::KeyExchange | TransformType::Additional(_)
         )
     }
 

@@ -11,6 +11,7 @@ use super::credential::{self, Claim, Wanted};
 use super::established::Established;
 use super::fragment::Message;
 use super::init::fail;
+use super::intermediate::IntAuth;
 use super::proof::{self, Covered, Evidence};
 use super::protect::{self, Protector};
 use super::retransmit::{Due, Retransmit};
@@ -33,6 +34,16 @@ pub(crate) struct Transcript {
     pub init_response: Vec<u8>,
     pub nonce_i: Vec<u8>,
     pub nonce_r: Vec<u8>,
+    pub int_auth: IntAuth,
+}
+
+/// What an initiator has before it authenticates.
+pub(crate) struct Handshake {
+    pub config: Arc<ConnectionConfig>,
+    pub suite: IkeSuite,
+    pub keys: IkeKeys,
+    pub transcript: Transcript,
+    pub wanted: Wanted,
 }
 
 impl Transcript {
@@ -49,12 +60,14 @@ impl Transcript {
                 peer_nonce: &self.nonce_r,
                 id_body,
                 sk_p: keys.pi.expose(),
+                int_auth: self.int_auth.octets(),
             },
             Role::Responder => SignedOctets {
                 message: &self.init_response,
                 peer_nonce: &self.nonce_i,
                 id_body,
                 sk_p: keys.pr.expose(),
+                int_auth: self.int_auth.octets(),
             },
         }
     }
@@ -79,21 +92,22 @@ pub(crate) struct AuthSent {
     proved_with: String,
     wanted: Wanted,
     child_spi: u32,
+    message_id: u32,
     request: Message,
     retransmit: Retransmit,
 }
 
 impl AuthSent {
     /// Sends the IKE_AUTH request.
-    pub fn start(
-        common: &Common,
-        cx: &mut Cx<'_>,
-        config: Arc<ConnectionConfig>,
-        suite: IkeSuite,
-        keys: IkeKeys,
-        transcript: Transcript,
-        wanted: Wanted,
-    ) -> Phase {
+    pub fn start(common: &Common, cx: &mut Cx<'_>, handshake: Handshake, message_id: u32) -> Phase {
+        let Handshake {
+            config,
+            suite,
+            keys,
+            mut transcript,
+            wanted,
+        } = handshake;
+        transcript.int_auth.finish(message_id);
         let local_id = local_identity(&config, common.local);
         let expected = match &config.remote_id {
             RemoteIdentity::Is(identity) => identity.clone(),
@@ -154,7 +168,7 @@ impl AuthSent {
         let sides = child::sides(&config, common);
         writer.add(PayloadType::TSI, |out| ts::encode(&sides.local, out));
         writer.add(PayloadType::TSR, |out| ts::encode(&sides.remote, out));
-        let header = protect::header(common, ExchangeType::IKE_AUTH, false, 1);
+        let header = protect::header(common, ExchangeType::IKE_AUTH, false, message_id);
         let request = match protector.seal(common, cx, header, &writer) {
             Ok(request) => request,
             Err(error) => return fail(cx, explain::protocol(&config, common, &error.to_string())),
@@ -170,6 +184,7 @@ impl AuthSent {
             protector,
             transcript,
             child_spi,
+            message_id,
             request,
             retransmit: Retransmit::start(cx.now, &cx.settings.retransmission),
         }))
@@ -194,8 +209,13 @@ impl AuthSent {
                 &self.request.datagrams,
             ),
             Due::GiveUp => {
-                let refusal =
-                    explain::no_auth_answer(&self.config, common, self.retransmit.sent, cx.now);
+                let refusal = explain::no_answer_to(
+                    &self.config,
+                    common,
+                    ExchangeType::IKE_AUTH,
+                    self.retransmit.sent,
+                    cx.now,
+                );
                 return fail(cx, refusal);
             }
         }
@@ -209,13 +229,14 @@ impl AuthSent {
         datagram: &Datagram<'_>,
     ) -> Phase {
         let header = &datagram.header;
-        if header.exchange == ExchangeType::IKE_SA_INIT && header.flags.is_response() {
+        let before = [ExchangeType::IKE_SA_INIT, ExchangeType::IKE_INTERMEDIATE];
+        if before.contains(&header.exchange) && header.flags.is_response() {
             cx.out.drop(IkeDrop::Retransmission);
             return Phase::AuthSent(self);
         }
         if header.exchange != ExchangeType::IKE_AUTH
             || !header.flags.is_response()
-            || header.message_id != 1
+            || header.message_id != self.message_id
         {
             if let Some(kind) = protect::unprotected_error(datagram) {
                 cx.out.drop(IkeDrop::Unauthenticated);
@@ -314,8 +335,10 @@ impl AuthSent {
             mut protector,
             transcript,
             child_spi,
+            message_id,
             ..
         } = *self;
+        let next_id = message_id.saturating_add(1);
         let proof = match failure {
             Ok(proof) => proof,
             Err(refusal) => {
@@ -324,7 +347,7 @@ impl AuthSent {
                 let mut writer = Writer::new();
                 writer.notify(Notify::new(NotifyType::AUTHENTICATION_FAILED, &[]));
                 super::informational::write_delete_ike(&mut writer);
-                let header = protect::header(common, ExchangeType::INFORMATIONAL, false, 2);
+                let header = protect::header(common, ExchangeType::INFORMATIONAL, false, next_id);
                 if let Ok(message) = protector.seal(common, cx, header, &writer) {
                     cx.out.send(common.local, common.remote, &message);
                 }
@@ -344,7 +367,7 @@ impl AuthSent {
             protector,
             proof,
             local_id,
-            2,
+            next_id,
             0,
         );
         established.announce(common, cx, false);
@@ -365,7 +388,7 @@ impl AuthSent {
                     agreed,
                     child_spi,
                     nonces,
-                    None,
+                    &[],
                     Role::Initiator,
                 ) {
                     Ok(new) => established.install_child(common, cx, new, None, began),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use espada_common::sa::{
-    ChildSa, ChildSaId, Encapsulation, EspSuite, HalfSa, Mode, Path, Share, Takeover,
+    ChildSa, ChildSaId, Encapsulation, EspSuite, HalfSa, Mode, Path, SecretBytes, Share, Takeover,
     TrafficSelector,
 };
 
@@ -273,11 +273,11 @@ pub(crate) fn derive(
     agreed: Agreed,
     spi_in: u32,
     (nonce_i, nonce_r): (&[u8], &[u8]),
-    shared_secret: Option<&espada_common::sa::SecretBytes>,
+    shared_secrets: &[SecretBytes],
     role: Role,
 ) -> Result<NewChild, PrfError> {
     let suite = agreed.choice.suite;
-    let keys = ChildKeys::derive(keys, &suite, nonce_i, nonce_r, shared_secret)?;
+    let keys = ChildKeys::derive(keys, &suite, nonce_i, nonce_r, shared_secrets)?;
     let (outbound, inbound) = by_side(
         role,
         keys.initiator_to_responder,

@@ -10,6 +10,7 @@ use espada_common::sa::{ChildSaId, Mode, Takeover};
 use super::auth::down;
 use super::child::{self, Child, NewChild};
 use super::context::{Common, Cx, Effect};
+use super::followup::Awaited;
 use super::fragment::Message;
 use super::proof::PeerProof;
 use super::protect::{self, Protector};
@@ -59,6 +60,9 @@ pub(crate) struct Established {
     pub deleting: bool,
     /// A rekeyed IKE SA took over; its end is nothing to tell of.
     pub superseded: bool,
+    /// A CREATE_CHILD_SA exchange of the peer's that waits for further key exchanges. It is not
+    /// saved: a successor answers STATE_NOT_FOUND, and the peer begins anew.
+    pub(super) awaited: Option<Box<Awaited>>,
     /// The peer refused a child SA for a single processor.
     pub(super) no_more_shares: bool,
     /// When the peer is asked for child SAs for single processors.
@@ -141,6 +145,7 @@ impl Established {
             rekey_at,
             deleting: false,
             superseded: false,
+            awaited: None,
             no_more_shares: false,
             shares_due: None,
         }
@@ -175,6 +180,7 @@ impl Established {
             expires: saved.expires,
             deleting: saved.deleting,
             superseded: saved.superseded,
+            awaited: None,
             no_more_shares: false,
             shares_due: None,
         }

@@ -19,11 +19,11 @@ use super::Datagram;
 use super::child::ChildOffer;
 use super::context::{Common, Cx};
 use crate::config::{ConnectionConfig, RemoteAddress};
-use crate::proposal::{DhGroup, Groups, Mismatch, Offer, VerifyError};
+use crate::proposal::{DhGroup, Groups, Mismatch, Offer, Proposal, VerifyError};
 use crate::refusal::{Fix, Refusal, RefusalKind, RefusedBy};
 use crate::selector::{TsMismatch, format_list};
 use crate::status::{Role, UdpReason};
-use crate::wire::NotifyType;
+use crate::wire::{ExchangeType, NotifyType};
 
 fn lines(text: impl ToString) -> Vec<String> {
     text.to_string().lines().map(str::to_owned).collect()
@@ -142,6 +142,7 @@ pub(crate) fn init_refused(
         groups: Groups::Negotiated,
     });
     details.push("the peer does not say what it would accept; it may also have no connection for our address".into());
+    details.extend(wants_more(&config.ike));
     let fix = Fix::new(
         &config.origin,
         "ike",
@@ -157,6 +158,25 @@ pub(crate) fn init_refused(
         details,
         Some(fix),
     )
+}
+
+/// What to try where every proposal asks for what many peers do not know.
+fn wants_more(proposals: &[Proposal]) -> Option<String> {
+    let wants = |it: &Proposal| it.additional.iter().any(|choices| !choices.is_empty());
+    proposals.iter().all(wants).then(|| {
+        "all our proposals ask for a further key exchange (ADDKE, RFC 9370): a peer that does not know it \
+         refuses them all, and would take one without `ke1_…` listed after them"
+            .to_owned()
+    })
+}
+
+/// The peer refused IKE_INTERMEDIATE.
+pub(crate) fn intermediate_refused(
+    config: &ConnectionConfig,
+    common: &Common,
+    kind: NotifyType,
+) -> Arc<Refusal> {
+    answered_with(config, common, "IKE_INTERMEDIATE", kind)
 }
 
 /// The peer insists on a group that a retry cannot give.
@@ -234,10 +254,11 @@ pub(crate) fn no_init_answer(
     )
 }
 
-/// IKE_SA_INIT was answered, IKE_AUTH never.
-pub(crate) fn no_auth_answer(
+/// IKE_SA_INIT was answered, what came after it never.
+pub(crate) fn no_answer_to(
     config: &ConnectionConfig,
     common: &Common,
+    exchange: ExchangeType,
     sent: u32,
     now: Instant,
 ) -> Arc<Refusal> {
@@ -245,7 +266,7 @@ pub(crate) fn no_auth_answer(
     let seconds = now.saturating_duration_since(common.began).as_secs();
     let mut details = vec![
         format!(
-            "{sent} IKE_AUTH requests from {local} to {remote} in {seconds} s, nothing usable came back"
+            "{sent} {exchange} requests from {local} to {remote} in {seconds} s, nothing usable came back"
         ),
         "IKE_SA_INIT was answered, so the peer is there".to_owned(),
     ];
@@ -262,19 +283,18 @@ pub(crate) fn no_auth_answer(
                 .to_owned(),
         );
     }
-    details.push(
-        if common.fragmentation {
-            "IKE_AUTH is larger and goes in IKE fragments: does the way take datagrams of `fragment_size` octets?"
-        } else {
-            "IKE_AUTH is larger, and IKE fragmentation is not on at both ends: are IP fragments lost on the way?"
-        }
-        .to_owned(),
-    );
-    details.push(
-        "the peer may drop it without an answer when it knows no such identity; its log says"
-            .to_owned(),
-    );
-    let summary = format!("{remote} does not answer IKE_AUTH");
+    details.push(if common.fragmentation {
+        format!("{exchange} is larger and goes in IKE fragments: does the way take datagrams of `fragment_size` octets?")
+    } else {
+        format!("{exchange} is larger, and IKE fragmentation is not on at both ends: are IP fragments lost on the way?")
+    });
+    if exchange == ExchangeType::IKE_AUTH {
+        details.push(
+            "the peer may drop it without an answer when it knows no such identity; its log says"
+                .to_owned(),
+        );
+    }
+    let summary = format!("{remote} does not answer {exchange}");
     refusal(
         RefusalKind::NoAnswer,
         RefusedBy::Nobody,
@@ -430,6 +450,9 @@ pub(crate) fn child_refused(
                 proposals: &config.esp,
                 groups,
             });
+            if groups == Groups::Negotiated {
+                details.extend(wants_more(&config.esp));
+            }
             details.push("the peer does not say what it would accept; some peers answer so to selectors, or to tunnel or transport mode, as well".into());
             let fix = Fix::new(
                 &config.origin,

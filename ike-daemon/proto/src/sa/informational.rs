@@ -57,6 +57,10 @@ impl Established {
                 self.answer_create_child(common, cx, datagram, payloads);
                 Phase::Established(self)
             }
+            ExchangeType::IKE_FOLLOWUP_KE => {
+                self.answer_follow_up(common, cx, datagram, payloads);
+                Phase::Established(self)
+            }
             _ => {
                 cx.out.drop(IkeDrop::Unexpected);
                 Phase::Established(self)

@@ -4,10 +4,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::auth::AuthSent;
+use super::auth::{Handshake, Transcript};
 use super::context::{Common, Cx, Effect};
 use super::credential::{self, Wanted};
 use super::fragment;
+use super::intermediate::{self, IntAuth};
 use super::nat::{self, Nat};
 use super::retransmit::{Due, Retransmit};
 use super::{Datagram, IkeSa, Phase, explain, protect, respond};
@@ -15,7 +16,7 @@ use crate::config::{ConnectionConfig, EncapsulationPolicy};
 use crate::crypto::dh::KeyExchange;
 use crate::crypto::keys::{IkeContext, SkeySeed};
 use crate::notice::Notice;
-use crate::proposal::{self, DhGroup, Groups};
+use crate::proposal::{self, DhGroup, Groups, Proposal};
 use crate::refusal::Refusal;
 use crate::status::{IkeDrop, Role};
 use crate::wire::id::KeyExchangeData;
@@ -125,6 +126,10 @@ impl InitSent {
             credential::write_hashes(&mut writer);
         }
         fragment::write_support(&mut writer, cx);
+        let further = |it: &Proposal| it.additional.iter().any(|choices| !choices.is_empty());
+        if self.config.ike.iter().any(further) {
+            intermediate::write_support(&mut writer);
+        }
         if nat::prefers_udp(&self.config) {
             nat::write_preference(&mut writer);
         }
@@ -226,6 +231,10 @@ impl InitSent {
             cx.out.drop(IkeDrop::Malformed);
             return Phase::InitSent(self);
         }
+        if !suite.additional.is_empty() && !intermediate::supported(&payloads) {
+            let what = "the peer wants further key exchanges without knowing IKE_INTERMEDIATE";
+            return fail(cx, explain::protocol(&self.config, common, what));
+        }
         let found = nat::detect(
             respond::notifies(&payloads),
             header.initiator_spi,
@@ -270,20 +279,20 @@ impl InitSent {
         };
         let mut wanted = Wanted::default();
         wanted.take(&payloads);
-        AuthSent::start(
-            common,
-            cx,
+        let handshake = Handshake {
             config,
             suite,
             keys,
-            super::auth::Transcript {
+            transcript: Transcript {
                 init_request: request,
                 init_response: datagram.bytes.to_vec(),
                 nonce_r: nonce_r.to_vec(),
                 nonce_i: nonce,
+                int_auth: IntAuth::default(),
             },
             wanted,
-        )
+        };
+        intermediate::proceed(common, cx, handshake, 0)
     }
 
     /// The responder wants another group: "the initiator MUST again propose its full set".

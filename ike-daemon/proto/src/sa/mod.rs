@@ -6,9 +6,11 @@ pub(crate) mod context;
 pub(crate) mod credential;
 pub(crate) mod established;
 pub(crate) mod explain;
+pub(crate) mod followup;
 pub(crate) mod fragment;
 pub(crate) mod informational;
 pub(crate) mod init;
+pub(crate) mod intermediate;
 pub(crate) mod nat;
 pub(crate) mod proof;
 pub(crate) mod protect;
@@ -42,6 +44,8 @@ pub(crate) struct IkeSa {
 pub(crate) enum Phase {
     /// IKE_SA_INIT request sent.
     InitSent(Box<init::InitSent>),
+    /// IKE_INTERMEDIATE request sent.
+    IntermediateSent(Box<intermediate::IntermediateSent>),
     /// IKE_AUTH request sent.
     AuthSent(Box<auth::AuthSent>),
     /// IKE_SA_INIT response sent: half open.
@@ -98,6 +102,7 @@ impl IkeSa {
         }
         self.phase = match std::mem::replace(&mut self.phase, Phase::Gone) {
             Phase::InitSent(phase) => phase.handle_datagram(&mut self.common, cx, datagram),
+            Phase::IntermediateSent(phase) => phase.handle_datagram(&mut self.common, cx, datagram),
             Phase::AuthSent(phase) => phase.handle_datagram(&mut self.common, cx, datagram),
             Phase::InitReplied(phase) => phase.handle_datagram(&mut self.common, cx, datagram),
             Phase::Lingering(phase) => phase.handle_datagram(cx, datagram),
@@ -110,6 +115,7 @@ impl IkeSa {
     pub fn handle_timeout(&mut self, cx: &mut Cx<'_>) {
         self.phase = match std::mem::replace(&mut self.phase, Phase::Gone) {
             Phase::InitSent(phase) => phase.handle_timeout(&mut self.common, cx),
+            Phase::IntermediateSent(phase) => phase.handle_timeout(&mut self.common, cx),
             Phase::AuthSent(phase) => phase.handle_timeout(&mut self.common, cx),
             Phase::InitReplied(phase) => phase.handle_timeout(&self.common, cx),
             Phase::Lingering(phase) => phase.handle_timeout(cx),
@@ -122,6 +128,7 @@ impl IkeSa {
     pub fn deadline(&self, keepalive: Duration) -> Option<Instant> {
         match &self.phase {
             Phase::InitSent(phase) => Some(phase.deadline()),
+            Phase::IntermediateSent(phase) => Some(phase.deadline()),
             Phase::AuthSent(phase) => Some(phase.deadline()),
             Phase::InitReplied(phase) => Some(phase.expires),
             Phase::Lingering(phase) => Some(phase.expires),
@@ -143,6 +150,7 @@ impl IkeSa {
     pub fn connection(&self) -> Option<&Arc<str>> {
         match &self.phase {
             Phase::InitSent(phase) => Some(&phase.config().name),
+            Phase::IntermediateSent(phase) => Some(&phase.config().name),
             Phase::AuthSent(phase) => Some(&phase.config().name),
             Phase::InitReplied(phase) => phase.config().map(|config| &config.name),
             Phase::Established(phase) => Some(&phase.config.name),
@@ -154,7 +162,7 @@ impl IkeSa {
     /// peer began do not count, since nobody is behind them yet.
     pub fn is_active(&self) -> bool {
         match &self.phase {
-            Phase::InitSent(_) | Phase::AuthSent(_) => true,
+            Phase::InitSent(_) | Phase::IntermediateSent(_) | Phase::AuthSent(_) => true,
             Phase::Established(phase) => !phase.is_deleting(),
             _ => false,
         }
@@ -267,6 +275,10 @@ impl IkeSa {
         };
         match &self.phase {
             Phase::InitSent(_) => status.state = "init-sent",
+            Phase::IntermediateSent(phase) => {
+                status.state = "intermediate-sent";
+                status.suite = phase.suite().to_string();
+            }
             Phase::AuthSent(phase) => {
                 status.state = "auth-sent";
                 status.suite = phase.suite.to_string();

@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use espada_common::sa::{ChildSaId, SecretBytes, Share, Takeover};
 
-use super::child::{self, ChildOffer};
+use super::child::{self, Agreed, ChildOffer};
 use super::established::{Established, Pending, Task};
+use super::followup::{self, Awaited, AwaitedSa, FollowUp, Step};
 use super::protect::Protector;
 use super::respond::notifies;
 use super::{Common, Cx, Datagram, Effect, IkeSa, Phase, explain, resource};
@@ -55,7 +56,10 @@ pub(crate) struct ChildRequest {
     pub purpose: Purpose,
     pub spi_in: u32,
     pub nonce: Vec<u8>,
+    /// The key exchange under way.
     pub exchange: Option<KeyExchange>,
+    /// What is known since the response to CREATE_CHILD_SA, when more key exchanges follow.
+    pub follow_up: Option<FollowUp>,
     pub began: Instant,
     /// The group was the peer's wish.
     pub retried: bool,
@@ -66,23 +70,29 @@ pub(crate) struct IkeRequest {
     pub spi: u64,
     pub nonce: Vec<u8>,
     pub exchange: KeyExchange,
+    pub follow_up: Option<FollowUp>,
     pub began: Instant,
     pub retried: bool,
 }
 
+/// An IKE SA that takes over.
+type Successor = (Common, IkeSuite, IkeKeys);
+
 /// The payloads of a CREATE_CHILD_SA message.
 #[derive(Default)]
-struct Parts<'a> {
-    offer: ChildOffer,
-    nonce: Option<&'a [u8]>,
-    ke: Option<KeyExchangeData<'a>>,
+pub(crate) struct Parts<'a> {
+    pub offer: ChildOffer,
+    pub nonce: Option<&'a [u8]>,
+    pub ke: Option<KeyExchangeData<'a>>,
+    /// What IKE_FOLLOWUP_KE goes on with.
+    pub link: Option<&'a [u8]>,
     /// SPI of the child SA to be replaced, the one its sender receives with.
     rekeys: Option<u32>,
     error: Option<Notify<'a>>,
 }
 
 impl<'a> Parts<'a> {
-    fn of(payloads: &'a [Payload<'a>]) -> Self {
+    pub fn of(payloads: &'a [Payload<'a>]) -> Self {
         let mut parts = Self::default();
         for payload in payloads {
             match payload {
@@ -94,6 +104,8 @@ impl<'a> Parts<'a> {
         for notify in notifies(payloads) {
             if notify.kind == NotifyType::REKEY_SA {
                 parts.rekeys = notify.spi.try_into().ok().map(u32::from_be_bytes);
+            } else if notify.kind == NotifyType::ADDITIONAL_KEY_EXCHANGE {
+                parts.link = Some(notify.data);
             } else if notify.kind.is_error() {
                 parts.error = parts.error.or(Some(*notify));
             }
@@ -146,13 +158,8 @@ impl Established {
         };
         let rekeys = replaced.map(|child| child.spi_in.to_be_bytes());
         let retried = group.is_some();
-        let first = self
-            .config
-            .esp
-            .iter()
-            .find_map(|proposal| proposal.groups.first().copied());
         let exchange = group
-            .or(first)
+            .or(self.first_group())
             .map(|group| KeyExchange::generate(group, &mut cx.rng));
         let (spi_in, nonce) = (cx.child_spi(), cx.nonce());
         let mut writer = Writer::new();
@@ -181,10 +188,17 @@ impl Established {
             spi_in,
             nonce,
             exchange,
+            follow_up: None,
             began: cx.now,
             retried,
         }));
         self.request(common, cx, ExchangeType::CREATE_CHILD_SA, &writer, pending);
+    }
+
+    /// The group that is tried first for a child SA, if it has a key exchange of its own.
+    fn first_group(&self) -> Option<DhGroup> {
+        let mut groups = self.config.esp.iter().map(|it| it.groups.first().copied());
+        groups.find_map(|group| group)
     }
 
     /// The peer's answer to our request for a child SA.
@@ -225,6 +239,11 @@ impl Established {
                     }
                     return self.acquire();
                 }
+                // Another process answers there, or the peer took too long for us.
+                NotifyType::STATE_NOT_FOUND if !request.retried => {
+                    let group = self.first_group();
+                    return self.request_child(common, cx, purpose, group);
+                }
                 NotifyType::TEMPORARY_FAILURE => self.plan_shares_later(cx),
                 kind if matches!(purpose, Purpose::Processor(_)) => {
                     self.shares_refused(cx, kind);
@@ -240,8 +259,14 @@ impl Established {
             }
             return self.rekey_child_later(cx, old);
         }
-        match self.finish_child(common, request, &parts) {
-            Ok(mut new) => {
+        match self.finish_child(common, cx, request, &parts) {
+            Ok(Step::More { request, link }) => {
+                let mut writer = Writer::new();
+                followup::write_request(&mut writer, request.exchange.as_ref(), &link);
+                let pending = Pending::Child(Box::new(request));
+                self.request(common, cx, ExchangeType::IKE_FOLLOWUP_KE, &writer, pending);
+            }
+            Ok(Step::Done(mut new)) => {
                 new.share = match purpose {
                     Purpose::First => new.share,
                     Purpose::Replace(old) => self.share_of(old),
@@ -280,45 +305,46 @@ impl Established {
     fn finish_child(
         &self,
         common: &Common,
-        request: ChildRequest,
+        cx: &mut Cx<'_>,
+        mut request: ChildRequest,
         parts: &Parts<'_>,
-    ) -> Result<child::NewChild, Arc<Refusal>> {
+    ) -> Result<Step<ChildRequest, child::NewChild>, Arc<Refusal>> {
         let config = &self.config;
         let broken = |what: &str| explain::protocol(config, common, what);
-        let agreed = child::accept_answer(config, common, &parts.offer, Groups::Negotiated)?;
-        let nonce_r = parts
-            .nonce
-            .ok_or_else(|| broken("the CREATE_CHILD_SA response has no nonce"))?;
-        let shared = match (agreed.choice.group, request.exchange) {
-            (None, _) => None,
-            (Some(group), Some(exchange)) if group == exchange.group() => {
-                let ke = parts.ke.filter(|ke| ke.group == group.id());
-                let ke = ke.ok_or_else(|| {
-                    broken("the CREATE_CHILD_SA response has no KE payload of its group")
-                })?;
-                Some(
-                    exchange
-                        .shared_secret(ke.data)
-                        .map_err(|error| broken(&error.to_string()))?,
-                )
+        let mut follow_up = match request.follow_up.take() {
+            Some(follow_up) => follow_up,
+            None => FollowUp::of(parts).map_err(broken)?,
+        };
+        let answer = &follow_up.answer;
+        let agreed = child::accept_answer(config, common, answer, Groups::Negotiated)?;
+        let (choice, first) = (agreed.choice, follow_up.secrets.is_empty());
+        match (choice.group, request.exchange.take()) {
+            (None, _) => {}
+            (Some(group), Some(exchange)) if !first || group == exchange.group() => {
+                let next = follow_up.take(exchange, parts, choice.additional);
+                if let Some((group, link)) = next.map_err(|error| broken(&error))? {
+                    request.exchange = Some(KeyExchange::generate(group, &mut cx.rng));
+                    request.follow_up = Some(follow_up);
+                    return Ok(Step::More { request, link });
+                }
             }
             _ => {
                 return Err(broken(
                     "the peer chose another DH group than that of our KE payload",
                 ));
             }
-        };
+        }
         let mut new = child::derive(
             &self.keys,
             agreed,
             request.spi_in,
-            (&request.nonce, nonce_r),
-            shared.as_ref(),
+            (&request.nonce, &follow_up.nonce_r),
+            &follow_up.secrets,
             Role::Initiator,
         )
         .map_err(|error| broken(&error.to_string()))?;
         new.id = Some(request.id);
-        Ok(new)
+        Ok(Step::Done(new))
     }
 
     /// Answers a CREATE_CHILD_SA request.
@@ -341,20 +367,9 @@ impl Established {
         } else {
             self.answer_child(common, cx, &parts, &mut writer)
         };
-        if let Err(NotifyOut {
-            kind,
-            protocol,
-            spi,
-            data,
-        }) = result
-        {
+        if let Err(error) = result {
             writer = Writer::new();
-            writer.notify(Notify {
-                protocol,
-                spi: &spi,
-                kind,
-                data: &data,
-            });
+            error.write(&mut writer);
         }
         self.respond(common, cx, datagram, &writer);
     }
@@ -420,21 +435,41 @@ impl Established {
         let nonce_r = cx.nonce();
         agreed.write(writer, spi_in);
         writer.add(PayloadType::NONCE, |out| out.extend(&nonce_r));
-        let shared = match agreed.choice.group {
-            Some(group) => Some(exchange_keys(cx, group, parts, writer)?),
-            None => None,
-        };
-        let nonces = (nonce_i, &nonce_r[..]);
-        let new = child::derive(
-            &self.keys,
+        let mut secrets = Vec::new();
+        if let Some(group) = agreed.choice.group {
+            secrets.push(exchange_keys(cx, group, parts, writer)?);
+        }
+        let agreed = Box::new(agreed);
+        let sa = AwaitedSa::Child {
             agreed,
             spi_in,
-            nonces,
-            shared.as_ref(),
-            Role::Responder,
-        )
-        .map_err(|_| NotifyOut::from(NotifyType::NO_PROPOSAL_CHOSEN))?;
-        let began = cx.now;
+            old,
+        };
+        let awaited = Awaited::new(cx, sa, (nonce_i, nonce_r), secrets);
+        self.make_or_await(common, cx, awaited, writer)
+    }
+
+    /// Makes a child SA as responder, after its last key exchange.
+    pub(super) fn make_child(
+        &mut self,
+        common: &Common,
+        cx: &mut Cx<'_>,
+        (agreed, spi_in, old): (Agreed, u32, Option<ChildSaId>),
+        nonces: (&[u8], &[u8]),
+        secrets: &[SecretBytes],
+        began: Instant,
+    ) -> Result<(), NotifyOut> {
+        let there = |id| {
+            self.children
+                .iter()
+                .any(|child| child.id == id && !child.replaced)
+        };
+        if old.is_some_and(|id| !there(id)) || cx.out.has_inbound(spi_in) {
+            // Something else happened to it between two key exchanges.
+            return Err(NotifyType::TEMPORARY_FAILURE.into());
+        }
+        let new = child::derive(&self.keys, agreed, spi_in, nonces, secrets, Role::Responder)
+            .map_err(|_| NotifyOut::from(NotifyType::NO_PROPOSAL_CHOSEN))?;
         let takeover = old.map(|old| (old, Takeover::WithRemoval));
         self.install_child(common, cx, new, takeover, began);
         if let Some(child) = self.children.iter_mut().find(|child| Some(child.id) == old) {
@@ -458,6 +493,7 @@ impl Established {
             spi,
             nonce,
             exchange,
+            follow_up: None,
             began: cx.now,
             retried,
         }));
@@ -487,6 +523,9 @@ impl Established {
             {
                 return self.request_rekey(common, cx, wanted);
             }
+            if notify.kind == NotifyType::STATE_NOT_FOUND && !request.retried {
+                return self.request_rekey(common, cx, Some(self.suite.group));
+            }
             if notify.kind != NotifyType::TEMPORARY_FAILURE {
                 let refusal =
                     explain::child_refused(&self.config, common, notify.kind, Groups::Negotiated);
@@ -498,8 +537,14 @@ impl Established {
             self.rekey_at = later(cx);
             return;
         }
-        match self.finish_rekey(common, request, &parts) {
-            Ok((new, suite, keys)) => {
+        match self.finish_rekey(common, cx, request, &parts) {
+            Ok(Step::More { request, link }) => {
+                let mut writer = Writer::new();
+                followup::write_request(&mut writer, Some(&request.exchange), &link);
+                let pending = Pending::Ike(Box::new(request));
+                self.request(common, cx, ExchangeType::IKE_FOLLOWUP_KE, &writer, pending);
+            }
+            Ok(Step::Done((new, suite, keys))) => {
                 self.hand_over(common, cx, new, suite, keys);
                 self.deleting = true;
                 self.queue.clear();
@@ -518,29 +563,42 @@ impl Established {
     fn finish_rekey(
         &self,
         common: &Common,
+        cx: &mut Cx<'_>,
         request: IkeRequest,
         parts: &Parts<'_>,
-    ) -> Result<(Common, IkeSuite, IkeKeys), Arc<Refusal>> {
+    ) -> Result<Step<IkeRequest, Successor>, Arc<Refusal>> {
         let config = &self.config;
         let broken = |what: &str| explain::protocol(config, common, what);
-        let ([chosen], Some(nonce_r), Some(ke)) =
-            (&parts.offer.proposals[..], parts.nonce, parts.ke)
-        else {
-            return Err(broken("the response to our IKE rekey lacks payloads"));
+        let mut follow_up = match request.follow_up {
+            Some(follow_up) => follow_up,
+            None => FollowUp::of(parts).map_err(broken)?,
+        };
+        let [chosen] = &follow_up.answer.proposals[..] else {
+            return Err(broken(
+                "the response to our IKE rekey does not hold exactly one proposal",
+            ));
         };
         let suite = proposal::verify_ike(&config.ike, chosen)
             .map_err(|error| explain::bad_choice(config, common, "ike", &error))?;
         let spi_r =
             ike_spi(chosen).ok_or_else(|| broken("the peer's new IKE SPI is not eight octets"))?;
-        if suite.group != request.exchange.group() || ke.group != suite.group.id() {
+        if follow_up.secrets.is_empty() && suite.group != request.exchange.group() {
             return Err(broken(
                 "the peer chose another DH group than that of our KE payload",
             ));
         }
-        let shared = request
-            .exchange
-            .shared_secret(ke.data)
-            .map_err(|error| broken(&error.to_string()))?;
+        let next = follow_up.take(request.exchange, parts, suite.additional);
+        if let Some((group, link)) = next.map_err(|error| broken(&error))? {
+            let request = IkeRequest {
+                exchange: KeyExchange::generate(group, &mut cx.rng),
+                follow_up: Some(follow_up),
+                spi: request.spi,
+                nonce: request.nonce,
+                began: request.began,
+                retried: request.retried,
+            };
+            return Ok(Step::More { request, link });
+        }
         let new = Common {
             role: Role::Initiator,
             spi_i: request.spi,
@@ -548,10 +606,11 @@ impl Established {
             began: request.began,
             ..common.clone()
         };
+        let nonces = (&request.nonce[..], &follow_up.nonce_r[..]);
         let keys = self
-            .successor_keys(&new, &suite, &request.nonce, nonce_r, &shared)
+            .successor_keys(&new, &suite, nonces, &follow_up.secrets)
             .ok_or_else(|| broken("the keys of the new IKE SA cannot be derived"))?;
-        Ok((new, suite, keys))
+        Ok(Step::Done((new, suite, keys)))
     }
 
     fn answer_rekey(
@@ -609,21 +668,22 @@ impl Established {
             sa::encode(std::slice::from_ref(&answer), out)
         });
         writer.add(PayloadType::NONCE, |out| out.extend(&nonce_r));
-        let shared = exchange_keys(cx, suite.group, parts, writer)?;
-        let keys = self
-            .successor_keys(&new, &suite, nonce_i, &nonce_r, &shared)
-            .ok_or_else(|| NotifyOut::from(NotifyType::NO_PROPOSAL_CHOSEN))?;
-        self.hand_over(common, cx, new, suite, keys);
-        Ok(())
+        let secrets = vec![exchange_keys(cx, suite.group, parts, writer)?];
+        let common_new = Box::new(new);
+        let sa = AwaitedSa::Ike {
+            common: common_new,
+            suite,
+        };
+        let awaited = Awaited::new(cx, sa, (nonce_i, nonce_r), secrets);
+        self.make_or_await(common, cx, awaited, writer)
     }
 
-    fn successor_keys(
+    pub(super) fn successor_keys(
         &self,
         new: &Common,
         suite: &IkeSuite,
-        nonce_i: &[u8],
-        nonce_r: &[u8],
-        shared: &SecretBytes,
+        (nonce_i, nonce_r): (&[u8], &[u8]),
+        shared_secrets: &[SecretBytes],
     ) -> Option<IkeKeys> {
         let context = IkeContext {
             nonce_i,
@@ -631,14 +691,14 @@ impl Established {
             spi_i: new.spi_i.to_be_bytes(),
             spi_r: new.spi_r.to_be_bytes(),
         };
-        SkeySeed::rekeyed(&self.keys, suite.prf, &context, shared)
+        SkeySeed::rekeyed(&self.keys, suite.prf, &context, shared_secrets)
             .into_keys(suite, &context)
             .ok()
     }
 
     /// Gives the child SAs to the successor, which the endpoint adopts: "the new IKE SA inherits all
     /// of the original IKE SA's Child SAs" (section 2.8). The peers stay who they proved to be.
-    fn hand_over(
+    pub(super) fn hand_over(
         &mut self,
         common: &Common,
         cx: &mut Cx<'_>,
@@ -689,16 +749,15 @@ fn ike_spi(proposal: &WireProposal) -> Option<u64> {
     (spi != 0).then_some(spi)
 }
 
-fn write_ke(writer: &mut Writer, exchange: &KeyExchange) {
-    let ke = KeyExchangeData {
-        group: exchange.group().id(),
-        data: exchange.public_value(),
-    };
-    writer.add(PayloadType::KE, |out| ke.encode(out));
+pub(super) fn write_ke(writer: &mut Writer, exchange: &KeyExchange) {
+    let (group, data) = (exchange.group().id(), exchange.public_value());
+    writer.add(PayloadType::KE, |out| {
+        KeyExchangeData { group, data }.encode(out)
+    });
 }
 
 /// The responder's half of a key exchange in `group`.
-fn exchange_keys(
+pub(super) fn exchange_keys(
     cx: &mut Cx<'_>,
     group: DhGroup,
     parts: &Parts<'_>,
@@ -711,19 +770,33 @@ fn exchange_keys(
             ..NotifyType::INVALID_KE_PAYLOAD.into()
         });
     };
-    let exchange = KeyExchange::generate(group, &mut cx.rng);
-    write_ke(writer, &exchange);
-    exchange
-        .shared_secret(ke.data)
-        .map_err(|_| NotifyType::INVALID_SYNTAX.into())
+    let (public, shared) = KeyExchange::answer(group, ke.data, &mut cx.rng)
+        .map_err(|_| NotifyOut::from(NotifyType::INVALID_SYNTAX))?;
+    let ke = KeyExchangeData {
+        group: group.id(),
+        data: &public,
+    };
+    writer.add(PayloadType::KE, |out| ke.encode(out));
+    Ok(shared)
 }
 
 /// An error to answer with.
-struct NotifyOut {
+pub(super) struct NotifyOut {
     kind: NotifyType,
     protocol: u8,
     spi: Vec<u8>,
     data: Vec<u8>,
+}
+
+impl NotifyOut {
+    pub fn write(&self, writer: &mut Writer) {
+        writer.notify(Notify {
+            protocol: self.protocol,
+            spi: &self.spi,
+            kind: self.kind,
+            data: &self.data,
+        });
+    }
 }
 
 impl From<NotifyType> for NotifyOut {

@@ -9,6 +9,7 @@ use super::context::{Common, Cx, Effect, local_identity};
 use super::credential::{self, Claim, Wanted};
 use super::established::Established;
 use super::fragment::{self, Message};
+use super::intermediate::{self, IntAuth};
 use super::nat::{self, Nat};
 use super::proof::{self, Covered, Evidence, PeerProof, accepts_identity, accepts_method};
 use super::protect::{self, Protector};
@@ -22,7 +23,9 @@ use crate::refusal::{Refusal, RefusalKind};
 use crate::status::{IkeDrop, Role};
 use crate::wire::cert::Cert;
 use crate::wire::id::{KeyExchangeData, Typed};
-use crate::wire::{ExchangeType, Notify, NotifyType, Payload, PayloadType, Payloads, Writer, sa};
+use crate::wire::{
+    ExchangeType, Header, Notify, NotifyType, Payload, PayloadType, Payloads, Writer, sa,
+};
 
 /// Connections for which one peer's proof is verified: each may take several signatures.
 const MAX_VERIFIED: usize = 16;
@@ -70,10 +73,13 @@ pub(crate) struct InitReplied {
     /// Connections whose addresses fit and that accept the suite, best first.
     candidates: Vec<Arc<ConnectionConfig>>,
     pub suite: IkeSuite,
-    keys: IkeKeys,
-    protector: Protector,
-    transcript: Transcript,
+    pub(super) keys: IkeKeys,
+    pub(super) protector: Protector,
+    pub(super) transcript: Transcript,
     wanted: Wanted,
+    /// IKE_INTERMEDIATE exchanges that were done, and what was answered last.
+    pub(super) done: u32,
+    pub(super) answered: Option<Answered>,
     pub expires: Instant,
 }
 
@@ -142,6 +148,10 @@ pub(crate) fn accept(
         });
     };
     let suite = selection.suite;
+    if !suite.additional.is_empty() && !intermediate::supported(payloads) {
+        // "the initiator … MUST" say so (RFC 9370 section 2.2.1).
+        return Err(InitRefused::new(NotifyType::INVALID_SYNTAX));
+    }
     if ke.group != suite.group.id() {
         return Err(InitRefused {
             data: suite.group.id().to_be_bytes().to_vec(),
@@ -159,10 +169,9 @@ pub(crate) fn accept(
     };
     let candidates: Vec<_> = candidates.into_iter().filter(accepts).collect();
 
-    let exchange = KeyExchange::generate(suite.group, &mut cx.rng);
-    let public = exchange.public_value().to_vec();
     let invalid = |_| InitRefused::new(NotifyType::INVALID_SYNTAX);
-    let shared = exchange.shared_secret(ke.data).map_err(invalid)?;
+    let (public, shared) =
+        KeyExchange::answer(suite.group, ke.data, &mut cx.rng).map_err(invalid)?;
     let nonce_r = cx.nonce();
     let spi_i = datagram.header.initiator_spi;
     let found = nat::detect(
@@ -237,6 +246,9 @@ pub(crate) fn accept(
     if common.fragmentation {
         fragment::write_support(&mut writer, cx);
     }
+    if !suite.additional.is_empty() {
+        intermediate::write_support(&mut writer);
+    }
     if agreed {
         nat::write_preference(&mut writer);
     }
@@ -253,8 +265,11 @@ pub(crate) fn accept(
             init_response: response,
             nonce_i: nonce_i.to_vec(),
             nonce_r,
+            int_auth: IntAuth::default(),
         },
         wanted,
+        done: 0,
+        answered: None,
         expires: cx.now + cx.settings.half_open.timeout,
     };
     Ok(IkeSa {
@@ -312,9 +327,14 @@ impl InitReplied {
         datagram: &Datagram<'_>,
     ) -> Phase {
         let header = &datagram.header;
+        if header.exchange == ExchangeType::IKE_INTERMEDIATE {
+            return self.handle_intermediate(common, cx, datagram);
+        }
+        let exchanges = self.suite.additional.groups().count();
         if header.exchange != ExchangeType::IKE_AUTH
             || header.flags.is_response()
-            || header.message_id != 1
+            || self.done as usize != exchanges
+            || header.message_id != self.done.saturating_add(1)
         {
             cx.out.drop(IkeDrop::Unexpected);
             return Phase::InitReplied(self);
@@ -327,6 +347,7 @@ impl InitReplied {
                 return Phase::InitReplied(self);
             }
         };
+        self.transcript.int_auth.finish(header.message_id);
         let datagram = &opened.message(datagram);
         // From here on the sender is the one of the first request: "MUST respond to the address
         // and port from which it was received" (section 2.11).
@@ -480,7 +501,8 @@ impl InitReplied {
             proof,
             local_id,
             0,
-            1,
+            // Raised when the request is answered.
+            datagram.header.message_id,
         );
         established.announce(common, cx, request.initial_contact);
         let nonces = (&transcript.nonce_i[..], &transcript.nonce_r[..]);
@@ -499,7 +521,7 @@ impl InitReplied {
                     agreed,
                     child_spi,
                     nonces,
-                    None,
+                    &[],
                     Role::Responder,
                 )
                 .ok()
@@ -589,7 +611,7 @@ impl InitReplied {
         }
     }
 
-    fn refuse_syntax(
+    pub(super) fn refuse_syntax(
         self: Box<Self>,
         common: &Common,
         cx: &mut Cx<'_>,
@@ -621,7 +643,12 @@ impl InitReplied {
         });
         let mut writer = Writer::new();
         writer.notify(Notify::new(kind, data));
-        let header = protect::header(common, ExchangeType::IKE_AUTH, true, 1);
+        let Header {
+            exchange,
+            message_id,
+            ..
+        } = datagram.header;
+        let header = protect::header(common, exchange, true, message_id);
         let Ok(response) = self.protector.seal(common, cx, header, &writer) else {
             return Phase::Gone;
         };

@@ -31,7 +31,7 @@ use crate::wire::ExchangeType;
 use crate::wire::reader::{DecodeError, Reader};
 
 /// Version of the format.
-pub(crate) const VERSION: u8 = 3;
+pub(crate) const VERSION: u8 = 4;
 /// Most octets of a state.
 pub(crate) const MAX_STATE: usize = 16 * 1024;
 /// What states are called in errors.
@@ -357,6 +357,7 @@ fn write_outstanding(out: &mut Out, outstanding: &Outstanding, clock: &Clock) {
             out.u32(request.spi_in);
             out.block(&request.nonce);
             out.option(request.exchange.as_ref(), Out::exchange);
+            out.option(request.follow_up.as_ref(), Out::follow_up);
             out.u64(clock.encode(request.began));
             out.u8(u8::from(request.retried));
         }
@@ -365,6 +366,7 @@ fn write_outstanding(out: &mut Out, outstanding: &Outstanding, clock: &Clock) {
             out.u64(request.spi);
             out.block(&request.nonce);
             out.exchange(&request.exchange);
+            out.option(request.follow_up.as_ref(), Out::follow_up);
             out.u64(clock.encode(request.began));
             out.u8(u8::from(request.retried));
         }
@@ -387,6 +389,7 @@ fn read_outstanding(reader: &mut Reader<'_>, clock: &Clock) -> Result<Outstandin
             spi_in: reader.u32()?,
             nonce: codec::block(reader)?.to_vec(),
             exchange: codec::option(reader, read_exchange)?,
+            follow_up: codec::option(reader, codec::follow_up)?,
             began: read_time(reader, clock)?,
             retried: codec::flag(reader)?,
         })),
@@ -394,6 +397,7 @@ fn read_outstanding(reader: &mut Reader<'_>, clock: &Clock) -> Result<Outstandin
             spi: reader.u64()?,
             nonce: codec::block(reader)?.to_vec(),
             exchange: read_exchange(reader)?,
+            follow_up: codec::option(reader, codec::follow_up)?,
             began: read_time(reader, clock)?,
             retried: codec::flag(reader)?,
         })),

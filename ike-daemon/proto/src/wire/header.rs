@@ -21,6 +21,10 @@ impl ExchangeType {
     pub const CREATE_CHILD_SA: Self = Self(36);
     /// INFORMATIONAL
     pub const INFORMATIONAL: Self = Self(37);
+    /// IKE_INTERMEDIATE (RFC 9242)
+    pub const IKE_INTERMEDIATE: Self = Self(43);
+    /// IKE_FOLLOWUP_KE (RFC 9370)
+    pub const IKE_FOLLOWUP_KE: Self = Self(44);
 }
 
 impl fmt::Display for ExchangeType {
@@ -30,6 +34,8 @@ impl fmt::Display for ExchangeType {
             Self::IKE_AUTH => f.write_str("IKE_AUTH"),
             Self::CREATE_CHILD_SA => f.write_str("CREATE_CHILD_SA"),
             Self::INFORMATIONAL => f.write_str("INFORMATIONAL"),
+            Self::IKE_INTERMEDIATE => f.write_str("IKE_INTERMEDIATE"),
+            Self::IKE_FOLLOWUP_KE => f.write_str("IKE_FOLLOWUP_KE"),
             Self(number) => write!(f, "exchange type {number}"),
         }
     }

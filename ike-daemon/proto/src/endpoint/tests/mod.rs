@@ -1,5 +1,6 @@
 mod certificates;
 mod encapsulation;
+mod exchanges;
 mod fragments;
 mod handshake;
 mod lifecycle;

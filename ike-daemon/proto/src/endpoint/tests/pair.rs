@@ -12,7 +12,7 @@ use crate::crypto::Random;
 use crate::proposal::{Proposal, Protocol};
 use crate::refusal::Refusal;
 use crate::selector;
-use crate::wire::{HEADER_LEN, Header, PayloadType};
+use crate::wire::{ExchangeType, HEADER_LEN, Header, PayloadType};
 use crate::{
     ConnectionConfig, Endpoint, EndpointConfig, Notice, PskSecret, RestoreError, Transmit,
 };
@@ -193,6 +193,10 @@ impl End {
         iv.truncate(16);
         iv.push(header.flags.0 & 8);
         iv.extend(b"iv");
+        if header.exchange == ExchangeType::IKE_INTERMEDIATE {
+            // Each has keys of its own, and begins its IVs anew.
+            iv.extend(header.message_id.to_be_bytes());
+        }
         iv.extend(&message[fragment.end..fragment.end + 8]);
         for key in [id, iv] {
             let before = self

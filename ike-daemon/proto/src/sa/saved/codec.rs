@@ -4,17 +4,20 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::time::Instant;
 
 use espada_common::sa::{
-    ChildSaId, Cipher, Encapsulation, EspSuite, GcmIcv, Integrity, Mode, Share, TrafficSelector,
+    ChildSaId, Cipher, Encapsulation, EspSuite, GcmIcv, Integrity, Mode, SecretBytes, Share,
+    TrafficSelector,
 };
 use zeroize::Zeroizing;
 
 use super::{MAX_STATE, invalid};
 use crate::crypto::dh::KeyExchange;
 use crate::identity::Identity;
-use crate::proposal::{DhGroup, IkeSuite, Prf};
+use crate::proposal::{Additional, DhGroup, IkeSuite, Prf};
 use crate::sa::child::Child;
+use crate::sa::followup::FollowUp;
 use crate::sa::fragment::Message;
 use crate::wire::reader::{DecodeError, Reader};
+use crate::wire::{PayloadType, Payloads};
 
 const INTEGRITIES: [Integrity; 4] = [
     Integrity::HmacSha1_96,
@@ -130,11 +133,24 @@ impl Out {
         let prf = Prf::ALL.iter().position(|prf| *prf == suite.prf);
         self.u8(prf.unwrap_or_default() as u8);
         self.u16(suite.group.id());
+        for group in suite.additional.by_type() {
+            self.u16(group.map_or(0, DhGroup::id));
+        }
     }
 
     pub fn exchange(&mut self, exchange: &KeyExchange) {
         self.u16(exchange.group().id());
         self.block(exchange.drawn());
+    }
+
+    pub fn follow_up(&mut self, follow_up: &FollowUp) {
+        let answer = follow_up.answer_payloads();
+        self.u8(answer.first().0);
+        self.block(answer.bytes());
+        self.u16(follow_up.secrets.len() as u16);
+        for secret in &follow_up.secrets {
+            self.block(secret.expose());
+        }
     }
 
     fn selectors(&mut self, selectors: &[TrafficSelector]) {
@@ -288,12 +304,30 @@ pub(super) fn group(reader: &mut Reader<'_>) -> Result<DhGroup, DecodeError> {
 pub(super) fn ike_suite(reader: &mut Reader<'_>) -> Result<IkeSuite, DecodeError> {
     let (cipher, integrity) = cipher(reader)?;
     let prf = Prf::ALL.get(usize::from(reader.u8()?)).copied();
+    let prf = prf.ok_or_else(|| invalid("an unknown PRF"))?;
+    let group = group(reader)?;
+    let mut additional = [None; Additional::MOST];
+    for entry in &mut additional {
+        *entry = match reader.u16()? {
+            0 => None,
+            id => Some(DhGroup::from_id(id).ok_or_else(|| invalid("an unknown key exchange"))?),
+        };
+    }
     Ok(IkeSuite {
         cipher,
         integrity,
-        prf: prf.ok_or_else(|| invalid("an unknown PRF"))?,
-        group: group(reader)?,
+        prf,
+        group,
+        additional: additional.into(),
     })
+}
+
+pub(super) fn follow_up(reader: &mut Reader<'_>) -> Result<FollowUp, DecodeError> {
+    let first = PayloadType(reader.u8()?);
+    let answer = Payloads::collect_all(first, block(reader)?)?;
+    let secret = |reader: &mut Reader<'_>| Ok(SecretBytes::new(block(reader)?.to_vec()));
+    let secrets = list(reader, secret)?;
+    Ok(FollowUp::read(&answer, secrets))
 }
 
 fn selector(reader: &mut Reader<'_>) -> Result<TrafficSelector, DecodeError> {

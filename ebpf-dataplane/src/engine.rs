@@ -82,7 +82,10 @@ pub trait Engine: Send {
     /// What the front end is to do with this engine's inbound packets on a path.
     fn steering(&self, path: &Path) -> Steering;
 
-    /// The ways of all this engine's pairs that have one, after any of them changed.
+    /// The way of one pair, after it was installed or moved.
+    fn set_way(&mut self, id: ChildSaId, way: &Way);
+
+    /// The ways of all this engine's pairs that have one, after any of them may have changed.
     fn set_ways(&mut self, ways: &BTreeMap<ChildSaId, Way>);
 
     /// Interfaces, addresses, routes or neighbours may have changed.

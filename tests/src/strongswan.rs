@@ -315,8 +315,7 @@ fn daemon_configuration(files: &Path, settings: &Settings<'_>) -> String {
         "charon {{
     load_modular = no
     load = {PLUGINS} {libipsec} {NETWORK_PLUGINS}
-    threads = 16
-    install_routes = yes
+    threads = 32
     retransmit_timeout = 1.0
     retransmit_tries = 3
     {charon}

@@ -12,7 +12,7 @@ mod syscall;
 mod tests;
 mod veth;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use espada_common::abi::esp::{
@@ -550,29 +550,30 @@ impl Engine for EbpfEngine {
         Steering::Decrypt
     }
 
-    fn set_ways(&mut self, ways: &BTreeMap<ChildSaId, Way>) {
-        let links: BTreeSet<u32> = ways.values().map(|way| way.interface).collect();
-        for link in links {
-            self.settle_device(link);
+    fn set_way(&mut self, id: ChildSaId, way: &Way) {
+        self.settle_device(way.interface);
+        let Some(known) = self.pairs.get(&id) else {
+            return;
+        };
+        let mut entry = known.entry;
+        entry.max_inner = max_inner(known.esn, &entry::path(&entry), way.mtu);
+        entry.link = way.interface;
+        if entry == known.entry {
+            return;
         }
+        self.maps.settle();
+        if let Err(error) = self.maps.insert_pair(&entry) {
+            tracing::warn!(%error, "path MTU not set");
+            return;
+        }
+        if let Some(known) = self.pairs.get_mut(&id) {
+            known.entry = entry;
+        }
+    }
+
+    fn set_ways(&mut self, ways: &BTreeMap<ChildSaId, Way>) {
         for (id, way) in ways {
-            let Some(known) = self.pairs.get(id) else {
-                continue;
-            };
-            let mut entry = known.entry;
-            entry.max_inner = max_inner(known.esn, &entry::path(&entry), way.mtu);
-            entry.link = way.interface;
-            if entry == known.entry {
-                continue;
-            }
-            self.maps.settle();
-            if let Err(error) = self.maps.insert_pair(&entry) {
-                tracing::warn!(%error, "path MTU not set");
-                continue;
-            }
-            if let Some(known) = self.pairs.get_mut(id) {
-                known.entry = entry;
-            }
+            Engine::set_way(self, *id, way);
         }
     }
 

@@ -26,6 +26,9 @@ use super::policy::{ProtectedPair, compile};
 use super::tries::Tries;
 use super::{FrontEndError, InCounters, chain};
 
+/// What the tries of protected pairs lead to.
+const PROTECTED: u32 = 1;
+
 // Keys and values are arrays of octets to aya, and `espada_common::abi` structs to everybody else.
 pub(crate) type Octets<T> = <T as AsOctets>::Array;
 
@@ -276,9 +279,19 @@ impl Maps {
             .map_err(failed(maps::LAN_XSKS, "take out the socket of a queue"))
     }
 
+    /// Adds policies.
+    pub(super) fn add_policies(&mut self, pairs: &[ProtectedPair]) -> Result<(), FrontEndError> {
+        for pair in pairs {
+            self.spd.add(pair, PROTECTED)?;
+        }
+        if pairs.is_empty() {
+            return Ok(());
+        }
+        self.configure(self.flags | CONFIG_GUARD)
+    }
+
     /// Replaces the policies; a pair in both old and new stays protected throughout.
     pub(super) fn set_policies(&mut self, pairs: &[ProtectedPair]) -> Result<(), FrontEndError> {
-        const PROTECTED: u32 = 1;
         let pairs: Vec<(ProtectedPair, u32)> =
             pairs.iter().map(|pair| (*pair, PROTECTED)).collect();
         self.spd.set(&compile(&pairs))?;

@@ -369,6 +369,11 @@ impl FrontEnd {
         self.maps.set_policies(pairs)
     }
 
+    /// More address pairs that must not pass in clear.
+    pub fn add_policies(&mut self, pairs: &[ProtectedPair]) -> Result<(), FrontEndError> {
+        self.maps.add_policies(pairs)
+    }
+
     /// The AF_XDP socket of a receive queue. All interfaces share the table: with several, queue
     /// numbers must not collide.
     pub fn set_xsk(&mut self, queue: u32, socket: &impl AsRawFd) -> Result<(), FrontEndError> {

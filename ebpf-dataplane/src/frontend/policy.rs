@@ -1,7 +1,7 @@
 //! Policies as the clear-text guards know them: pairs of prefixes, and the two tries that match
 //! them exactly.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use espada_common::sa::{Policy, TrafficSelector};
@@ -118,7 +118,16 @@ impl TriePrefix {
         }
     }
 
-    fn contains(&self, other: &Self) -> bool {
+    /// The prefix of this length around it.
+    fn widened(&self, length: u32) -> Self {
+        let mask = u128::MAX.checked_shl(128 - length).unwrap_or(0);
+        Self {
+            length,
+            bits: self.bits & mask,
+        }
+    }
+
+    pub(super) fn contains(&self, other: &Self) -> bool {
         let mask = u128::MAX.checked_shl(128 - self.length).unwrap_or(0);
         self.length <= other.length && (self.bits ^ other.bits) & mask == 0
     }
@@ -128,30 +137,22 @@ impl TriePrefix {
 /// and those of every wider remote prefix around it. Where two pairs give one local prefix a value, that
 /// of the narrower remote prefix holds, and among equals the later one.
 pub(crate) fn compile(pairs: &[(ProtectedPair, u32)]) -> Table {
-    let mut entries: Vec<(TriePrefix, TriePrefix, u32)> = pairs
-        .iter()
-        .map(|(pair, value)| {
-            (
-                TriePrefix::new(pair.remote),
-                TriePrefix::new(pair.local),
-                *value,
-            )
-        })
-        .collect();
-    // Stable: equals keep their order.
-    entries.sort_by_key(|(remote, _, _)| remote.length);
-    let remotes: BTreeSet<TriePrefix> = entries.iter().map(|(remote, _, _)| *remote).collect();
-    remotes
-        .iter()
-        .map(|remote| {
-            let locals = entries
-                .iter()
-                .filter(|(wider, _, _)| wider.contains(remote))
-                .map(|(_, local, value)| (*local, *value))
-                .collect();
-            (*remote, locals)
-        })
-        .collect()
+    let mut own: BTreeMap<TriePrefix, Vec<(TriePrefix, u32)>> = BTreeMap::new();
+    for (pair, value) in pairs {
+        let locals = own.entry(TriePrefix::new(pair.remote)).or_default();
+        locals.push((TriePrefix::new(pair.local), *value));
+    }
+    let lengths: BTreeSet<u32> = own.keys().map(|remote| remote.length).collect();
+    let mut table = Table::new();
+    // Wider prefixes come first, so the next one around a prefix has those of all around it.
+    for (remote, locals) in own {
+        let mut around = lengths.range(..remote.length).rev();
+        let next = around.find_map(|length| table.get(&remote.widened(*length)));
+        let mut all = next.cloned().unwrap_or_default();
+        all.extend(locals);
+        table.insert(remote, all);
+    }
+    table
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use zerocopy::transmute;
 
 use super::FrontEndError;
 use super::maps::{Octets, failed, gone, typed};
-use super::policy::TriePrefix;
+use super::policy::{ProtectedPair, TriePrefix};
 
 /// For each remote prefix the local prefixes that packets matching it as the longest meet, each
 /// with its value.
@@ -121,6 +121,43 @@ impl Tries {
         }
         for (class, locals) in retired {
             self.remove_class(class, locals.keys())?;
+        }
+        Ok(())
+    }
+
+    /// Adds a pair. Where a local prefix has a value already under a remote prefix, that one stays.
+    pub(crate) fn add(&mut self, pair: &ProtectedPair, value: u32) -> Result<(), FrontEndError> {
+        let [remote_name, local_name] = self.names;
+        let (remote, local) = (TriePrefix::new(pair.remote), TriePrefix::new(pair.local));
+        if !self.installed.contains_key(&remote) {
+            // What the next wider prefix has holds within this one as well.
+            let wider = self
+                .installed
+                .iter()
+                .filter(|(wider, _)| wider.contains(&remote));
+            let next = wider.max_by_key(|(wider, _)| wider.length);
+            let locals = next
+                .map(|(_, (_, locals))| locals.clone())
+                .unwrap_or_default();
+            let class = self.next_class;
+            self.next_class = self.next_class.wrapping_add(1);
+            for (prefix, value) in locals.iter().chain([(&local, &value)]) {
+                self.local
+                    .insert(&local_key(class, prefix), value, 0)
+                    .map_err(failed(local_name, "add a prefix"))?;
+            }
+            self.remote
+                .insert(&remote_key(&remote), class, 0)
+                .map_err(failed(remote_name, "add a prefix"))?;
+            self.installed.insert(remote, (class, locals));
+        }
+        for (within, (class, locals)) in &mut self.installed {
+            if remote.contains(within) && !locals.contains_key(&local) {
+                self.local
+                    .insert(&local_key(*class, &local), value, 0)
+                    .map_err(failed(local_name, "add a prefix"))?;
+                locals.insert(local, value);
+            }
         }
         Ok(())
     }

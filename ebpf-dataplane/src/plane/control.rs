@@ -124,6 +124,8 @@ pub struct Control {
     /// Policies of transport mode, which have no routes.
     unrouted: BTreeMap<Arc<str>, Policy>,
     pairs: BTreeMap<ChildSaId, Carried>,
+    /// Our addresses at which the front end looks for ESP and IKE.
+    addresses: BTreeSet<IpAddr>,
 }
 
 impl Control {
@@ -157,6 +159,7 @@ impl Control {
             routes,
             unrouted: BTreeMap::new(),
             pairs,
+            addresses: BTreeSet::new(),
         };
         for carried in control.pairs.values() {
             let steering = control.steering(carried);
@@ -185,7 +188,17 @@ impl Control {
         }
     }
 
-    /// Hands the clear-text guards all policies; those of `with` too, which has no routes yet.
+    /// Has the clear-text guards know a policy, which has no routes yet.
+    fn guard_also(&self, policy: &Policy) -> Result<(), BackendError> {
+        let connection = &policy.connection;
+        let replaces = self.routes.has_policy(connection) || self.unrouted.contains_key(connection);
+        if replaces {
+            return self.guard(Some(policy));
+        }
+        self.front_end(|front_end| front_end.add_policies(&protected_pairs(policy)))
+    }
+
+    /// Hands the clear-text guards all policies; those of `with` too.
     fn guard(&self, with: Option<&Policy>) -> Result<(), BackendError> {
         self.front_end(|front_end| {
             let pairs: Vec<_> = self
@@ -264,7 +277,7 @@ impl Control {
         // The engines first: what the routes bring then finds its policy.
         let mut installed = self.tell_all(command);
         if installed.is_ok() {
-            installed = self.guard(Some(policy));
+            installed = self.guard_also(policy);
         }
         if installed.is_ok() {
             installed = match policy.mode {
@@ -368,7 +381,7 @@ impl Control {
         );
         let link = engine.interface().index;
         self.pairs.insert(sa.id, carried);
-        self.refresh();
+        self.settle(sa.id, way);
         match old {
             Some((old, Takeover::WithRemoval)) if !same => {
                 if let Some(old) = self.pairs.get_mut(&old) {
@@ -432,8 +445,31 @@ impl Control {
             let [_, spi] = pair.spis;
             self.front_end(|front_end| front_end.remove_out(old.remote.ip(), spi))?;
         }
-        self.refresh();
+        self.settle(id, way);
         Ok(())
+    }
+
+    /// Tells whoever needs to know of a pair's way, without looking at those of all others.
+    fn settle(&mut self, id: ChildSaId, way: Option<Way>) {
+        let Some(carried) = self.pairs.get_mut(&id) else {
+            return;
+        };
+        let ours = carried.pair.path.local.ip();
+        if self.parts.front_end.is_some() && !self.addresses.contains(&ours) {
+            return self.refresh();
+        }
+        let Some(way) = way else {
+            return;
+        };
+        if let Some(engine) = self.parts.engines.get_mut(carried.engine) {
+            engine.set_way(id, &way);
+        }
+        carried.way = Some(way);
+        let connection = Arc::clone(&carried.pair.connection);
+        let inner = carried.inner_mtu();
+        if inner.is_none() || self.routes.mtu(&connection) != inner {
+            self.set_route_mtu(&connection);
+        }
     }
 
     /// The way of a path, if it can be told now.
@@ -536,8 +572,10 @@ impl Control {
             .map(|address| address.prefix.address)
             .filter(|address| !local.contains(address))
             .collect();
-        let local: Vec<IpAddr> = local.into_iter().collect();
-        self.front_end(|front_end| front_end.set_addresses(&local, &others))
+        let all: Vec<IpAddr> = local.iter().copied().collect();
+        self.front_end(|front_end| front_end.set_addresses(&all, &others))?;
+        self.addresses = local;
+        Ok(())
     }
 
     fn set_route_mtu(&mut self, connection: &str) {

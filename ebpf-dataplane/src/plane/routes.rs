@@ -68,6 +68,19 @@ impl Routes {
         self.policies.values()
     }
 
+    /// Whether a connection has a policy.
+    pub fn has_policy(&self, connection: &str) -> bool {
+        self.policies.contains_key(connection)
+    }
+
+    /// The MTU of a connection's routes, where it is set.
+    pub fn mtu(&self, connection: &str) -> Option<u32> {
+        let policy = self.policies.get(connection)?;
+        let first = policy.remote_ts.first()?;
+        let destination = prefixes(first.start, first.end).into_iter().next()?;
+        self.entries.get(&destination)?.route.mtu
+    }
+
     /// Removes what a predecessor left and nobody wanted.
     pub fn settle(&mut self, netlink: &mut Netlink) {
         for route in std::mem::take(&mut self.inherited) {
@@ -108,8 +121,11 @@ impl Routes {
         wanted: &BTreeSet<Prefix>,
         link: u32,
     ) -> Result<(), BackendError> {
-        let addresses = netlink.addresses()?;
-        let existing = netlink.routes()?;
+        let new = |destination: &Prefix| !self.entries.contains_key(destination);
+        let (addresses, existing) = match wanted.iter().any(new) {
+            true => (netlink.addresses()?, netlink.routes()?),
+            false => (Vec::new(), Vec::new()),
+        };
         for destination in wanted.iter().copied() {
             if let Some(entry) = self.entries.get_mut(&destination) {
                 entry.connections.insert(Arc::clone(&policy.connection));
@@ -249,11 +265,13 @@ impl Routes {
     /// Keeps packets to a peer's own address out of the tunnel when a protected network contains
     /// it, now or after a policy is installed: ESP and IKE would otherwise loop.
     pub fn exempt(&mut self, netlink: &mut Netlink, peer: IpAddr) -> Result<(), BackendError> {
-        if peer.is_unspecified() {
+        // Those that are known are looked at with every policy and every change of the network.
+        if peer.is_unspecified() || self.peers.contains_key(&peer) {
             return Ok(());
         }
+        self.settle_peer(netlink, peer)?;
         self.peers.entry(peer).or_default();
-        self.settle_peer(netlink, peer)
+        Ok(())
     }
 
     /// Looks the ways to the peers up again: a WAN link may have got another gateway.

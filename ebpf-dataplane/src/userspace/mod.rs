@@ -324,6 +324,16 @@ impl UserspaceEngine {
         Ok(())
     }
 
+    /// Tells the outbound worker how long a pair's packets may be, unless it knows.
+    fn set_mtu(&self, id: ChildSaId, way: &Way) {
+        let known = self.ways.get(&id).map(|way| way.mtu);
+        if known != Some(way.mtu)
+            && let Err(error) = self.outbound.set_path_mtu(id, way.mtu)
+        {
+            tracing::warn!(%error, "path MTU not set");
+        }
+    }
+
     /// Tells the outbound worker which peers it may send to past the kernel.
     fn publish_neighbours(&self) {
         let Some((link, _)) = &self.queues else {
@@ -540,14 +550,18 @@ impl Engine for UserspaceEngine {
         }
     }
 
+    fn set_way(&mut self, id: ChildSaId, way: &Way) {
+        self.set_mtu(id, way);
+        let known = self.ways.insert(id, way.clone());
+        let link = |way: &Way| way.link.clone();
+        if known.as_ref().and_then(link) != link(way) {
+            self.publish_neighbours();
+        }
+    }
+
     fn set_ways(&mut self, ways: &BTreeMap<ChildSaId, Way>) {
         for (id, way) in ways {
-            let known = self.ways.get(id).map(|way| way.mtu);
-            if known != Some(way.mtu)
-                && let Err(error) = self.outbound.set_path_mtu(*id, way.mtu)
-            {
-                tracing::warn!(%error, "path MTU not set");
-            }
+            self.set_mtu(*id, way);
         }
         self.ways = ways.clone();
         self.publish_neighbours();

@@ -509,6 +509,8 @@ impl Engine for XfrmEngine {
     }
 
     /// The kernel finds the way and its MTU itself.
+    fn set_way(&mut self, _id: ChildSaId, _way: &Way) {}
+
     fn set_ways(&mut self, _ways: &BTreeMap<ChildSaId, Way>) {}
 
     fn sa_stats(&mut self) -> Result<Vec<ChildSaStats>, BackendError> {

@@ -1,5 +1,6 @@
 //! What single settings cannot show: connections that contradict each other, keys that are missing.
 
+use std::net::IpAddr;
 use std::path::Path;
 
 use espada_common::sa::{Mode, TrafficSelector};
@@ -18,8 +19,15 @@ pub(super) fn connections(
     connections: &[Found],
     dataplane: &DataplaneConfig,
 ) {
-    for (index, later) in connections.iter().enumerate() {
-        for earlier in connections.get(..index).unwrap_or_default() {
+    let extents: Vec<[Extent; 2]> = connections
+        .iter()
+        .map(|found| [Extent::of(&found.local), Extent::of(&found.remote)])
+        .collect();
+    for (index, (later, own)) in connections.iter().zip(&extents).enumerate() {
+        // Thousands of connections are compared with each other; most are told apart by this alone.
+        let near = |other: &[Extent; 2]| own.iter().zip(other).all(|(own, other)| own.meets(other));
+        let earlier = connections.iter().zip(&extents).take(index);
+        for (earlier, _) in earlier.filter(|(_, other)| near(other)) {
             overlap(document, earlier, later);
         }
         swallowed_peer(document, later);
@@ -62,6 +70,27 @@ fn idle_per_cpu(document: &Document<'_>, found: &Found, engine: &EngineChoice) {
             "`per_cpu_sas` has no effect on what is sent: of the engines only xfrm has SAs for single processors",
             Some("set engine = \"xfrm\" in [dataplane], or remove this".to_owned()),
         );
+    }
+}
+
+/// The lowest and the highest address of selectors, IPv4 mapped into IPv6.
+struct Extent(u128, u128);
+
+impl Extent {
+    fn of(selectors: &[Located<TrafficSelector>]) -> Self {
+        let number = |address: IpAddr| match address {
+            IpAddr::V4(address) => u128::from(address.to_ipv6_mapped()),
+            IpAddr::V6(address) => u128::from(address),
+        };
+        let none = Self(u128::MAX, 0);
+        selectors.iter().fold(none, |extent, selector| {
+            let TrafficSelector { start, end, .. } = selector.value;
+            Self(extent.0.min(number(start)), extent.1.max(number(end)))
+        })
+    }
+
+    fn meets(&self, other: &Self) -> bool {
+        self.0 <= other.1 && other.0 <= self.1
     }
 }
 

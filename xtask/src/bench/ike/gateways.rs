@@ -19,10 +19,12 @@ const PSK: &str = "eighty-six swallows over the river at dusk";
 const ID_A: &str = "a.example";
 const ID_B: &str = "b.example";
 const ESP: &str = "aes256gcm16";
-/// What the initiator's networks, an address each, are taken from.
+/// What our connections' networks, an address each, are taken from. All of strongSwan's have the one
+/// behind the gateway: kernel-libipsec wants an address of its own in it.
 const NETWORKS: &str = "10.128.0.0/9";
 /// strongSwan as it is set for many SAs at once: no cookies, no limits, a hash table, no log.
 const MANY: &str = "dos_protection = no
+    reuse_ikesa = no
     ikesa_table_size = 4096
     ikesa_table_segments = 16";
 const SILENT: &str = "default = -1";
@@ -270,19 +272,24 @@ fn espada_config(wanted: &Wanted, role: Role) -> String {
         let _ = write!(
             out,
             "[connection.{name}]\n\
-             local = {{ address = \"{}\", id = \"{}\", subnets = [\"{}\"]{local} }}\n\
-             remote = {{ address = \"{}\", id = \"{}\", subnets = [\"{}\"]{remote} }}\n\
+             local = {{ address = \"{}\", id = \"{}\", subnets = [{}]{local} }}\n\
+             remote = {{ address = \"{}\", id = \"{}\", subnets = [{}]{remote} }}\n\
              auth = \"psk\"\nike = \"{}\"\nesp = \"{ESP}\"\nstart = \"none\"\n",
             ours[0], ours[1], ours[2], theirs[0], theirs[1], theirs[2], wanted.ike,
         );
     };
-    let here = [addr::WAN_B, ID_B, addr::LAN_B];
+    let behind_b = format!("\"{}\"", addr::LAN_B);
+    let here = [addr::WAN_B, ID_B, &behind_b];
     match role {
-        Role::Responder => connection("all", here, [addr::WAN_A, "%any", NETWORKS]),
+        Role::Responder => {
+            let all = format!("\"{NETWORKS}\", \"{}\"", addr::LAN_A);
+            connection("all", here, [addr::WAN_A, "%any", &all]);
+        }
         Role::Initiator => {
             for number in 0..wanted.connections {
                 let id = initiator_id(wanted.auth, number);
-                connection(&name(number), [addr::WAN_A, &id, &network(number)], here);
+                let network = format!("\"{}\"", network(number));
+                connection(&name(number), [addr::WAN_A, &id, &network], here);
             }
         }
     }
@@ -325,11 +332,14 @@ fn swanctl_config(wanted: &Wanted, role: Role) -> String {
     };
     let here = [addr::WAN_B, ID_B, addr::LAN_B];
     match role {
-        Role::Responder => connection("all", here, [addr::WAN_A, "%any", NETWORKS]),
+        Role::Responder => {
+            let all = format!("{NETWORKS}, {}", addr::LAN_A);
+            connection("all", here, [addr::WAN_A, "%any", &all]);
+        }
         Role::Initiator => {
             for number in 0..wanted.connections {
                 let id = initiator_id(wanted.auth, number);
-                connection(&name(number), [addr::WAN_A, &id, &network(number)], here);
+                connection(&name(number), [addr::WAN_A, &id, addr::LAN_A], here);
             }
         }
     }

@@ -9,7 +9,7 @@ use crate::wire::Address;
 
 /// Version of everything in this module; the loader refuses pinned maps of another version, and
 /// the programs pass every packet untouched while the configuration states another.
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = 6;
 
 /// Most SAs of each direction that the front end can know.
 pub const MAX_SAS: u32 = 65_536;
@@ -20,8 +20,11 @@ pub const MAX_LOCAL_ADDRESSES: u32 = 1_024;
 /// Most entries of each policy trie.
 pub const MAX_POLICY_ENTRIES: u32 = 131_072;
 
-/// Most receive queues with an AF_XDP socket, of the WAN and of all LAN interfaces.
+/// Most receive queues with AF_XDP sockets, of the WAN and of all LAN interfaces.
 pub const MAX_QUEUES: u32 = 256;
+
+/// Most AF_XDP sockets of a receive queue of the WAN, one for each lane of the userspace engine.
+pub const MAX_LANES: u32 = 64;
 
 /// Most LAN interfaces whose packets go past the kernel.
 pub const MAX_LANS: u32 = 16;
@@ -53,6 +56,11 @@ pub const SA_FLAG_STEER_XSK: u32 = 1;
 
 /// `SaInEntry::flags`: decrypt in XDP.
 pub const SA_FLAG_DECRYPT: u32 = 2;
+
+/// `SaInEntry::flags` masked by this: where in the XSKMAP the sockets of the lane begin that packets are
+/// steered to.
+pub const SA_FIRST_SOCKET: u32 = !(MAX_QUEUES - 1);
+const _: () = assert!(SA_FIRST_SOCKET & (SA_FLAG_STEER_XSK | SA_FLAG_DECRYPT) == 0);
 
 /// Key of `espada_sa_out`: an outbound SPI, which is unique only per destination (RFC 4301
 /// section 4.1).
@@ -196,7 +204,7 @@ pub mod maps {
     pub const SPD_LOCAL: &str = "espada_spd_local";
     /// LRU hash: [`super::FragmentKey`] to a u32 (1) of datagrams whose first fragment was ESP or IKE.
     pub const FRAGMENTS: &str = "espada_fragments";
-    /// XSKMAP by receive queue.
+    /// XSKMAP by lane times [`super::MAX_QUEUES`] plus receive queue.
     pub const XSKS: &str = "espada_xsks";
     /// Hash: interface number to [`super::LanEntry`].
     pub const LAN: &str = "espada_lan";

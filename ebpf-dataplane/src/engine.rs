@@ -27,8 +27,11 @@ pub struct Interface {
 pub enum Steering {
     /// Counts it and passes it on to the kernel.
     Kernel,
-    /// Hands native ESP to the AF_XDP socket of its queue.
-    Xsk,
+    /// Hands native ESP to an AF_XDP socket of its queue.
+    Xsk {
+        /// How many sockets each queue has. All packets of an SA go to the same one, SAs to any.
+        lanes: u32,
+    },
     /// Decrypts it right there.
     Decrypt,
 }

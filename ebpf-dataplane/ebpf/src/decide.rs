@@ -1,8 +1,8 @@
 //! What becomes of a packet, apart from how XDP and tc say it.
 
 use espada_common::abi::{
-    ABI_VERSION, CONFIG_DROP_UNKNOWN_SPI, FrontEndConfig, SA_FLAG_DECRYPT, SA_FLAG_STEER_XSK,
-    SaOutKey, SpiKey,
+    ABI_VERSION, CONFIG_DROP_UNKNOWN_SPI, FrontEndConfig, SA_FIRST_SOCKET, SA_FLAG_DECRYPT,
+    SA_FLAG_STEER_XSK, SaOutKey, SpiKey,
 };
 use espada_common::drops::DropReason;
 use espada_common::wire::Cursor;
@@ -17,8 +17,8 @@ pub enum Verdict {
     Pass,
     /// Gone, and counted.
     Drop,
-    /// Native ESP of an SA that asked for AF_XDP.
-    Steer,
+    /// Native ESP of an SA that asked for AF_XDP, to the lane whose sockets begin here.
+    Steer(u32),
     /// ESP of an SA that the eBPF engine carries.
     Decrypt,
 }
@@ -132,7 +132,7 @@ fn esp_in<C: Cursor>(
     // AF_XDP takes whole native ESP packets; the kernel reassembles fragments first.
     let whole_native = wan.class == Class::NativeEsp && !wan.first_fragment;
     if entry.flags & SA_FLAG_STEER_XSK != 0 && whole_native {
-        Verdict::Steer
+        Verdict::Steer(entry.flags & SA_FIRST_SOCKET)
     } else {
         Verdict::Pass
     }

@@ -34,7 +34,7 @@ pub fn espada_xdp(ctx: XdpContext) -> u32 {
     match decide::inbound(&LinearPacket::of_xdp(ctx.ctx), Link::Ethernet, 1) {
         Verdict::Pass => XDP_PASS,
         Verdict::Drop => XDP_DROP,
-        Verdict::Steer => maps::steer(ctx.rx_queue_index()),
+        Verdict::Steer(first) => maps::steer(first, ctx.rx_queue_index()),
         Verdict::Decrypt => {
             esp::maps::decrypt(&ctx);
             maps::count_drop(DropReason::Internal, 1);
@@ -102,7 +102,7 @@ fn tc_out(ctx: &TcContext, link: Link) -> i32 {
 #[inline(always)]
 fn act(verdict: Verdict) -> i32 {
     match verdict {
-        Verdict::Pass | Verdict::Steer => TC_NEXT,
+        Verdict::Pass | Verdict::Steer(_) => TC_NEXT,
         Verdict::Drop => TC_DROP,
         // The engine is behind XDP only; its packets are nobody else's.
         Verdict::Decrypt => {

@@ -8,8 +8,8 @@ use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCp
 use aya_ebpf::macros::btf_map;
 use espada_common::abi::{
     CONFIG_GUARD, ClassedAddress, FragmentKey, FrontEndConfig, LOCAL_WAN, LanEntry, MAX_FRAGMENTED,
-    MAX_LANS, MAX_LOCAL_ADDRESSES, MAX_POLICY_ENTRIES, MAX_QUEUES, MAX_SAS, SaCounters, SaInEntry,
-    SaOutEntry, SaOutKey, SpiKey,
+    MAX_LANES, MAX_LANS, MAX_LOCAL_ADDRESSES, MAX_POLICY_ENTRIES, MAX_QUEUES, MAX_SAS, SaCounters,
+    SaInEntry, SaOutEntry, SaOutKey, SpiKey,
 };
 use espada_common::drops::DropReason;
 use espada_common::wire::Address;
@@ -55,7 +55,7 @@ static SPD_LOCAL: LpmTrie<ClassedAddress, u32, { MAX_POLICY_ENTRIES as usize }, 
 static FRAGMENTS: LruHashMap<FragmentKey, u32, { MAX_FRAGMENTED as usize }> = LruHashMap::new();
 
 #[btf_map(name = "espada_xsks")]
-static XSKS: XskMap<{ MAX_QUEUES as usize }> = XskMap::new();
+static XSKS: XskMap<{ (MAX_LANES * MAX_QUEUES) as usize }> = XskMap::new();
 
 #[btf_map(name = "espada_lan")]
 static LAN: HashMap<u32, LanEntry, { MAX_LANS as usize }, NO_PREALLOC> = HashMap::new();
@@ -205,10 +205,14 @@ fn fragment_key(packet: &WanPacket) -> FragmentKey {
     }
 }
 
-/// Redirects to the AF_XDP socket of a queue; without one the packet passes.
+/// Redirects to the AF_XDP socket on a queue of the lane whose sockets begin at `first`; without one the packet
+/// passes.
 #[inline(always)]
-pub fn steer(queue: u32) -> u32 {
-    redirect(&XSKS, queue)
+pub fn steer(first: u32, queue: u32) -> u32 {
+    if queue >= MAX_QUEUES {
+        return XDP_PASS;
+    }
+    redirect(&XSKS, first + queue)
 }
 
 /// Redirects to the AF_XDP socket of a LAN interface's queue; without one the packet passes.
@@ -223,7 +227,7 @@ pub fn steer_lan(lan: &LanEntry, queue: u32) -> u32 {
 const XDP_PASS: u32 = aya_ebpf::bindings::xdp_action::XDP_PASS;
 
 #[inline(always)]
-fn redirect(sockets: &XskMap<{ MAX_QUEUES as usize }>, place: u32) -> u32 {
+fn redirect<const SOCKETS: usize>(sockets: &XskMap<SOCKETS>, place: u32) -> u32 {
     match sockets.redirect(place, u64::from(XDP_PASS)) {
         Ok(action) | Err(action) => action,
     }

@@ -12,8 +12,9 @@ use espada_common::abi::esp::{
     EspConfig, EspInEntry, EspOutEntry, FlowEntry, KeptState, PairEntry,
 };
 use espada_common::abi::{
-    ABI_VERSION, CONFIG_GUARD, ClassedAddress, FragmentKey, FrontEndConfig, LanEntry,
-    SA_FLAG_DECRYPT, SA_FLAG_STEER_XSK, SaCounters, SaInEntry, SaOutEntry, SaOutKey, SpiKey, maps,
+    ABI_VERSION, CONFIG_GUARD, ClassedAddress, FragmentKey, FrontEndConfig, LanEntry, MAX_LANES,
+    MAX_QUEUES, SA_FLAG_DECRYPT, SA_FLAG_STEER_XSK, SaCounters, SaInEntry, SaOutEntry, SaOutKey,
+    SpiKey, maps,
 };
 use espada_common::drops::DropReason;
 use espada_common::wire::Address;
@@ -161,7 +162,9 @@ impl Maps {
             spi_be,
             flags: match steering {
                 Steering::Kernel => 0,
-                Steering::Xsk => SA_FLAG_STEER_XSK,
+                Steering::Xsk { lanes } => {
+                    SA_FLAG_STEER_XSK | (lane_of(spi, lanes) * MAX_QUEUES)
+                }
                 Steering::Decrypt => SA_FLAG_DECRYPT,
             },
             local: Address::from(local),
@@ -241,16 +244,16 @@ impl Maps {
 
     pub(super) fn xsk_set(
         &mut self,
-        queue: u32,
+        place: u32,
         socket: &impl AsRawFd,
     ) -> Result<(), FrontEndError> {
         self.xsks
-            .set(queue, socket.as_raw_fd(), 0)
+            .set(place, socket.as_raw_fd(), 0)
             .map_err(failed(maps::XSKS, "set the socket of a queue"))
     }
 
-    pub(super) fn xsk_unset(&mut self, queue: u32) -> Result<(), FrontEndError> {
-        gone(self.xsks.unset(queue)).map_err(failed(maps::XSKS, "take out the socket of a queue"))
+    pub(super) fn xsk_unset(&mut self, place: u32) -> Result<(), FrontEndError> {
+        gone(self.xsks.unset(place)).map_err(failed(maps::XSKS, "take out the socket of a queue"))
     }
 
     pub(super) fn lan_set(&mut self, interface: u32, entry: LanEntry) -> Result<(), FrontEndError> {
@@ -338,6 +341,11 @@ impl Maps {
             .collect::<Result<_, MapError>>()
             .map_err(failed(maps::LOCAL, "read the addresses"))
     }
+}
+
+/// The lane of an SA. Peers and we choose SPIs at random, but not all who may choose them do.
+fn lane_of(spi: u32, lanes: u32) -> u32 {
+    (spi.wrapping_mul(0x9e37_79b1) >> 16) % lanes.clamp(1, MAX_LANES)
 }
 
 fn out_key(peer: IpAddr, spi: u32) -> Octets<SaOutKey> {

@@ -24,8 +24,8 @@ use std::path::PathBuf;
 
 use aya::maps::{MapData, ProgramArray};
 use aya::{Ebpf, EbpfLoader};
-use espada_common::abi;
 use espada_common::abi::esp::maps as esp;
+use espada_common::abi::{self, MAX_LANES, MAX_QUEUES};
 use espada_common::drops::DropReason;
 
 pub use self::attach::{Attachment, Hook, Mode, ModeChoice};
@@ -144,6 +144,20 @@ pub struct FrontEnd {
     /// The links are pinned as well.
     persistent: bool,
     pins: Option<InstanceDir>,
+}
+
+/// Where the socket of a lane on a queue stands in the table.
+fn xsk_place(lane: u32, queue: u32) -> Result<u32, FrontEndError> {
+    if lane < MAX_LANES && queue < MAX_QUEUES {
+        Ok(lane * MAX_QUEUES + queue)
+    } else {
+        Err(FrontEndError::Map {
+            map: abi::maps::XSKS,
+            reason: format!(
+                "has no place for lane {lane} of queue {queue}: there are {MAX_LANES} lanes of {MAX_QUEUES} queues"
+            ),
+        })
+    }
 }
 
 impl FrontEnd {
@@ -374,18 +388,25 @@ impl FrontEnd {
         self.maps.add_policies(pairs)
     }
 
-    /// The AF_XDP socket of a receive queue. All interfaces share the table: with several, queue
+    /// A lane's AF_XDP socket on a receive queue. All interfaces share the table: with several, queue
     /// numbers must not collide.
-    pub fn set_xsk(&mut self, queue: u32, socket: &impl AsRawFd) -> Result<(), FrontEndError> {
-        self.maps.xsk_set(queue, socket)?;
-        self.queues.insert(queue, socket.as_raw_fd());
+    pub fn set_xsk(
+        &mut self,
+        lane: u32,
+        queue: u32,
+        socket: &impl AsRawFd,
+    ) -> Result<(), FrontEndError> {
+        let place = xsk_place(lane, queue)?;
+        self.maps.xsk_set(place, socket)?;
+        self.queues.insert(place, socket.as_raw_fd());
         Ok(())
     }
 
-    /// Takes the socket of a queue out again.
-    pub fn remove_xsk(&mut self, queue: u32) -> Result<(), FrontEndError> {
-        if self.queues.remove(&queue).is_some() {
-            self.maps.xsk_unset(queue)?;
+    /// Takes a lane's socket on a queue out again.
+    pub fn remove_xsk(&mut self, lane: u32, queue: u32) -> Result<(), FrontEndError> {
+        let place = xsk_place(lane, queue)?;
+        if self.queues.remove(&place).is_some() {
+            self.maps.xsk_unset(place)?;
         }
         Ok(())
     }

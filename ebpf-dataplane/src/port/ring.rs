@@ -1,14 +1,15 @@
 //! AF_XDP sockets and their rings: single-producer, single-consumer queues in memory shared with
 //! the kernel. A socket splits into a receiving and a transmitting half that different threads
-//! may own, as no ring belongs to both.
+//! may own. Several sockets may be bound to one queue: each has rings of its own to receive and to send, and
+//! all have in common where the kernel takes frames from and leaves them (`Frames`).
 #![allow(unsafe_code)]
 
 use std::io;
 use std::mem::{size_of, zeroed};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::syscall;
 use crate::umem::Arena;
@@ -100,6 +101,11 @@ impl<T: Entry> Producer<T> {
             .saturating_sub(ring.cached.wrapping_sub(ring.seen))
     }
 
+    /// Entries that the kernel has not taken yet.
+    pub fn used(&mut self) -> u32 {
+        self.0.size - self.free()
+    }
+
     /// Writes one entry; false when the ring is full. The kernel sees it after [`Self::submit`].
     pub fn push(&mut self, entry: T) -> bool {
         if self.0.cached.wrapping_sub(self.0.seen) >= self.0.size && self.free() == 0 {
@@ -165,6 +171,18 @@ impl Watch {
     }
 }
 
+/// What all sockets of a queue have in common. Each lock is taken once a burst, and no other thread
+/// wants it where a queue has one socket.
+struct Frames {
+    fill: Mutex<Producer<u64>>,
+    completion: Mutex<Consumer<u64>>,
+}
+
+/// A ring's indices are in order whenever its lock is free.
+fn lock<T>(ring: &Mutex<T>) -> MutexGuard<'_, T> {
+    ring.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// A bound AF_XDP socket.
 pub struct Socket {
     fd: Arc<OwnedFd>,
@@ -172,11 +190,12 @@ pub struct Socket {
     arena: Arc<Arena>,
     /// The driver moves packets without copying them.
     pub zero_copy: bool,
+    /// Where it is bound.
+    address: libc::sockaddr_xdp,
     busy: bool,
     receive: Consumer<Descriptor>,
-    fill: Producer<u64>,
     transmit: Producer<Descriptor>,
-    completion: Consumer<u64>,
+    frames: Arc<Frames>,
 }
 
 /// The half that receives.
@@ -187,8 +206,7 @@ pub struct ReceiveHalf {
     busy: bool,
     /// Packets that arrived.
     pub ring: Consumer<Descriptor>,
-    /// Frames for the kernel to receive into.
-    pub fill: Producer<u64>,
+    frames: Arc<Frames>,
 }
 
 /// The half that transmits.
@@ -197,8 +215,7 @@ pub struct TransmitHalf {
     _arena: Arc<Arena>,
     /// Packets to send.
     pub ring: Producer<Descriptor>,
-    /// Frames that were sent.
-    pub completion: Consumer<u64>,
+    frames: Arc<Frames>,
 }
 
 impl AsFd for Socket {
@@ -226,14 +243,7 @@ impl Socket {
         if !size.is_power_of_two() {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         }
-        // SAFETY: no pointers; a descriptor that is not negative is ours.
-        let fd = unsafe {
-            let fd = libc::socket(libc::AF_XDP, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0);
-            if fd < 0 {
-                return Err(io::Error::last_os_error());
-            }
-            OwnedFd::from_raw_fd(fd)
-        };
+        let fd = socket()?;
         let region = libc::xdp_umem_reg {
             addr: arena.base().as_ptr() as u64,
             len: arena.size() as u64,
@@ -243,20 +253,11 @@ impl Socket {
             tx_metadata_len: 0,
         };
         set(&fd, libc::XDP_UMEM_REG, &region)?;
-        for ring in [
-            libc::XDP_UMEM_FILL_RING,
-            libc::XDP_UMEM_COMPLETION_RING,
-            libc::XDP_RX_RING,
-            libc::XDP_TX_RING,
-        ] {
+        for ring in [libc::XDP_UMEM_FILL_RING, libc::XDP_UMEM_COMPLETION_RING] {
             set(&fd, ring, &size)?;
         }
-        // In copy mode a call sends 32 packets at most unless told otherwise; older kernels do not
-        // know the option and take more calls.
-        let _ = set(&fd, MAX_TX_SKB_BUDGET, &256u32);
+        let (receive, transmit) = own_rings(&fd, size)?;
         let offsets: libc::xdp_mmap_offsets = get(&fd, libc::XDP_MMAP_OFFSETS)?;
-        let receive = map(&fd, libc::XDP_PGOFF_RX_RING, &offsets.rx, size, false)?;
-        let transmit = map(&fd, libc::XDP_PGOFF_TX_RING, &offsets.tx, size, true)?;
         let fill_offset = libc::XDP_UMEM_PGOFF_FILL_RING as libc::off_t;
         let fill = map(&fd, fill_offset, &offsets.fr, size, true)?;
         let completion_offset = libc::XDP_UMEM_PGOFF_COMPLETION_RING as libc::off_t;
@@ -269,17 +270,7 @@ impl Socket {
             sxdp_queue_id: queue,
             sxdp_shared_umem_fd: 0,
         };
-        // SAFETY: pointer and length describe `address`.
-        let bound = unsafe {
-            libc::bind(
-                fd.as_raw_fd(),
-                (&raw const address).cast(),
-                size_of::<libc::sockaddr_xdp>() as libc::socklen_t,
-            )
-        };
-        if bound != 0 {
-            return Err(io::Error::last_os_error());
-        }
+        bind(&fd, &address)?;
         let options: libc::xdp_options = get(&fd, libc::XDP_OPTIONS)?;
         Ok(Self {
             fd: Arc::new(fd),
@@ -287,9 +278,36 @@ impl Socket {
             zero_copy: options.flags & libc::XDP_OPTIONS_ZEROCOPY != 0,
             busy: false,
             receive: Consumer(receive),
-            fill: Producer(fill),
             transmit: Producer(transmit),
-            completion: Consumer(completion),
+            frames: Arc::new(Frames {
+                fill: Mutex::new(Producer(fill)),
+                completion: Mutex::new(Consumer(completion)),
+            }),
+            address,
+        })
+    }
+
+    /// Opens another socket on the same queue with `size` entries in its rings: for another thread
+    /// to receive and send there.
+    pub fn open_beside(&self, size: u32) -> io::Result<Self> {
+        let fd = socket()?;
+        let (receive, transmit) = own_rings(&fd, size)?;
+        let address = libc::sockaddr_xdp {
+            // How the memory is used was said with the first socket.
+            sxdp_flags: libc::XDP_SHARED_UMEM,
+            sxdp_shared_umem_fd: self.fd.as_raw_fd() as u32,
+            ..self.address
+        };
+        bind(&fd, &address)?;
+        Ok(Self {
+            fd: Arc::new(fd),
+            arena: Arc::clone(&self.arena),
+            zero_copy: self.zero_copy,
+            busy: false,
+            receive: Consumer(receive),
+            transmit: Producer(transmit),
+            frames: Arc::clone(&self.frames),
+            address: self.address,
         })
     }
 
@@ -322,22 +340,28 @@ impl Socket {
             _arena: Arc::clone(&self.arena),
             busy: self.busy,
             ring: self.receive,
-            fill: self.fill,
+            frames: Arc::clone(&self.frames),
         };
         let transmit = TransmitHalf {
             fd: self.fd,
             _arena: self.arena,
             ring: self.transmit,
-            completion: self.completion,
+            frames: self.frames,
         };
         (receive, transmit)
     }
 }
 
 impl ReceiveHalf {
-    /// Wakes the kernel if it waits for frames to receive into, or has it poll the driver.
-    pub fn wake(&self) {
-        if self.busy || self.fill.needs_wakeup() {
+    /// Where the kernel finds frames to receive into.
+    pub fn fill(&self) -> MutexGuard<'_, Producer<u64>> {
+        lock(&self.frames.fill)
+    }
+
+    /// Wakes the kernel if it waits for frames to receive into, as `waits` says, or has it poll the
+    /// driver.
+    pub fn wake(&self, waits: bool) {
+        if self.busy || waits {
             // SAFETY: no buffer is given.
             unsafe {
                 libc::recvfrom(
@@ -354,6 +378,11 @@ impl ReceiveHalf {
 }
 
 impl TransmitHalf {
+    /// Where the kernel leaves frames that were sent, by whichever socket of the queue.
+    pub fn completion(&self) -> MutexGuard<'_, Consumer<u64>> {
+        lock(&self.frames.completion)
+    }
+
     /// Has the kernel send what is in the ring, if it waits to be told. EAGAIN: some are left.
     pub fn wake(&self) -> io::Result<()> {
         if !self.ring.needs_wakeup() {
@@ -375,6 +404,49 @@ impl TransmitHalf {
         } else {
             Ok(())
         }
+    }
+}
+
+fn socket() -> io::Result<OwnedFd> {
+    // SAFETY: no pointers; a descriptor that is not negative is ours.
+    unsafe {
+        let fd = libc::socket(libc::AF_XDP, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0);
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(OwnedFd::from_raw_fd(fd))
+    }
+}
+
+/// The rings that every socket has for itself, to receive and to transmit.
+fn own_rings(fd: &OwnedFd, size: u32) -> io::Result<(Ring<Descriptor>, Ring<Descriptor>)> {
+    for ring in [libc::XDP_RX_RING, libc::XDP_TX_RING] {
+        set(fd, ring, &size)?;
+    }
+    // In copy mode a call sends 32 packets at most unless told otherwise; older kernels do not
+    // know the option and take more calls.
+    let _ = set(fd, MAX_TX_SKB_BUDGET, &256u32);
+    // In copy mode a ring full of packets may be on its way.
+    super::udp::grow_buffers(fd.as_fd());
+    let offsets: libc::xdp_mmap_offsets = get(fd, libc::XDP_MMAP_OFFSETS)?;
+    let receive = map(fd, libc::XDP_PGOFF_RX_RING, &offsets.rx, size, false)?;
+    let transmit = map(fd, libc::XDP_PGOFF_TX_RING, &offsets.tx, size, true)?;
+    Ok((receive, transmit))
+}
+
+fn bind(fd: &OwnedFd, address: &libc::sockaddr_xdp) -> io::Result<()> {
+    // SAFETY: pointer and length describe `address`.
+    let bound = unsafe {
+        libc::bind(
+            fd.as_raw_fd(),
+            std::ptr::from_ref(address).cast(),
+            size_of::<libc::sockaddr_xdp>() as libc::socklen_t,
+        )
+    };
+    if bound == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
     }
 }
 

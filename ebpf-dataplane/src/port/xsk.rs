@@ -34,6 +34,9 @@ const REBIND: (u32, Duration) = (20, Duration::from_millis(100));
 /// How long a sender waits for room in the ring before a packet is dropped.
 const PATIENCE: Duration = Duration::from_millis(20);
 
+/// How often it looks whether there is some.
+const PAUSE: Duration = Duration::from_micros(50);
+
 /// Opens the socket of a receive queue, waiting for a former one to go.
 pub fn open(arena: &Arc<Arena>, link: u32, queue: u32) -> io::Result<Socket> {
     for _ in 0..REBIND.0 {
@@ -94,17 +97,20 @@ impl XskReceiver {
 
     /// Keeps half a burst of frames back: the other ports need some.
     fn refill(&mut self, pool: &mut FramePool) {
-        let mut free = self.half.fill.free();
+        let mut fill = self.half.fill();
+        let mut free = fill.free();
         while free > 0
             && pool.available() > BURST
             && let Some(mut frame) = pool.get()
         {
             frame.reset(0);
-            self.half.fill.push(frame.into_addr());
+            fill.push(frame.into_addr());
             free -= 1;
         }
-        self.half.fill.submit();
-        self.half.wake();
+        fill.submit();
+        let waits = fill.needs_wakeup();
+        drop(fill);
+        self.half.wake(waits);
     }
 
     /// Takes up to a burst of packets, each a whole IP packet. True when more may wait.
@@ -257,35 +263,46 @@ impl Transmitter {
             self.counters.sent.fetch_add(self.pushed, Ordering::Relaxed);
             self.pushed = 0;
             self.half.ring.submit();
-            self.kick();
+            self.kick(pool);
             self.reap(pool);
         }
     }
 
-    /// Takes back the frames that were sent.
+    /// Takes back frames that were sent, by whichever socket of the queue.
     pub(super) fn reap(&mut self, pool: &mut FramePool) {
-        while let Some(address) = self.half.completion.pop() {
+        let mut completion = self.half.completion();
+        while let Some(address) = completion.pop() {
             if let Some(frame) = pool.adopt(address) {
                 pool.put(frame);
             }
         }
-        self.half.completion.release();
+        completion.release();
     }
 
-    /// In copy mode a call sends what its budget allows and says EAGAIN when some are left.
-    fn kick(&self) {
-        for _ in 0..BURST {
+    /// In copy mode a call sends what its budget allows and says EAGAIN when some are left, as it does when
+    /// the driver takes no more for the moment. What is left then would wait for the next packet, which
+    /// may be long in coming.
+    fn kick(&mut self, pool: &mut FramePool) {
+        let mut left = self.half.ring.used();
+        let mut waited = Duration::ZERO;
+        while left > 0 && waited < PATIENCE {
             match self.half.wake() {
-                Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {}
-                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EBUSY)) => {}
                 _ => return,
+            }
+            let before = std::mem::replace(&mut left, self.half.ring.used());
+            if left == before {
+                // Frames that were sent and not taken back are in the way of others.
+                self.reap(pool);
+                std::thread::sleep(PAUSE);
+                waited += PAUSE;
             }
         }
     }
 
     fn make_room(&mut self, pool: &mut FramePool) -> bool {
         self.half.ring.submit();
-        self.kick();
+        self.kick(pool);
         self.reap(pool);
         if self.half.ring.free() == 0 {
             syscall::wait_writable(self.half.as_fd(), PATIENCE);
@@ -311,6 +328,11 @@ impl XskSender {
             neighbours: Arc::default(),
             rest: Burst::new(),
         }
+    }
+
+    /// Takes back frames that were sent.
+    pub fn reap(&mut self, pool: &mut FramePool) {
+        self.transmitter.reap(pool);
     }
 
     /// Replaces what is known of peers.

@@ -123,8 +123,8 @@ pub struct UserspaceEngine {
     stats: Vec<Arc<Stats>>,
     front_end: Option<SharedFrontEnd>,
     xsk: Option<XskStatus>,
-    /// The interface with AF_XDP sockets, and the queues that have one.
-    queues: Option<(u32, Vec<u32>)>,
+    /// The interface with AF_XDP sockets, and how many of its queues have some.
+    queues: Option<(u32, u32)>,
     lans: Lans,
     arena: Arc<Arena>,
     sending: BTreeMap<ChildSaId, Sending>,
@@ -174,43 +174,44 @@ impl UserspaceEngine {
         let ring_frames = ((queues + lan_queues) * xsk::RING) as usize + lan_frames;
         let arena = Arena::new(2 * places.len() * FRAMES + ring_frames, frame_size(mtu))
             .map_err(system("cannot map memory for packets"))?;
-        let sockets_xsk = match (&steered, &config.front_end) {
+        let queues = match (&steered, &config.front_end) {
             (Some(link), Some(front_end)) => {
-                open_xsk(&arena, link, queues, config.workers.busy_poll, front_end)
+                let busy_poll = config.workers.busy_poll;
+                open_xsk(&arena, link, queues, places.len(), busy_poll, front_end)
             }
             _ => Vec::new(),
         };
         let xsk_counters = Arc::new(xsk::Counters::default());
-        let xsk_about = sockets_xsk.first().map(|(_, socket)| XskStatus {
-            queues: sockets_xsk.len(),
+        let xsk_about = queues.iter().flatten().next().map(|socket| XskStatus {
+            queues: queues.len(),
             zero_copy: socket.zero_copy,
             counters: Arc::clone(&xsk_counters),
         });
-        let xsk_link = steered.filter(|_| xsk_about.is_some()).map(|link| {
-            (
-                link.index,
-                sockets_xsk.iter().map(|(queue, _)| *queue).collect(),
-            )
-        });
-        // Each lane has some of the queues to receive from, and one to send on as far as they go.
+        let xsk_link = steered
+            .filter(|_| xsk_about.is_some())
+            .map(|link| (link.index, queues.len() as u32));
+        // The frames that the kernel receives into come from all lanes.
+        let received_into = (queues.len() * xsk::RING as usize).div_ceil(places.len());
         let pool = |lane: usize| {
-            let queues = (lane..sockets_xsk.len()).step_by(places.len()).count();
             let unsent = if lane == 0 { lan_frames } else { 0 };
-            arena.take(FRAMES + queues * xsk::RING as usize + unsent)
+            arena.take(FRAMES + received_into + unsent)
         };
         let mut pools: Vec<_> = (0..places.len()).map(pool).collect();
-        let mut senders = Vec::new();
-        for (index, (_, socket)) in sockets_xsk.into_iter().enumerate() {
-            let (receive, transmit) = socket.split();
-            let lane = index % places.len();
-            if let (Some(pool), Some(sources)) = (pools.get_mut(lane), sources.get_mut(lane)) {
+        // Each lane receives from a socket of every queue and sends on one.
+        let mut senders: Vec<Option<XskSender>> = places.iter().map(|_| None).collect();
+        let count = queues.len();
+        for (queue, sockets) in queues.into_iter().enumerate() {
+            let lanes = pools.iter_mut().zip(&mut sources).zip(&mut senders);
+            for (lane, (((pool, sources), sender), socket)) in lanes.zip(sockets).enumerate() {
+                let (receive, transmit) = socket.split();
                 let counters = Arc::clone(&xsk_counters);
                 let port = XskReceiver::new(receive, pool, counters, xsk::outer_packet);
                 sources.push(Source::Own(Port::Xsk(port)));
+                if lane % count == queue {
+                    *sender = Some(XskSender::new(transmit, Arc::clone(&xsk_counters)));
+                }
             }
-            senders.push(XskSender::new(transmit, Arc::clone(&xsk_counters)));
         }
-        let mut senders = senders.into_iter();
         let (mut lans, opened) = Lans::open(chosen, &config, &arena, tun_link.index);
         let LanWorkers {
             pools: outbound_pools,
@@ -221,24 +222,26 @@ impl UserspaceEngine {
             lans.set_sender(sender.clone());
         }
         let several = places.len() > 1;
-        let reserve = several.then(|| Arc::new(Reserve::new(places.len(), FRAMES)));
+        let reserve = || several.then(|| Arc::new(Reserve::new(places.len(), FRAMES)));
+        let (reserve_in, reserve_out) = (reserve(), reserve());
         let epoch = Instant::now();
         let stats: Vec<_> = places.iter().map(|_| Stats::new(epoch)).collect();
         let half = system("cannot duplicate the tunnel interface's descriptors");
         let readers = tun.readers().map_err(half)?;
         let (mut inbound, mut outbound) = (Vec::new(), Vec::new());
-        let lanes = readers.into_iter().zip(pools).zip(sources).zip(places);
+        let lanes = readers.into_iter().zip(pools).zip(sources).zip(senders);
+        let lanes = lanes.zip(places).zip(&stats);
         let out_lanes = outbound_pools.into_iter().zip(receivers);
         for (
-            ((((tun_reader, pool), sources), [out_place, in_place]), stats),
+            (((((tun_reader, pool), sources), xsk), [out_place, in_place]), stats),
             (outbound_pool, lan_receivers),
-        ) in lanes.zip(&stats).zip(out_lanes)
+        ) in lanes.zip(out_lanes)
         {
             let lane = inbound.len();
             let parts = InboundParts {
                 engine: Inbound::new(config.esp, Arc::clone(stats)),
                 pool,
-                reserve: reserve.clone(),
+                reserve: reserve_in.clone(),
                 sources,
                 tun: tun.writer().map_err(half)?,
                 lan: sender.clone(),
@@ -250,13 +253,14 @@ impl UserspaceEngine {
             let parts = OutboundParts {
                 engine: Outbound::new(config.esp, Arc::clone(stats)),
                 pool: outbound_pool,
+                reserve: reserve_out.clone(),
                 tun: tun_reader,
                 lan: lan_receivers,
                 answers: tun.writer().map_err(half)?,
                 udp: UdpSender::new(sockets)
                     .map_err(system("cannot read the address of an ESP-in-UDP socket"))?,
                 raw: RawSender::open(config.esp.ttl)?,
-                xsk: senders.next(),
+                xsk,
                 stats: Arc::clone(stats),
                 sink: Arc::clone(&config.sink),
                 mtu_suspect: config.suspicion.clone(),
@@ -422,26 +426,41 @@ fn steered_link(config: &Config, netlink: &mut Netlink, frame_size: usize) -> Op
         .filter(|link| link.ethernet && link.mac.is_some())
 }
 
-/// Opens a socket on each queue and registers it with the front end. A queue without one is no
-/// harm: its packets pass on to the raw sockets.
+/// Opens a socket for each lane on each queue and registers it with the front end. A queue without
+/// them is no harm: its packets pass on to the raw sockets.
 fn open_xsk(
     arena: &Arc<Arena>,
     link: &Link,
     queues: u32,
+    lanes: usize,
     busy_poll: Option<NonZeroU32>,
     front_end: &SharedFrontEnd,
-) -> Vec<(u32, Socket)> {
+) -> Vec<Vec<Socket>> {
     let mut front_end = lock_front_end(front_end);
-    let mut sockets = Vec::new();
+    let mut opened: Vec<Vec<Socket>> = Vec::new();
     for queue in 0..queues {
-        let opened = xsk::open(arena, link.index, queue).map_err(|error| error.to_string());
-        let registered = opened.and_then(|mut socket| {
-            poll_busily(&mut socket, busy_poll, &link.name);
-            let set = front_end.set_xsk(queue, &std::os::fd::AsFd::as_fd(&socket));
-            set.map(|()| socket).map_err(|error| error.to_string())
-        });
-        match registered {
-            Ok(socket) => sockets.push((queue, socket)),
+        let mut open = || -> Result<Vec<Socket>, String> {
+            let mut first =
+                xsk::open(arena, link.index, queue).map_err(|error| error.to_string())?;
+            poll_busily(&mut first, busy_poll, &link.name);
+            let mut sockets = vec![first];
+            while sockets.len() < lanes
+                && let Some(first) = sockets.first()
+            {
+                let beside = first.open_beside(xsk::RING);
+                let mut beside = beside.map_err(|error| format!("for several workers: {error}"))?;
+                poll_busily(&mut beside, busy_poll, &link.name);
+                sockets.push(beside);
+            }
+            for (lane, socket) in (0..).zip(&sockets) {
+                front_end
+                    .set_xsk(lane, queue, &std::os::fd::AsFd::as_fd(socket))
+                    .map_err(|error| error.to_string())?;
+            }
+            Ok(sockets)
+        };
+        match open() {
+            Ok(sockets) => opened.push(sockets),
             // A device may have been made for more queues than it uses.
             Err(error) if queue > 0 => {
                 tracing::debug!(
@@ -458,15 +477,16 @@ fn open_xsk(
             }
         }
     }
-    if let Some((_, socket)) = sockets.first() {
+    if let Some(socket) = opened.iter().flatten().next() {
         tracing::info!(
             interface = link.name,
-            queues = sockets.len(),
+            queues = opened.len(),
+            lanes,
             zero_copy = socket.zero_copy,
             "native ESP goes through AF_XDP"
         );
     }
-    sockets
+    opened
 }
 
 /// Has the driver behind a socket polled, if that is asked for.
@@ -544,7 +564,9 @@ impl Engine for UserspaceEngine {
 
     fn steering(&self, path: &Path) -> Steering {
         if self.queues.is_some() && path.encapsulation == Encapsulation::Esp {
-            Steering::Xsk
+            Steering::Xsk {
+                lanes: self.lanes() as u32,
+            }
         } else {
             Steering::Kernel
         }
@@ -586,8 +608,10 @@ impl Engine for UserspaceEngine {
         self.outbound.stop();
         self.inbound.stop();
         if let (Some((_, queues)), Some(front_end)) = (self.queues.take(), &self.front_end) {
-            for queue in queues {
-                if let Err(error) = lock_front_end(front_end).remove_xsk(queue) {
+            let lanes = 0..self.lanes() as u32;
+            for (lane, queue) in lanes.flat_map(|lane| (0..queues).map(move |queue| (lane, queue)))
+            {
+                if let Err(error) = lock_front_end(front_end).remove_xsk(lane, queue) {
                     tracing::debug!(%error, "the table of AF_XDP sockets keeps an entry");
                 }
             }

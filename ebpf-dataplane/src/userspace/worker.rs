@@ -192,6 +192,8 @@ pub struct OutboundParts {
     pub engine: Outbound,
     /// Its free frames.
     pub pool: FramePool,
+    /// What it shares frames with, as one of several lanes.
+    pub reserve: Option<Arc<Reserve>>,
     /// Inner packets from the host.
     pub tun: TunReader,
     /// Inner packets from the LAN, past the kernel.
@@ -285,6 +287,9 @@ impl OutboundParts {
         output: &mut Output,
     ) -> io::Result<Round> {
         let drops = &self.stats.outbound_drops;
+        if let Some(reserve) = &self.reserve {
+            self.pool.balance(reserve);
+        }
         let more = match number.checked_sub(1) {
             None => self.tun.read(&mut self.pool, input, drops)?,
             Some(port) => (self.lan.get_mut(port))
@@ -292,6 +297,10 @@ impl OutboundParts {
         };
         let packets = input.len();
         if packets == 0 {
+            // All frames may be where they were sent from.
+            if let Some(xsk) = &mut self.xsk {
+                xsk.reap(&mut self.pool);
+            }
             return Ok(Round::default());
         }
         self.engine
@@ -412,6 +421,9 @@ impl InboundParts {
             output.wan.recycle(pool);
             output.events.drain(..).for_each(|event| sink(event));
         };
+        if let Some(reserve) = &self.reserve {
+            pool.balance(reserve);
+        }
         let round = match self.sources.get_mut(number) {
             Some(Source::Own(port)) => {
                 let more = port.receive(pool, input, sink, drops);

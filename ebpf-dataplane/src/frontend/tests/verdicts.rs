@@ -414,14 +414,15 @@ fn bpf_steering() {
     };
     const AF_XDP: i32 = 44;
     let socket = socket2::Socket::new(AF_XDP.into(), socket2::Type::RAW, None).unwrap();
-    front_end.add_sa(SPI, address(US), Steering::Xsk).unwrap();
+    let steering = Steering::Xsk { lanes: 1 };
+    front_end.add_sa(SPI, address(US), steering).unwrap();
     let esp_frame = frame(&native(PEER, US, SPI));
     assert_eq!(
         front_end.run("espada_xdp", &esp_frame),
         Ran::Passed,
         "no socket yet"
     );
-    match front_end.set_xsk(0, &socket.as_raw_fd()) {
+    match front_end.set_xsk(0, 0, &socket.as_raw_fd()) {
         Err(FrontEndError::Map { reason, .. }) if reason.contains("os error 105") => {
             let why = "the kernel takes no socket without rings; steering itself was not tried";
             return skip("bpf_steering", why);
@@ -448,9 +449,24 @@ fn bpf_steering() {
     );
     // Its counters go on counting when an SA is installed again.
     assert_eq!(front_end.received(SPI).0, 5);
-    front_end.remove_xsk(0).unwrap();
+    front_end.remove_xsk(0, 0).unwrap();
     assert_eq!(front_end.run("espada_xdp", &esp_frame), Ran::Passed);
-    front_end.remove_xsk(0).unwrap();
+    // Of two lanes, of which one has a socket, each gets some of the SAs.
+    front_end.set_xsk(1, 0, &socket.as_raw_fd()).unwrap();
+    let mut ran = [0; 2];
+    for spi in SPI..SPI + 32 {
+        let steering = Steering::Xsk { lanes: 2 };
+        front_end.add_sa(spi, address(US), steering).unwrap();
+        match front_end.run("espada_xdp", &frame(&native(PEER, US, spi))) {
+            Ran::Passed => ran[0] += 1,
+            Ran::Steered => ran[1] += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(ran[0] >= 8 && ran[1] >= 8, "{ran:?}");
+    assert!(front_end.set_xsk(0, 256, &socket.as_raw_fd()).is_err());
+    assert!(front_end.set_xsk(64, 0, &socket.as_raw_fd()).is_err());
+    front_end.remove_xsk(1, 0).unwrap();
 }
 
 #[test]

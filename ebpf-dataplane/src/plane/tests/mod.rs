@@ -482,33 +482,75 @@ fn netns_traffic_without_sa_is_dropped_and_asked_for() {
     assert!(acquired, "{:?}", events.lock().unwrap());
 }
 
-/// Sends 2000 numbers through the tunnel at 2000 a second; the thread ends when each has arrived
-/// once. The kernel may swap two when a worker changes its processor, so order is not checked.
-fn stream(pair: &Pair, from: usize, to: usize) -> std::thread::JoinHandle<()> {
-    let receiver = pair.inside(to, || UdpSocket::bind((inner(to, false), 7777)).unwrap());
-    receiver
-        .set_read_timeout(Some(Duration::from_secs(2)))
-        .unwrap();
-    let sender = pair.inside(from, || UdpSocket::bind((inner(from, false), 0)).unwrap());
-    let target = (inner(to, false), 7777);
-    std::thread::spawn(move || {
-        let traffic = std::thread::spawn(move || {
-            for number in 0..2000u32 {
-                sender.send_to(&number.to_ne_bytes(), target).unwrap();
-                std::thread::sleep(Duration::from_micros(500));
+/// Numbers of a stream: all it has, and those under way at most. No queue overflows by these, whatever
+/// else the machine does.
+const NUMBERS: u32 = 2000;
+const UNDER_WAY: u32 = 100;
+
+/// Numbers sent through the tunnel, 2000 a second if they arrive as fast.
+struct Stream {
+    /// Numbers below this may have been sent.
+    sent: Arc<AtomicU32>,
+    /// Numbers below this have arrived, each once. The kernel may swap two when a worker changes its
+    /// processor, so order is not checked.
+    arrived: Arc<AtomicU32>,
+    /// Ends when all have arrived, and panics when one is missing.
+    thread: std::thread::JoinHandle<()>,
+}
+
+impl Stream {
+    fn start(pair: &Pair, from: usize, to: usize) -> Self {
+        let receiver = pair.inside(to, || UdpSocket::bind((inner(to, false), 7777)).unwrap());
+        // Long enough for a busy machine.
+        let patience = Some(Duration::from_secs(10));
+        receiver.set_read_timeout(patience).unwrap();
+        let sender = pair.inside(from, || UdpSocket::bind((inner(from, false), 0)).unwrap());
+        let target = (inner(to, false), 7777);
+        let (sent, arrived) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
+        let (sending, arriving) = (Arc::clone(&sent), Arc::clone(&arrived));
+        let thread = std::thread::spawn(move || {
+            let known = Arc::clone(&arriving);
+            let traffic = std::thread::spawn(move || {
+                for number in 0..NUMBERS {
+                    while number >= known.load(Ordering::Relaxed) + UNDER_WAY {
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
+                    sending.store(number + 1, Ordering::Relaxed);
+                    sender.send_to(&number.to_ne_bytes(), target).unwrap();
+                    std::thread::sleep(Duration::from_micros(500));
+                }
+            });
+            let mut octets = [0; 4];
+            let mut beyond = std::collections::BTreeSet::new();
+            let mut next = 0;
+            while next < NUMBERS {
+                if receiver.recv(&mut octets).is_err() {
+                    arriving.store(NUMBERS, Ordering::Relaxed);
+                    panic!("{next} is missing, and what is not of {beyond:?}");
+                }
+                let number = u32::from_ne_bytes(octets);
+                assert!(number >= next && beyond.insert(number), "{number} twice");
+                while beyond.remove(&next) {
+                    next += 1;
+                }
+                arriving.store(next, Ordering::Relaxed);
             }
+            traffic.join().unwrap();
         });
-        let mut octets = [0; 4];
-        let mut numbers = std::collections::BTreeSet::new();
-        while numbers.len() < 2000 {
-            if receiver.recv(&mut octets).is_err() {
-                let missing: Vec<u32> = (0..2000).filter(|n| !numbers.contains(n)).collect();
-                panic!("{} missing: {missing:?}", missing.len());
-            }
-            assert!(numbers.insert(u32::from_ne_bytes(octets)));
+        Self {
+            sent,
+            arrived,
+            thread,
         }
-        traffic.join().unwrap();
-    })
+    }
+
+    /// Until everything has arrived that has been sent by now.
+    fn wait(&self) {
+        let sent = self.sent.load(Ordering::Relaxed);
+        while self.arrived.load(Ordering::Relaxed) < sent && !self.thread.is_finished() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
 }
 
 #[test]
@@ -526,10 +568,7 @@ fn rekey_under_traffic(
     engines: &mut [Plane; 2],
     make: &dyn Fn(usize, u64) -> ChildSa,
 ) {
-    let streams: Vec<_> = [(0, 1), (1, 0)]
-        .into_iter()
-        .map(|(from, to)| stream(pair, from, to))
-        .collect();
+    let streams = [(0, 1), (1, 0)].map(|(from, to)| Stream::start(pair, from, to));
     for id in 2..12u64 {
         std::thread::sleep(Duration::from_millis(60));
         // The responder has the new inbound SA before the initiator sends on it.
@@ -542,21 +581,18 @@ fn rekey_under_traffic(
                 })
                 .unwrap();
         }
-        // The initiator's delete reaches the responder, which then sends on the new pair; the
-        // initiator hears of it behind the last packet of the old one.
-        let [initiator, responder] = engines;
-        std::thread::sleep(Duration::from_millis(20));
-        for engine in [responder, initiator] {
-            engine
-                .apply(Command::RemoveSa {
-                    id: ChildSaId(id - 1),
-                })
+        // The initiator's delete reaches the responder behind the last packet of the old pair; the
+        // responder then sends on the new one, and the initiator hears of it behind its last packet.
+        let old = ChildSaId(id - 1);
+        for (side, stream) in streams.iter().enumerate() {
+            stream.wait();
+            engines[1 - side]
+                .apply(Command::RemoveSa { id: old })
                 .unwrap();
-            std::thread::sleep(Duration::from_millis(20));
         }
     }
     for stream in streams {
-        let lost = stream.join().is_err();
+        let lost = stream.thread.join().is_err();
         let dropped = engines
             .each_mut()
             .map(|engine| engine.drop_totals().unwrap());

@@ -16,6 +16,7 @@ pub mod nl;
 pub mod plane;
 pub mod port;
 pub mod syscall;
+mod turns;
 pub mod umem;
 pub mod userspace;
 pub mod wake;

@@ -57,7 +57,12 @@ pub struct Outbound {
     icmp_limit: RateLimit,
     /// Packets of the burst between headers and cipher; kept for its capacity.
     jobs: Vec<Job>,
+    /// Packets of one SA between cipher and port; kept for its capacity.
+    sealed: Burst,
 }
+
+/// Sends all of a burst, and leaves it empty.
+pub type Send<'a> = &'a mut dyn FnMut(&mut Burst, &mut FramePool);
 
 impl Outbound {
     /// An engine half without policies and SAs.
@@ -70,6 +75,7 @@ impl Outbound {
             ids: FastMap::default(),
             icmp_limit: RateLimit::new(),
             jobs: Vec::with_capacity(crate::umem::BURST),
+            sealed: Burst::new(),
         }
     }
 
@@ -214,10 +220,37 @@ impl Outbound {
         pool: &mut FramePool,
         out: &mut Output,
     ) {
+        self.run(now, input, pool, out, None);
+    }
+
+    /// [`Outbound::process`] where `send` takes what is for the WAN. With several lanes it gets the packets
+    /// of an SA in the order of their sequence numbers, those of other lanes too.
+    pub fn process_in_turn(
+        &mut self,
+        now: Instant,
+        input: &mut Burst,
+        pool: &mut FramePool,
+        out: &mut Output,
+        send: Send<'_>,
+    ) {
+        self.run(now, input, pool, out, Some(&mut *send));
+        if !out.wan.is_empty() {
+            send(&mut out.wan, pool);
+        }
+    }
+
+    fn run(
+        &mut self,
+        now: Instant,
+        input: &mut Burst,
+        pool: &mut FramePool,
+        out: &mut Output,
+        send: Option<Send<'_>>,
+    ) {
         for frame in input.drain() {
             self.admit(now, frame, pool, out);
         }
-        self.seal(now, pool, out);
+        self.seal(now, pool, out, send);
     }
 
     /// From a packet of the tunnel interface to jobs for the cipher.
@@ -345,15 +378,28 @@ impl Outbound {
         }
     }
 
-    /// Numbers and encrypts what is queued, SA by SA, and hands it out.
-    fn seal(&mut self, now: Instant, pool: &mut FramePool, out: &mut Output) {
+    /// Numbers and encrypts what is queued, SA by SA, and hands it out: to `send` as far as it has turns.
+    fn seal(
+        &mut self,
+        now: Instant,
+        pool: &mut FramePool,
+        out: &mut Output,
+        mut send: Option<Send<'_>>,
+    ) {
         crypto::group(&mut self.jobs);
         let at = self.stats.since_epoch(now);
-        for run in self.jobs.chunk_by_mut(|a, b| a.slot == b.slot) {
-            let Some(sa) = run.first().and_then(|job| self.sas.get_mut(job.slot)) else {
+        while let Some(slot) = self.jobs.last().map(|job| job.slot) {
+            let others = self.jobs.iter().rposition(|job| job.slot != slot);
+            let first = others.map_or(0, |last| last + 1);
+            let (Some(sa), Some(run)) = (self.sas.get_mut(slot), self.jobs.get_mut(first..)) else {
+                let frames = self.jobs.drain(first..).map(|job| job.frame);
+                frames.for_each(|frame| pool.put(frame));
                 continue;
             };
-            let block = sa.sequence.take(run.len());
+            let (block, turn) = match send {
+                Some(_) => sa.sequence.take_in_turn(run.len()),
+                None => (sa.sequence.take(run.len()), None),
+            };
             let mut bytes = 0;
             for (job, seq) in run.iter_mut().zip(block.numbers()) {
                 job.seq = seq;
@@ -365,29 +411,39 @@ impl Outbound {
             let (numbered, rest) = run.split_at_mut(block.count);
             rest.iter()
                 .for_each(|_| sa.counters.drops.add(DropReason::SequenceExhausted));
-            if numbered.is_empty() {
-                continue;
+            if !numbered.is_empty() {
+                sa.crypto.seal(numbered);
+                sa.counters.carried(block.count as u64, bytes, at);
             }
-            sa.crypto.seal(numbered);
-            sa.counters.carried(block.count as u64, bytes, at);
-            if let Some(remaining) = sa.sequence.runs_low() {
+            let sealed = match turn {
+                Some(_) => &mut self.sealed,
+                None => &mut out.wan,
+            };
+            for mut job in self.jobs.drain(first..) {
+                // The outer header was built in the headroom, right before the ESP header.
+                if job.ok && job.frame.prepend(job.head).is_ok() {
+                    sealed.push(job.frame);
+                    continue;
+                }
+                // One without a number was counted with its SA.
+                if job.seq != 0 {
+                    self.stats.outbound_drops.add(DropReason::Internal);
+                }
+                pool.put(job.frame);
+            }
+            // No turn of another SA is held meanwhile, so lanes that wait for each other's turns do not do
+            // so in a circle.
+            if let (Some(turn), Some(send)) = (turn, &mut send) {
+                turn.deliver(sealed, |burst| send(burst, pool));
+            }
+            if block.count > 0
+                && let Some(remaining) = sa.sequence.runs_low()
+            {
                 out.events.push(Event::SeqLow {
                     id: sa.id,
                     remaining,
                 });
             }
-        }
-        for mut job in self.jobs.drain(..) {
-            // The outer header was built in the headroom, right before the ESP header.
-            if job.ok && job.frame.prepend(job.head).is_ok() {
-                out.wan.push(job.frame);
-                continue;
-            }
-            // One without a number was counted with its SA.
-            if job.seq != 0 {
-                self.stats.outbound_drops.add(DropReason::Internal);
-            }
-            pool.put(job.frame);
         }
     }
 

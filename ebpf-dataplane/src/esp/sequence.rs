@@ -1,18 +1,22 @@
 //! Sequence numbers of outbound SAs (RFC 4303 section 3.3.3), also where several lanes carry one SA.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::window::Words;
+use crate::turns::{Turn, Turns};
+use crate::umem::Burst;
 
 /// An SA's end is announced when this part of its sequence number space is left.
 const LOW_FRACTION: u64 = 16;
 
 /// What all lanes that carry a pair of SAs share of it. Made when the pair is installed.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Shared {
     /// The last sequence number taken, 0 before the first.
-    taken: AtomicU64,
+    taken: Mutex<u64>,
+    /// The bursts to send.
+    sending: Turns<Burst>,
     /// That few numbers are left has been told.
     low_told: AtomicBool,
     /// Where the next lane begins in the identifications of outer IPv4 headers.
@@ -26,6 +30,11 @@ pub struct Shared {
 const IDENTIFICATIONS: u16 = 1 << 12;
 
 impl Shared {
+    fn taken(&self) -> MutexGuard<'_, u64> {
+        // It is a number at any time.
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The first identification of a lane.
     pub(super) fn first_identification(&self) -> u16 {
         self.identification
@@ -56,6 +65,17 @@ pub struct Block {
 }
 
 impl Block {
+    /// The next `wanted` numbers after `taken`, or those that are left up to `last`.
+    fn take(taken: &mut u64, last: u64, wanted: usize) -> Self {
+        let first = taken.wrapping_add(1);
+        let count = last.saturating_sub(*taken).min(wanted as u64);
+        *taken += count;
+        Self {
+            first,
+            count: count as usize,
+        }
+    }
+
     /// The numbers.
     pub fn numbers(self) -> impl Iterator<Item = u64> {
         (0..self.count as u64).map(move |ahead| self.first + ahead)
@@ -79,25 +99,23 @@ impl Sequence {
     /// MUST NOT send a packet on an SA if doing so would cause the sequence number to cycle."
     #[inline]
     pub fn take(&mut self, wanted: usize) -> Block {
-        let last = self.last;
-        let granted = |taken: u64| last.saturating_sub(taken).min(wanted as u64);
-        let before = match &mut self.counter {
-            Counter::Own { taken, .. } => {
-                let before = *taken;
-                *taken += granted(before);
-                before
+        match &mut self.counter {
+            Counter::Own { taken, .. } => Block::take(taken, self.last, wanted),
+            Counter::Shared(shared) => Block::take(&mut shared.taken(), self.last, wanted),
+        }
+    }
+
+    /// [`Self::take`], as one of several lanes with the turn to send what bears the numbers: turns have
+    /// the order of the numbers.
+    #[inline]
+    pub fn take_in_turn(&mut self, wanted: usize) -> (Block, Option<Turn<'_, Burst>>) {
+        match &mut self.counter {
+            Counter::Own { taken, .. } => (Block::take(taken, self.last, wanted), None),
+            Counter::Shared(shared) => {
+                let mut taken = shared.taken();
+                let block = Block::take(&mut taken, self.last, wanted);
+                (block, (block.count > 0).then(|| shared.sending.take()))
             }
-            // Only that no two lanes get one number matters, not when they see each other's blocks.
-            Counter::Shared(shared) => shared
-                .taken
-                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |taken| {
-                    Some(taken + granted(taken))
-                })
-                .unwrap_or(last),
-        };
-        Block {
-            first: before.wrapping_add(1),
-            count: granted(before) as usize,
         }
     }
 
@@ -121,7 +139,7 @@ impl Sequence {
     fn taken(&self) -> u64 {
         match &self.counter {
             Counter::Own { taken, .. } => *taken,
-            Counter::Shared(shared) => shared.taken.load(Ordering::Relaxed),
+            Counter::Shared(shared) => *shared.taken(),
         }
     }
 
@@ -129,7 +147,7 @@ impl Sequence {
     pub(super) fn skip_to(&mut self, seq: u64) {
         match &mut self.counter {
             Counter::Own { taken, .. } => *taken = seq,
-            Counter::Shared(shared) => shared.taken.store(seq, Ordering::Relaxed),
+            Counter::Shared(shared) => *shared.taken() = seq,
         }
     }
 }

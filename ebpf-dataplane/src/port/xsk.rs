@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use espada_common::drops::DropReason;
@@ -330,11 +330,6 @@ impl XskSender {
         }
     }
 
-    /// Takes back frames that were sent.
-    pub fn reap(&mut self, pool: &mut FramePool) {
-        self.transmitter.reap(pool);
-    }
-
     /// Replaces what is known of peers.
     pub fn set_neighbours(&mut self, neighbours: Arc<Neighbours>) {
         self.neighbours = neighbours;
@@ -379,6 +374,48 @@ impl XskSender {
         self.rest = rest;
         self.transmitter.submit(pool);
     }
+}
+
+/// The senders that all outbound workers send through, in turns: where there are several workers, one
+/// for each.
+#[derive(Clone)]
+pub struct SharedXskSenders(Arc<[Mutex<XskSender>]>);
+
+impl SharedXskSenders {
+    /// Shares senders.
+    pub fn new(senders: impl Iterator<Item = XskSender>) -> Self {
+        Self(senders.map(Mutex::new).collect())
+    }
+
+    /// [`XskSender::set_neighbours`] of all.
+    pub fn set_neighbours(&self, neighbours: &Arc<Neighbours>) {
+        for sender in self.0.iter() {
+            lock(sender).set_neighbours(Arc::clone(neighbours));
+        }
+    }
+
+    /// [`XskSender::send`] with the one that all packets of the burst's SA leave through: so they leave
+    /// in their order. With several senders a burst is of one SA.
+    pub fn send(&self, burst: &mut Burst, pool: &mut FramePool, drops: &DropCounters) {
+        let spi = burst.frames().first().map_or(0, |frame| frame.meta().spi) as usize;
+        if let Some(place) = spi.checked_rem(self.0.len())
+            && let Some(sender) = self.0.get(place)
+        {
+            lock(sender).send(burst, pool, drops);
+        }
+    }
+
+    /// Takes back frames that were sent.
+    pub fn reap(&self, pool: &mut FramePool) {
+        for sender in self.0.iter() {
+            lock(sender).transmitter.reap(pool);
+        }
+    }
+}
+
+fn lock(sender: &Mutex<XskSender>) -> MutexGuard<'_, XskSender> {
+    // The rings are whole between calls.
+    sender.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -11,7 +11,6 @@ use super::worker::{Handle, Place};
 use crate::backend::BackendError;
 use crate::esp::{ApplyError, Shared};
 use crate::port::syscall;
-use crate::port::xsk::Neighbours;
 
 /// Lanes at most.
 pub const MOST: usize = 64;
@@ -92,13 +91,6 @@ impl Lanes {
         self.0
             .iter()
             .try_for_each(|handle| handle.set_path_mtu(id, mtu))
-    }
-
-    /// Tells outbound workers what their AF_XDP ports may send to.
-    pub fn set_neighbours(&self, neighbours: &Arc<Neighbours>) -> Result<(), BackendError> {
-        self.0
-            .iter()
-            .try_for_each(|handle| handle.set_neighbours(Arc::clone(neighbours)))
     }
 
     /// Stops the threads and waits for them.

@@ -5,7 +5,6 @@ mod lan;
 mod lanes;
 mod pace;
 mod source;
-mod turns;
 mod worker;
 
 use std::collections::{BTreeMap, HashMap};
@@ -26,7 +25,7 @@ use crate::port::raw::{RawReceiver, RawSender};
 use crate::port::ring::Socket;
 use crate::port::tun::Tun;
 use crate::port::udp::{self, UdpReceiver, UdpSender};
-use crate::port::xsk::{self, Neighbours, XskReceiver, XskSender};
+use crate::port::xsk::{self, Neighbours, SharedXskSenders, XskReceiver, XskSender};
 use crate::umem::{Arena, HEADROOM, Reserve, TAILROOM};
 use crate::wake::Suspicion;
 
@@ -114,6 +113,16 @@ struct Sending {
     spi: u32,
 }
 
+/// What the front end steers native ESP to.
+struct XskSteering {
+    /// Number of the interface with AF_XDP sockets.
+    interface: u32,
+    /// How many of its queues have some.
+    queues: u32,
+    /// What sends on them.
+    senders: SharedXskSenders,
+}
+
 /// The engine. Dropping it stops the threads and removes the interface.
 pub struct UserspaceEngine {
     interface: Interface,
@@ -123,8 +132,7 @@ pub struct UserspaceEngine {
     stats: Vec<Arc<Stats>>,
     front_end: Option<SharedFrontEnd>,
     xsk: Option<XskStatus>,
-    /// The interface with AF_XDP sockets, and how many of its queues have some.
-    queues: Option<(u32, u32)>,
+    steering: Option<XskSteering>,
     lans: Lans,
     arena: Arc<Arena>,
     sending: BTreeMap<ChildSaId, Sending>,
@@ -187,9 +195,6 @@ impl UserspaceEngine {
             zero_copy: socket.zero_copy,
             counters: Arc::clone(&xsk_counters),
         });
-        let xsk_link = steered
-            .filter(|_| xsk_about.is_some())
-            .map(|link| (link.index, queues.len() as u32));
         // The frames that the kernel receives into come from all lanes.
         let received_into = (queues.len() * xsk::RING as usize).div_ceil(places.len());
         let pool = |lane: usize| {
@@ -197,21 +202,28 @@ impl UserspaceEngine {
             arena.take(FRAMES + received_into + unsent)
         };
         let mut pools: Vec<_> = (0..places.len()).map(pool).collect();
-        // Each lane receives from a socket of every queue and sends on one.
-        let mut senders: Vec<Option<XskSender>> = places.iter().map(|_| None).collect();
+        // Each lane receives from a socket of every queue, and there are as many to send as lanes.
+        let mut senders = Vec::new();
         let count = queues.len();
         for (queue, sockets) in queues.into_iter().enumerate() {
-            let lanes = pools.iter_mut().zip(&mut sources).zip(&mut senders);
-            for (lane, (((pool, sources), sender), socket)) in lanes.zip(sockets).enumerate() {
+            let lanes = pools.iter_mut().zip(&mut sources);
+            for (lane, ((pool, sources), socket)) in lanes.zip(sockets).enumerate() {
                 let (receive, transmit) = socket.split();
                 let counters = Arc::clone(&xsk_counters);
                 let port = XskReceiver::new(receive, pool, counters, xsk::outer_packet);
                 sources.push(Source::Own(Port::Xsk(port)));
                 if lane % count == queue {
-                    *sender = Some(XskSender::new(transmit, Arc::clone(&xsk_counters)));
+                    senders.push(XskSender::new(transmit, Arc::clone(&xsk_counters)));
                 }
             }
         }
+        let steering = steered
+            .filter(|_| !senders.is_empty())
+            .map(|link| XskSteering {
+                interface: link.index,
+                queues: count as u32,
+                senders: SharedXskSenders::new(senders.into_iter()),
+            });
         let (mut lans, opened) = Lans::open(chosen, &config, &arena, tun_link.index);
         let LanWorkers {
             pools: outbound_pools,
@@ -229,11 +241,11 @@ impl UserspaceEngine {
         let half = system("cannot duplicate the tunnel interface's descriptors");
         let readers = tun.readers().map_err(half)?;
         let (mut inbound, mut outbound) = (Vec::new(), Vec::new());
-        let lanes = readers.into_iter().zip(pools).zip(sources).zip(senders);
-        let lanes = lanes.zip(places).zip(&stats);
+        let lanes = readers.into_iter().zip(pools).zip(sources).zip(places);
+        let lanes = lanes.zip(&stats);
         let out_lanes = outbound_pools.into_iter().zip(receivers);
         for (
-            (((((tun_reader, pool), sources), xsk), [out_place, in_place]), stats),
+            ((((tun_reader, pool), sources), [out_place, in_place]), stats),
             (outbound_pool, lan_receivers),
         ) in lanes.zip(out_lanes)
         {
@@ -260,7 +272,7 @@ impl UserspaceEngine {
                 udp: UdpSender::new(sockets)
                     .map_err(system("cannot read the address of an ESP-in-UDP socket"))?,
                 raw: RawSender::open(config.esp.ttl)?,
-                xsk,
+                xsk: steering.as_ref().map(|steering| steering.senders.clone()),
                 stats: Arc::clone(stats),
                 sink: Arc::clone(&config.sink),
                 mtu_suspect: config.suspicion.clone(),
@@ -277,7 +289,7 @@ impl UserspaceEngine {
             stats,
             front_end: config.front_end,
             xsk: xsk_about,
-            queues: xsk_link,
+            steering,
             lans,
             arena,
             sending: BTreeMap::new(),
@@ -340,12 +352,15 @@ impl UserspaceEngine {
 
     /// Tells the outbound worker which peers it may send to past the kernel.
     fn publish_neighbours(&self) {
-        let Some((link, _)) = &self.queues else {
+        let Some(steering) = &self.steering else {
             return;
         };
         let (mut links, mut counters) = (HashMap::new(), HashMap::new());
         for (id, sending) in &self.sending {
-            let way = self.ways.get(id).filter(|way| way.interface == *link);
+            let way = self
+                .ways
+                .get(id)
+                .filter(|way| way.interface == steering.interface);
             let Some(next) = way.and_then(|way| way.link.as_ref()) else {
                 continue;
             };
@@ -358,9 +373,7 @@ impl UserspaceEngine {
             }
         }
         let neighbours = Arc::new(Neighbours { links, counters });
-        if let Err(error) = self.outbound.set_neighbours(&neighbours) {
-            tracing::warn!(%error, "AF_XDP neighbours not published");
-        }
+        steering.senders.set_neighbours(&neighbours);
     }
 }
 
@@ -563,7 +576,7 @@ impl Engine for UserspaceEngine {
     }
 
     fn steering(&self, path: &Path) -> Steering {
-        if self.queues.is_some() && path.encapsulation == Encapsulation::Esp {
+        if self.steering.is_some() && path.encapsulation == Encapsulation::Esp {
             Steering::Xsk {
                 lanes: self.lanes() as u32,
             }
@@ -607,10 +620,9 @@ impl Engine for UserspaceEngine {
         self.lans.close();
         self.outbound.stop();
         self.inbound.stop();
-        if let (Some((_, queues)), Some(front_end)) = (self.queues.take(), &self.front_end) {
-            let lanes = 0..self.lanes() as u32;
-            for (lane, queue) in lanes.flat_map(|lane| (0..queues).map(move |queue| (lane, queue)))
-            {
+        if let (Some(steering), Some(front_end)) = (self.steering.take(), &self.front_end) {
+            for place in 0..self.lanes() as u32 * steering.queues {
+                let (lane, queue) = (place / steering.queues, place % steering.queues);
                 if let Err(error) = lock_front_end(front_end).remove_xsk(lane, queue) {
                     tracing::debug!(%error, "the table of AF_XDP sockets keeps an entry");
                 }

@@ -4,7 +4,6 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::turns::{Turn, Turns};
 use crate::backend::EventSink;
 use crate::esp::Output;
 use crate::esp::stats::DropCounters;
@@ -12,6 +11,7 @@ use crate::port::raw::RawReceiver;
 use crate::port::syscall::Poller;
 use crate::port::udp::UdpReceiver;
 use crate::port::xsk::XskReceiver;
+use crate::turns::{Turn, Turns};
 use crate::umem::{Burst, FramePool};
 
 /// A port of the WAN, as far as it receives.
@@ -63,7 +63,7 @@ impl SharedPort {
     pub fn new(port: Port) -> Self {
         Self {
             port: Mutex::new(port),
-            turns: Turns::new(),
+            turns: Turns::default(),
         }
     }
 

@@ -20,7 +20,7 @@ use crate::port::raw::RawSender;
 use crate::port::syscall::{self, Poller};
 use crate::port::tun::{TunReader, TunWriter};
 use crate::port::udp::UdpSender;
-use crate::port::xsk::{Neighbours, XskReceiver, XskSender};
+use crate::port::xsk::{SharedXskSenders, XskReceiver};
 use crate::umem::{Burst, Frame, FramePool, Reserve};
 use crate::wake::{Suspicion, Wake};
 
@@ -38,7 +38,6 @@ enum Order {
         answer: SyncSender<Result<(), ApplyError>>,
     },
     PathMtu(ChildSaId, u16),
-    Neighbours(Arc<Neighbours>),
     Stop,
 }
 
@@ -69,11 +68,6 @@ impl Handle {
     /// Tells an outbound worker what fits the path of a pair (octets of outer IP packet).
     pub fn set_path_mtu(&self, id: ChildSaId, mtu: u16) -> Result<(), BackendError> {
         self.order(Order::PathMtu(id, mtu))
-    }
-
-    /// Tells an outbound worker what its AF_XDP port may send to.
-    pub fn set_neighbours(&self, neighbours: Arc<Neighbours>) -> Result<(), BackendError> {
-        self.order(Order::Neighbours(neighbours))
     }
 
     fn order(&self, order: Order) -> Result<(), BackendError> {
@@ -204,8 +198,8 @@ pub struct OutboundParts {
     pub udp: UdpSender,
     /// Native ESP.
     pub raw: RawSender,
-    /// Native ESP past the kernel.
-    pub xsk: Option<XskSender>,
+    /// Native ESP past the kernel; all lanes have the same.
+    pub xsk: Option<SharedXskSenders>,
     /// Drops are counted here.
     pub stats: Arc<Stats>,
     /// Events go here.
@@ -250,11 +244,6 @@ pub fn outbound(
                                 tracing::debug!(%error, "path MTU of a pair that is gone");
                             }
                         }
-                        Order::Neighbours(neighbours) => {
-                            if let Some(xsk) = &mut parts.xsk {
-                                xsk.set_neighbours(neighbours);
-                            }
-                        }
                         Order::Stop => return Ok(()),
                     }
                 }
@@ -286,45 +275,56 @@ impl OutboundParts {
         input: &mut Burst,
         output: &mut Output,
     ) -> io::Result<Round> {
+        let Self {
+            engine,
+            pool,
+            udp,
+            raw,
+            xsk,
+            mtu_suspect,
+            ..
+        } = self;
         let drops = &self.stats.outbound_drops;
         if let Some(reserve) = &self.reserve {
-            self.pool.balance(reserve);
+            pool.balance(reserve);
         }
         let more = match number.checked_sub(1) {
-            None => self.tun.read(&mut self.pool, input, drops)?,
-            Some(port) => (self.lan.get_mut(port))
-                .is_some_and(|port| port.receive(&mut self.pool, input, drops)),
+            None => self.tun.read(pool, input, drops)?,
+            Some(port) => {
+                (self.lan.get_mut(port)).is_some_and(|port| port.receive(pool, input, drops))
+            }
         };
         let packets = input.len();
         if packets == 0 {
             // All frames may be where they were sent from.
-            if let Some(xsk) = &mut self.xsk {
-                xsk.reap(&mut self.pool);
+            if let Some(xsk) = xsk {
+                xsk.reap(pool);
             }
             return Ok(Round::default());
         }
-        self.engine
-            .process(Instant::now(), input, &mut self.pool, output);
-        if let Some(xsk) = &mut self.xsk {
-            xsk.send(&mut output.wan, &mut self.pool, drops);
-        }
-        // One call per stretch of equal kind: the sockets differ.
-        let kind = |frame: &Frame| {
-            let meta = frame.meta();
-            (meta.path.encapsulation, meta.path.remote.is_ipv4(), meta.df)
-        };
-        for stretch in output.wan.frames().chunk_by(|a, b| kind(a) == kind(b)) {
-            let udp = stretch
-                .first()
-                .is_some_and(|frame| frame.meta().path.encapsulation == Encapsulation::Udp);
-            if udp {
-                self.udp.send(stretch, drops);
-            } else if self.raw.send(stretch, drops) {
-                self.mtu_suspect.raise();
+        let mut send = |wan: &mut Burst, pool: &mut FramePool| {
+            if let Some(xsk) = xsk {
+                xsk.send(wan, pool, drops);
             }
-        }
-        output.wan.recycle(&mut self.pool);
-        self.answers.write(&mut output.tun, &mut self.pool, drops);
+            // One call per stretch of equal kind: the sockets differ.
+            let kind = |frame: &Frame| {
+                let meta = frame.meta();
+                (meta.path.encapsulation, meta.path.remote.is_ipv4(), meta.df)
+            };
+            for stretch in wan.frames().chunk_by(|a, b| kind(a) == kind(b)) {
+                let in_udp = stretch
+                    .first()
+                    .is_some_and(|frame| frame.meta().path.encapsulation == Encapsulation::Udp);
+                if in_udp {
+                    udp.send(stretch, drops);
+                } else if raw.send(stretch, drops) {
+                    mtu_suspect.raise();
+                }
+            }
+            wan.recycle(pool);
+        };
+        engine.process_in_turn(Instant::now(), input, pool, output, &mut send);
+        self.answers.write(&mut output.tun, pool, drops);
         output.events.drain(..).for_each(|event| (self.sink)(event));
         Ok(Round { packets, more })
     }
@@ -382,7 +382,7 @@ pub fn inbound(lane: usize, mut parts: InboundParts, place: Place) -> Result<Han
                                 let _ = answer.send(applied);
                             }
                             // Only what is sent has a path.
-                            Order::PathMtu(..) | Order::Neighbours(_) => {}
+                            Order::PathMtu(..) => {}
                             Order::Stop => return Ok(()),
                         }
                     }

@@ -119,7 +119,8 @@ impl Default for DataplaneConfig {
             mss_clamp: true,
             front_end: FrontEndMode::Auto,
             xsk: XskMode::Auto,
-            // Several would send out of order: peers with narrow replay windows drop such packets.
+            // With several, a card with several transmit queues sends out of order: peers with narrow replay
+            // windows drop such packets.
             workers: Some(NonZeroUsize::MIN),
             pin_workers: false,
             lan: Vec::new(),

@@ -1,5 +1,5 @@
-//! Order where several lanes decrypt what came through one port. Whoever receives a burst takes a turn
-//! with it; bursts are decrypted at the same time and delivered in the order of their turns. A lane whose
+//! Order where several lanes work on what has one: the packets of a port, or of an outbound SA. Whoever takes a
+//! burst takes a turn with it; bursts are worked on at the same time and delivered in the order of their turns. A lane whose
 //! turn it is not leaves its burst to the one that delivers, and goes on.
 
 use std::collections::VecDeque;
@@ -9,7 +9,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 /// A lane waits with a burst that is so many turns ahead: what others must keep meanwhile is bounded.
 const MOST_AHEAD: usize = 8;
 
-/// The bursts of one port. `T` is a finished burst; its default is an empty one.
+/// The bursts of one port or SA. `T` is a finished burst; its default is an empty one.
 pub struct Turns<T> {
     /// Turns that were taken.
     taken: AtomicU64,
@@ -43,16 +43,8 @@ impl<T> State<T> {
     }
 }
 
-/// The turn of a burst. Dropped without [`Turn::deliver`], it is over as if nothing had been in the
-/// burst, so that a lane that fails holds nobody up.
-pub struct Turn<'a, T: Default> {
-    turns: &'a Turns<T>,
-    number: u64,
-}
-
-impl<T: Default> Turns<T> {
-    /// Nothing received.
-    pub fn new() -> Self {
+impl<T> Default for Turns<T> {
+    fn default() -> Self {
         Self {
             taken: AtomicU64::new(0),
             state: Mutex::new(State {
@@ -65,7 +57,16 @@ impl<T: Default> Turns<T> {
             room: Condvar::new(),
         }
     }
+}
 
+/// The turn of a burst. Dropped without [`Turn::deliver`], it is over as if nothing had been in the
+/// burst, so that a lane that fails holds nobody up.
+pub struct Turn<'a, T: Default> {
+    turns: &'a Turns<T>,
+    number: u64,
+}
+
+impl<T: Default> Turns<T> {
     /// The turn after all that were taken before. What makes the order, such as the lock around the
     /// port, must be held from receiving on until this returns.
     pub fn take(&self) -> Turn<'_, T> {
@@ -178,7 +179,7 @@ mod tests {
     /// Lanes take turns under a lock, as a port gives them, and are held up as many microseconds as
     /// `delay` says before each delivery. Gives what was delivered, in order.
     fn run(lanes: usize, bursts: u64, delay: impl Fn(usize, u64) -> u64 + Sync) -> Vec<u64> {
-        let turns = Turns::<Vec<u64>>::new();
+        let turns = Turns::<Vec<u64>>::default();
         let port = Mutex::new(0);
         let delivered = Mutex::new(Vec::new());
         std::thread::scope(|scope| {
@@ -214,7 +215,7 @@ mod tests {
 
     #[test]
     fn a_lane_that_is_held_up_holds_up_no_more_than_is_bounded() {
-        let turns = Turns::<Vec<u64>>::new();
+        let turns = Turns::<Vec<u64>>::default();
         let held_up = turns.take();
         let mut delivered = Vec::new();
         for number in 1..MOST_AHEAD as u64 {
@@ -231,7 +232,7 @@ mod tests {
 
     #[test]
     fn a_turn_that_is_given_up_is_over() {
-        let turns = Turns::<Vec<u64>>::new();
+        let turns = Turns::<Vec<u64>>::default();
         let (first, second) = (turns.take(), turns.take());
         let mut delivered = Vec::new();
         second.deliver(&mut vec![2], |_| unreachable!());

@@ -1,7 +1,7 @@
 //! What an endpoint tells people: log lines, the progress of `espada up`.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -204,6 +204,15 @@ pub enum Notice {
         /// Where it is.
         to: SocketAddr,
     },
+    /// The virtual addresses that we have in a connection are others (RFC 7296 section 2.19).
+    VirtualAddresses {
+        /// Which connection.
+        connection: Arc<str>,
+        /// All of them; none when its IKE SA is gone.
+        addresses: Vec<IpAddr>,
+        /// Name servers that the peer named.
+        dns: Vec<IpAddr>,
+    },
     /// The peer takes no further child SAs for single processors (RFC 9611).
     SharesRefused {
         /// Which connection.
@@ -255,6 +264,7 @@ impl Notice {
             | Self::ChildDown { connection, .. }
             | Self::Down { connection, .. }
             | Self::PeerMoved { connection, .. }
+            | Self::VirtualAddresses { connection, .. }
             | Self::SharesRefused { connection, .. }
             | Self::RetryScheduled { connection, .. }
             | Self::UnauthenticatedError { connection, .. } => Some(connection),
@@ -399,6 +409,20 @@ impl fmt::Display for Notice {
                 write!(f, "IKE SA with {remote} is gone: {reason}")
             }
             Self::PeerMoved { from, to, .. } => write!(f, "the peer moved from {from} to {to}"),
+            Self::VirtualAddresses { addresses, dns, .. } => {
+                if addresses.is_empty() {
+                    return f.write_str("our virtual addresses are gone with the tunnel");
+                }
+                let list = |addresses: &[IpAddr]| {
+                    let words: Vec<String> = addresses.iter().map(IpAddr::to_string).collect();
+                    words.join(", ")
+                };
+                write!(f, "the peer gave us {}", list(addresses))?;
+                match dns.is_empty() {
+                    true => Ok(()),
+                    false => write!(f, "; name servers {}", list(dns)),
+                }
+            }
             Self::SharesRefused { notify, .. } => write!(
                 f,
                 "the peer takes no further child SAs for single processors ({notify}): those without \

@@ -6,6 +6,7 @@ pub mod gateway;
 mod instance;
 pub mod plane;
 mod report;
+mod resolvers;
 pub mod sockets;
 mod takeover;
 #[cfg(test)]
@@ -114,7 +115,8 @@ async fn start(config: GatewayConfig, instance: &Instance) -> anyhow::Result<Exi
     };
     let server = Server::bind(instance.directory())?;
     let (now, boot) = (Instant::now(), syscall::boot_time()?);
-    let gateway = Gateway::new(now, boot, config, SystemRandom, plane);
+    let mut gateway = Gateway::new(now, boot, config, SystemRandom, plane);
+    gateway.set_runtime_directory(instance.directory());
     serve(gateway, sockets, events, server).await?;
     Ok(Exit::Success)
 }

@@ -16,7 +16,7 @@ use crate::sa::established::{Established, Pending};
 use crate::sa::proof::accepts_identity;
 use crate::sa::protect::Protector;
 use crate::sa::saved::{self, Saved, SavedError};
-use crate::sa::{Cx, IkeSa, Phase, psk};
+use crate::sa::{Cx, IkeSa, Phase, child, cp, psk};
 use crate::selector::{self, format_list};
 use crate::wire::reader::DecodeError;
 
@@ -189,6 +189,9 @@ impl<R: Random> Endpoint<R> {
                 return Err(error);
             }
         };
+        if let Some(lease) = &saved.common.lease {
+            cp::hold(&mut cx, &config, &saved.remote_id, lease);
+        }
         let spi = saved.common.local_spi();
         let common = saved.common.clone();
         let established = Established::restored(&mut cx, config, protector, saved);
@@ -238,6 +241,9 @@ impl<R: Random> Endpoint<R> {
                     reconciled.carried.push((id, name.clone(), mode));
                 }
             });
+        }
+        for config in self.connections.clone() {
+            self.refresh_policy(&config);
         }
         reconciled.orphans = carried.to_vec();
         reconciled.orphans.retain(|id| !owned.contains(id));
@@ -293,7 +299,7 @@ fn fits(config: &ConnectionConfig, secrets: &[PskSecret], saved: &Saved) -> Resu
     if proposal::verify_ike(&config.ike, &chosen).is_err() {
         return Err(format!("its suite {suite} is not one of ike"));
     }
-    let sides = config.sides(local, remote);
+    let sides = child::sides(config, common);
     for child in &saved.children {
         let suite = &child.suite;
         let esn = if suite.esn {

@@ -15,7 +15,7 @@ use super::intermediate::IntAuth;
 use super::proof::{self, Covered, Evidence};
 use super::protect::{self, Protector};
 use super::retransmit::{Due, Retransmit};
-use super::{Datagram, Phase, explain, psk, resource, respond};
+use super::{Datagram, Phase, cp, explain, psk, resource, respond};
 use crate::config::{ConnectionConfig, LocalAuth, RemoteAuth, RemoteIdentity};
 use crate::crypto::auth::SignedOctets;
 use crate::crypto::keys::IkeKeys;
@@ -158,6 +158,7 @@ impl AuthSent {
                 Ok(proved_with) => proved_with,
                 Err(refusal) => return fail(cx, refusal),
             };
+        cp::write_request(&mut writer, &config);
         let child_spi = cx.child_spi();
         let offer = proposal::offer(&config.esp, &child_spi.to_be_bytes(), Groups::Ignored);
         child::write_mode(&mut writer, config.mode);
@@ -378,7 +379,8 @@ impl AuthSent {
                 notify.kind,
                 Groups::Ignored,
             )),
-            None => child::accept_answer(&config, common, &offer, Groups::Ignored),
+            None => cp::accept(&config, common, &mut offer)
+                .and_then(|()| child::accept_answer(&config, common, &offer, Groups::Ignored)),
         };
         match result {
             Ok(agreed) => {

@@ -8,8 +8,10 @@ use std::time::{Duration, Instant};
 use espada_common::sa::{ChildSa, ChildSaId, Command, Path, Takeover};
 
 use super::IkeSa;
+use super::cp::Lease;
 use super::fragment::Message;
 use super::nat::Nat;
+use super::pool::Leases;
 use crate::config::{ConnectionConfig, EndpointConfig, PskSecret};
 use crate::crypto::Random;
 use crate::endpoint::Transmit;
@@ -107,6 +109,8 @@ pub(crate) struct Outbox {
     pub notices: VecDeque<Notice>,
     pub effects: Vec<Effect>,
     pub counters: EndpointCounters,
+    /// Addresses given to peers.
+    pub leases: Leases,
     /// Our ESP SPIs in use.
     inbound_spis: HashMap<u32, ChildSaId>,
     /// IKE SA (our SPI) and inbound ESP SPI of every child SA.
@@ -251,6 +255,8 @@ pub(crate) struct Common {
     pub nat: Nat,
     /// Both ends understand fragments of messages (RFC 7383 section 2.3).
     pub fragmentation: bool,
+    /// Virtual addresses of one of the ends.
+    pub lease: Option<Arc<Lease>>,
 }
 
 impl Common {

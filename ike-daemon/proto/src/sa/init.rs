@@ -61,6 +61,7 @@ pub(crate) fn start(
             ..Nat::default()
         },
         fragmentation: false,
+        lease: None,
     };
     cx.out.notice(Notice::Initiated {
         connection: config.name.clone(),

@@ -3,6 +3,7 @@
 pub(crate) mod auth;
 pub(crate) mod child;
 pub(crate) mod context;
+pub(crate) mod cp;
 pub(crate) mod credential;
 pub(crate) mod established;
 pub(crate) mod explain;
@@ -12,6 +13,7 @@ pub(crate) mod informational;
 pub(crate) mod init;
 pub(crate) mod intermediate;
 pub(crate) mod nat;
+pub(crate) mod pool;
 pub(crate) mod proof;
 pub(crate) mod protect;
 pub(crate) mod psk;
@@ -109,6 +111,10 @@ impl IkeSa {
             Phase::Established(phase) => phase.handle_datagram(&mut self.common, cx, datagram),
             Phase::Gone => Phase::Gone,
         };
+        if matches!(self.phase, Phase::Lingering(_)) {
+            // It only repeats its last word: others may have the addresses.
+            self.common.lease = None;
+        }
     }
 
     /// Does what is due.
@@ -269,6 +275,7 @@ impl IkeSa {
             nat_local: common.nat.local,
             nat_remote: common.nat.remote,
             udp: common.nat.reason(),
+            lease: common.lease.as_deref().map(Into::into),
             age: now.saturating_duration_since(common.began),
             rekey_in: None,
             children: Vec::new(),

@@ -13,7 +13,7 @@ use super::intermediate::{self, IntAuth};
 use super::nat::{self, Nat};
 use super::proof::{self, Covered, Evidence, PeerProof, accepts_identity, accepts_method};
 use super::protect::{self, Protector};
-use super::{Datagram, IkeSa, Phase, explain};
+use super::{Datagram, IkeSa, Phase, cp, explain};
 use crate::config::{ConnectionConfig, EncapsulationPolicy, RemoteAddress};
 use crate::crypto::dh::KeyExchange;
 use crate::crypto::keys::{IkeContext, IkeKeys, SkeySeed};
@@ -201,6 +201,7 @@ pub(crate) fn accept(
             ..found
         },
         fragmentation: fragment::supported(cx, payloads),
+        lease: None,
     };
     let context = IkeContext {
         nonce_i,
@@ -443,15 +444,22 @@ impl InitReplied {
             }
         };
         // Of several connections with this peer the selectors and proposals tell which is meant.
-        let mut agreed: Option<(Arc<ConnectionConfig>, Agreed)> = None;
+        let mut agreed: Option<(Arc<ConnectionConfig>, Agreed, Option<Arc<cp::Lease>>)> = None;
         let mut refused = None;
         for config in &configs {
-            match child::select(config, common, &request.offer, Groups::Ignored, None) {
+            let (offer, anew) = (&request.offer, request.initial_contact);
+            let selected =
+                cp::lease(cx, config, common, offer, &identity, anew).and_then(|lease| {
+                    common.lease = lease;
+                    child::select(config, common, offer, Groups::Ignored, None)
+                });
+            let lease = common.lease.take();
+            match selected {
                 Ok(child) => {
                     // One of the mode that the peer asks for is meant rather than another.
                     let meant = child.declined.is_none();
                     if meant || agreed.is_none() {
-                        agreed = Some((config.clone(), child));
+                        agreed = Some((config.clone(), child, lease));
                     }
                     if meant {
                         break;
@@ -461,7 +469,7 @@ impl InitReplied {
             }
         }
         let config = match (&agreed, &refused) {
-            (Some((config, _)), _) | (None, Some((config, _))) => config.clone(),
+            (Some((config, ..)), _) | (None, Some((config, _))) => config.clone(),
             (None, None) => return Phase::Gone,
         };
         let local_id = local_identity(&config, common.local);
@@ -508,7 +516,9 @@ impl InitReplied {
         let nonces = (&transcript.nonce_i[..], &transcript.nonce_r[..]);
         let child_spi = cx.child_spi();
         let new = match agreed {
-            Some((_, mut agreed)) => {
+            Some((_, mut agreed, lease)) => {
+                common.lease = lease;
+                cp::write_reply(&mut writer, common);
                 if let Some(refusal) = agreed.declined.take() {
                     cx.out.effects.push(Effect::Failed {
                         refusal,

@@ -9,6 +9,7 @@
 mod codec;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use espada_common::sa::{ChildSaId, SecretBytes};
@@ -159,6 +160,7 @@ const OUTSTANDING: u16 = 1 << 7;
 const SIGNED: u16 = 1 << 8;
 const NAT_AGREED: u16 = 1 << 9;
 const FRAGMENTATION: u16 = 1 << 10;
+const LEASE: u16 = 1 << 11;
 
 fn write_sa(
     out: &mut Out,
@@ -175,6 +177,7 @@ fn write_sa(
         (common.nat.forced, NAT_FORCED),
         (common.nat.agreed, NAT_AGREED),
         (common.fragmentation, FRAGMENTATION),
+        (common.lease.is_some(), LEASE),
         (established.deleting, DELETING),
         (established.superseded, SUPERSEDED),
         (answered.is_some(), ANSWERED),
@@ -204,6 +207,9 @@ fn write_sa(
         established.expires,
     ] {
         out.u64(clock.encode(time));
+    }
+    if let Some(lease) = &common.lease {
+        out.lease(lease);
     }
     out.u32(established.next_id);
     out.u32(established.expected_id);
@@ -261,6 +267,11 @@ fn read_sa(reader: &mut Reader<'_>, clock: &Clock) -> Result<Saved, DecodeError>
         ));
     }
     let (rekey_at, expires) = (read_time(reader, clock)?, read_time(reader, clock)?);
+    let lease = if flag(LEASE) {
+        Some(Arc::new(codec::lease(reader)?))
+    } else {
+        None
+    };
     let (next_id, expected_id) = (reader.u32()?, reader.u32()?);
     let answered = if flag(ANSWERED) {
         Some(Answered {
@@ -307,6 +318,7 @@ fn read_sa(reader: &mut Reader<'_>, clock: &Clock) -> Result<Saved, DecodeError>
                 agreed: flag(NAT_AGREED),
             },
             fragmentation: flag(FRAGMENTATION),
+            lease,
         },
         connection: connection.to_owned(),
         local_id,

@@ -1,4 +1,5 @@
 mod certificates;
+mod cp;
 mod encapsulation;
 mod exchanges;
 mod fragments;

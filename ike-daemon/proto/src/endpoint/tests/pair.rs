@@ -598,6 +598,8 @@ pub fn connection(local: &str, remote: &str, ike: &str, esp: &str) -> Connection
         "remote.address",
         "mode",
         "local.key",
+        "vips",
+        "pools",
         "remote.cacerts",
     ];
     let settings = settings.iter().enumerate().map(|(index, name)| {
@@ -639,6 +641,8 @@ pub fn connection(local: &str, remote: &str, ike: &str, esp: &str) -> Connection
         processors: None,
         ike_lifetime: lifetime,
         child_lifetime: lifetime,
+        vips: Vec::new(),
+        pools: Vec::new(),
         origin: SettingOrigin {
             file: "site.toml".to_owned(),
             settings: settings.collect(),

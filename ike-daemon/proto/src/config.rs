@@ -303,6 +303,8 @@ pub struct ConnectionConfig {
     /// What peers that ask for an address get one from. It is their side's selector where `remote_ts`
     /// is empty, and then they must ask.
     pub pools: Vec<Arc<Pool>>,
+    /// The IKE SA goes on when the address of an end changes, if the peer agrees (RFC 4555).
+    pub mobike: bool,
     /// Where all this was read.
     pub origin: SettingOrigin,
 }

@@ -204,6 +204,22 @@ pub enum Notice {
         /// Where it is.
         to: SocketAddr,
     },
+    /// Our address or port is another, and the peer is told (RFC 4555).
+    Moved {
+        /// Which connection.
+        connection: Arc<str>,
+        /// Where we were.
+        from: SocketAddr,
+        /// Where we are.
+        to: SocketAddr,
+    },
+    /// The peer does not take our new address (RFC 4555).
+    MoveRefused {
+        /// Which connection.
+        connection: Arc<str>,
+        /// The notify's name.
+        notify: String,
+    },
     /// The virtual addresses that we have in a connection are others (RFC 7296 section 2.19).
     VirtualAddresses {
         /// Which connection.
@@ -264,6 +280,8 @@ impl Notice {
             | Self::ChildDown { connection, .. }
             | Self::Down { connection, .. }
             | Self::PeerMoved { connection, .. }
+            | Self::Moved { connection, .. }
+            | Self::MoveRefused { connection, .. }
             | Self::VirtualAddresses { connection, .. }
             | Self::SharesRefused { connection, .. }
             | Self::RetryScheduled { connection, .. }
@@ -281,6 +299,7 @@ impl Notice {
             Self::Refused(_)
             | Self::IkeV1 { .. }
             | Self::CookiesDemanded { .. }
+            | Self::MoveRefused { .. }
             | Self::NotSaved { .. } => Severity::Warning,
             Self::Down { reason, .. } | Self::ChildDown { reason, .. } => match reason {
                 DownReason::DeadPeer | DownReason::ProtocolError | DownReason::Expired => {
@@ -409,6 +428,10 @@ impl fmt::Display for Notice {
                 write!(f, "IKE SA with {remote} is gone: {reason}")
             }
             Self::PeerMoved { from, to, .. } => write!(f, "the peer moved from {from} to {to}"),
+            Self::Moved { from, to, .. } => write!(f, "we moved from {from} to {to}"),
+            Self::MoveRefused { notify, .. } => {
+                write!(f, "the peer does not take our new address: {notify}")
+            }
             Self::VirtualAddresses { addresses, dns, .. } => {
                 if addresses.is_empty() {
                     return f.write_str("our virtual addresses are gone with the tunnel");

@@ -39,6 +39,7 @@ const CONNECTION_KEYS: &[&str] = &[
     "child_lifetime",
     "vips",
     "pools",
+    "mobike",
 ];
 const LOCAL_KEYS: &[&str] = &["address", "id", "subnets", "auth", "certs", "key"];
 const REMOTE_KEYS: &[&str] = &[
@@ -179,6 +180,7 @@ fn read(
         "dpd",
         "vips",
         "pools",
+        "mobike",
     ] {
         settings.note(table, key, key);
     }
@@ -317,6 +319,7 @@ fn read(
         child_lifetime: lifetime(child_lifetime),
         vips,
         pools,
+        mobike: table.boolean("mobike").is_none_or(|wanted| wanted.value),
         origin: settings.origin,
     };
     Some(Found {

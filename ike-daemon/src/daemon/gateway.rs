@@ -187,6 +187,20 @@ impl<R: Random> Gateway<R> {
         }
     }
 
+    /// Names of the plaintext interfaces.
+    pub fn tunnels(&self) -> Vec<String> {
+        let engines = self.plane.engines.iter();
+        engines
+            .filter_map(|engine| engine.interface.clone())
+            .collect()
+    }
+
+    /// The host's addresses or routes changed: IKE SAs that can move with them.
+    pub fn host_changed(&mut self, now: Instant, addresses: Vec<IpAddr>) {
+        self.refresh_sources();
+        self.endpoint.set_addresses(now, addresses, source_towards);
+    }
+
     /// Keeps the way to peers inside their own protected subnets out of the tunnel.
     fn exempt_peers(&mut self) {
         let peers: HashSet<IpAddr> = self

@@ -1,5 +1,6 @@
 //! Espada at gateway A, strongSwan at gateway B: both roles, the suites that matter, and refusals.
 
+mod addresses;
 mod agree;
 mod certificates;
 mod kernel;

@@ -179,6 +179,7 @@ impl<R: Random> Endpoint<R> {
             settings: &self.settings,
             connections: &self.connections,
             secrets: &self.secrets,
+            addresses: &self.addresses,
             wall: None,
             out: &mut self.out,
         };
@@ -261,21 +262,28 @@ fn fits(config: &ConnectionConfig, secrets: &[PskSecret], saved: &Saved) -> Resu
     if let Some(configured) = config.local_address.filter(|address| *address != local) {
         return Err(format!("local.address is {configured}, it has {local}"));
     }
+    // Who is behind a NAT, or says so, may have moved since the IKE SA was made.
+    let may_move = common.nat.remote || common.mobike.is_some();
     match config.remote_address {
-        // A peer behind a NAT may have moved since it called.
-        RemoteAddress::Address(configured) if configured != remote && !common.nat.remote => {
+        RemoteAddress::Address(configured) if configured != remote && !may_move => {
             return Err(format!("remote.address is {configured}, it has {remote}"));
         }
         _ => {}
     }
     let local_id = local_identity(config, common.local);
-    if !local_id.matches(&saved.local_id) {
+    // Who is known by an address keeps the name when moving.
+    let named = config.local_id.is_some() || common.mobike.is_none();
+    if named && !local_id.matches(&saved.local_id) {
         return Err(format!(
             "we are {local_id} in it now, and were {}",
             saved.local_id
         ));
     }
-    if !accepts_identity(config, remote, &saved.remote_id) {
+    let known_at = match config.remote_address {
+        RemoteAddress::Address(configured) => configured,
+        RemoteAddress::Any => remote,
+    };
+    if !accepts_identity(config, known_at, &saved.remote_id) {
         return Err(format!("it expects another peer than {}", saved.remote_id));
     }
     if saved.signed != matches!(config.remote_auth, RemoteAuth::PublicKey(_)) {

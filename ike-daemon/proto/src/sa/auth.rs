@@ -12,6 +12,7 @@ use super::established::Established;
 use super::fragment::Message;
 use super::init::fail;
 use super::intermediate::IntAuth;
+use super::mobike;
 use super::proof::{self, Covered, Evidence};
 use super::protect::{self, Protector};
 use super::retransmit::{Due, Retransmit};
@@ -169,6 +170,7 @@ impl AuthSent {
         let sides = child::sides(&config, common);
         writer.add(PayloadType::TSI, |out| ts::encode(&sides.local, out));
         writer.add(PayloadType::TSR, |out| ts::encode(&sides.remote, out));
+        mobike::write_support(&mut writer, cx, &config, common.local.ip());
         let header = protect::header(common, ExchangeType::IKE_AUTH, false, message_id);
         let request = match protector.seal(common, cx, header, &writer) {
             Ok(request) => request,
@@ -371,6 +373,7 @@ impl AuthSent {
             next_id,
             0,
         );
+        (common.mobike, established.mobility) = mobike::agree(&config, payloads, Role::Initiator);
         established.announce(common, cx, false);
         let result = match refused {
             Some(notify) => Err(explain::child_refused(

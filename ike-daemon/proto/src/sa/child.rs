@@ -326,6 +326,11 @@ pub(crate) struct Child {
 
 /// Where a child SA of this IKE SA travels.
 pub(crate) fn path(common: &Common) -> Path {
+    common.hold.unwrap_or_else(|| path_now(common))
+}
+
+/// The same, wherever it went before.
+pub(crate) fn path_now(common: &Common) -> Path {
     let encapsulation = if common.nat.udp() {
         Encapsulation::Udp
     } else {

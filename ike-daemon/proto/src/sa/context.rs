@@ -1,7 +1,7 @@
 //! What every phase is given to work with, and where its effects go.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -28,6 +28,8 @@ pub(crate) struct Cx<'a> {
     /// In the order of the configuration.
     pub connections: &'a [Arc<ConnectionConfig>],
     pub secrets: &'a [PskSecret],
+    /// Addresses of the host that peers may reach it at.
+    pub addresses: &'a [IpAddr],
     /// The time of day, since 1970, if it is known.
     pub wall: Option<Duration>,
     pub out: &'a mut Outbox,
@@ -257,6 +259,10 @@ pub(crate) struct Common {
     pub fragmentation: bool,
     /// Virtual addresses of one of the ends.
     pub lease: Option<Arc<Lease>>,
+    /// The ends may move (RFC 4555): our role in the first of the IKE SAs that followed each other.
+    pub mobike: Option<Role>,
+    /// Where ESP still goes while it is not known whether the peer is reached at a new address.
+    pub hold: Option<Path>,
 }
 
 impl Common {

@@ -9,6 +9,7 @@ use super::context::{Common, Cx, Effect};
 use super::credential::{self, Wanted};
 use super::fragment;
 use super::intermediate::{self, IntAuth};
+use super::mobike;
 use super::nat::{self, Nat};
 use super::retransmit::{Due, Retransmit};
 use super::{Datagram, IkeSa, Phase, explain, protect, respond};
@@ -62,6 +63,8 @@ pub(crate) fn start(
         },
         fragmentation: false,
         lease: None,
+        mobike: None,
+        hold: None,
     };
     cx.out.notice(Notice::Initiated {
         connection: config.name.clone(),
@@ -262,7 +265,7 @@ impl InitSent {
         };
         common.fragmentation = fragment::supported(cx, &payloads);
         nat::tell(common, cx, &config);
-        if common.nat.udp() {
+        if common.nat.udp() || mobike::floats(&config, &payloads) {
             // "the initiator MUST … switch to port 4500" (section 2.23).
             common.local.set_port(cx.settings.nat_port);
             common.remote.set_port(cx.settings.nat_port);

@@ -12,6 +12,7 @@ pub(crate) mod fragment;
 pub(crate) mod informational;
 pub(crate) mod init;
 pub(crate) mod intermediate;
+pub(crate) mod mobike;
 pub(crate) mod nat;
 pub(crate) mod pool;
 pub(crate) mod proof;
@@ -23,7 +24,7 @@ pub(crate) mod respond;
 pub(crate) mod retransmit;
 pub(crate) mod saved;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -31,6 +32,7 @@ use espada_common::sa::ChildSaId;
 
 pub(crate) use context::{Common, Cx, Effect, Outbox};
 
+use crate::config::ConnectionConfig;
 use crate::identity::Identity;
 use crate::notice::DownReason;
 use crate::status::{IkeDrop, IkeSaStatus, Role};
@@ -154,12 +156,17 @@ impl IkeSa {
 
     /// The connection it belongs to, or most likely will.
     pub fn connection(&self) -> Option<&Arc<str>> {
+        self.config().map(|config| &config.name)
+    }
+
+    /// Its settings.
+    pub fn config(&self) -> Option<&Arc<ConnectionConfig>> {
         match &self.phase {
-            Phase::InitSent(phase) => Some(&phase.config().name),
-            Phase::IntermediateSent(phase) => Some(&phase.config().name),
-            Phase::AuthSent(phase) => Some(&phase.config().name),
-            Phase::InitReplied(phase) => phase.config().map(|config| &config.name),
-            Phase::Established(phase) => Some(&phase.config.name),
+            Phase::InitSent(phase) => Some(phase.config()),
+            Phase::IntermediateSent(phase) => Some(phase.config()),
+            Phase::AuthSent(phase) => Some(phase.config()),
+            Phase::InitReplied(phase) => phase.config(),
+            Phase::Established(phase) => Some(&phase.config),
             Phase::Lingering(_) | Phase::Gone => None,
         }
     }
@@ -239,6 +246,11 @@ impl IkeSa {
                 phase.move_peer(common, cx, remote);
             }
         });
+    }
+
+    /// The host sends from another address now.
+    pub fn move_here(&mut self, cx: &mut Cx<'_>, local: IpAddr) {
+        self.with_established(cx, |phase, common, cx| phase.move_here(common, cx, local));
     }
 
     /// The peer was heard by other means.

@@ -10,6 +10,7 @@ use super::credential::{self, Claim, Wanted};
 use super::established::Established;
 use super::fragment::{self, Message};
 use super::intermediate::{self, IntAuth};
+use super::mobike;
 use super::nat::{self, Nat};
 use super::proof::{self, Covered, Evidence, PeerProof, accepts_identity, accepts_method};
 use super::protect::{self, Protector};
@@ -202,6 +203,8 @@ pub(crate) fn accept(
         },
         fragmentation: fragment::supported(cx, payloads),
         lease: None,
+        mobike: None,
+        hold: None,
     };
     let context = IkeContext {
         nonce_i,
@@ -287,6 +290,8 @@ struct AuthRequest<'a> {
     certificates: Vec<Cert<'a>>,
     offer: ChildOffer,
     initial_contact: bool,
+    /// All of them.
+    payloads: &'a [Payload<'a>],
 }
 
 impl InitReplied {
@@ -418,6 +423,7 @@ impl InitReplied {
                 certificates,
                 offer,
                 initial_contact,
+                payloads: &payloads,
             },
         )
     }
@@ -512,6 +518,11 @@ impl InitReplied {
             // Raised when the request is answered.
             datagram.header.message_id,
         );
+        (common.mobike, established.mobility) =
+            mobike::agree(&config, request.payloads, Role::Responder);
+        if common.mobike.is_some() {
+            mobike::write_support(&mut writer, cx, &config, common.local.ip());
+        }
         established.announce(common, cx, request.initial_contact);
         let nonces = (&transcript.nonce_i[..], &transcript.nonce_r[..]);
         let child_spi = cx.child_spi();

@@ -112,7 +112,7 @@ fn it_is_kept_over_rekeys_and_goes_with_the_ike_sa() {
     pair.assert_connected();
     assert_has(&pair, &["10.9.0.1"]);
     pair.a.endpoint.terminate(pair.now, "site").unwrap();
-    pair.settle();
+    pair.run(Duration::from_secs(40));
     pair.assert_nothing_left();
     assert_has(&pair, &[]);
     // The same one again.
@@ -195,7 +195,7 @@ fn what_cannot_be_given_is_explained_at_both_ends() {
     b.remote_ts = vec![selector::parse("0.0.0.0/0").unwrap()];
     let mut pair = Pair::new(a, b);
     pair.a.endpoint.initiate(pair.now, "site").unwrap();
-    pair.settle();
+    pair.run(Duration::from_secs(40));
     pair.assert_nothing_left();
     let refusals = pair.a.refusals();
     assert_eq!(refusals[0].kind, failure, "{refusals:#?}");

@@ -6,6 +6,7 @@ mod fragments;
 mod handshake;
 mod lifecycle;
 mod loss;
+mod mobike;
 mod nat;
 mod pair;
 mod processors;

@@ -109,7 +109,7 @@ impl Out {
         }
     }
 
-    fn addresses(&mut self, addresses: &[IpAddr]) {
+    pub fn addresses(&mut self, addresses: &[IpAddr]) {
         self.u16(addresses.len() as u16);
         for address in addresses {
             self.u8(family(*address));
@@ -288,11 +288,15 @@ fn lone_address(reader: &mut Reader<'_>) -> Result<IpAddr, DecodeError> {
     ip(reader, family)
 }
 
+pub(super) fn addresses(reader: &mut Reader<'_>) -> Result<Vec<IpAddr>, DecodeError> {
+    list(reader, lone_address)
+}
+
 pub(super) fn lease(reader: &mut Reader<'_>) -> Result<Lease, DecodeError> {
     Ok(Lease {
         ours: flag(reader)?,
-        addresses: list(reader, lone_address)?,
-        dns: list(reader, lone_address)?,
+        addresses: addresses(reader)?,
+        dns: addresses(reader)?,
     })
 }
 

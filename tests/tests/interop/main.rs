@@ -5,6 +5,7 @@ mod agree;
 mod certificates;
 mod kernel;
 mod pairs;
+mod pvpn;
 mod refuse;
 
 use anyhow::Result;

@@ -13,6 +13,8 @@ mod summary;
 mod tests;
 #[cfg(test)]
 mod tests_auth;
+#[cfg(test)]
+mod tests_pool;
 
 use std::net::IpAddr;
 use std::num::{NonZeroU32, NonZeroUsize};

@@ -310,6 +310,13 @@ impl InitSent {
                 .any(|proposal| proposal.groups.contains(group))
         };
         match group {
+            // Some peers (python-vpn) refuse public values that begin with a zero octet.
+            Some(group) if group == self.exchange.group() && self.restarts == 0 => {
+                self.restarts += 1;
+                self.exchange = KeyExchange::generate(group, &mut cx.rng);
+                self.send(common, cx);
+                Phase::InitSent(self)
+            }
             // A late copy of an answer that was acted on already.
             Some(group) if group == self.exchange.group() => Phase::InitSent(self),
             Some(group)

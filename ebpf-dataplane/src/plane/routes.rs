@@ -127,6 +127,7 @@ impl Routes {
     /// would remove it with the address.
     fn drop_addresses(&mut self, netlink: &mut Netlink) -> Result<(), NetlinkError> {
         let mut result = Ok(());
+        let mut bare = BTreeSet::new();
         let policies = &self.policies;
         self.addresses.retain(|address, link| {
             let wanted = policies
@@ -137,9 +138,18 @@ impl Routes {
                 if deleted.is_err() {
                     result = deleted;
                 }
+                if address.is_ipv4() {
+                    bare.insert(*link);
+                }
             }
             wanted
         });
+        // With the last IPv4 address of an interface the kernel removes its IPv4 routes.
+        for entry in self.entries.values() {
+            if entry.route.destination.address.is_ipv4() && bare.contains(&entry.route.link) {
+                netlink.route_replace(&entry.route)?;
+            }
+        }
         result
     }
 

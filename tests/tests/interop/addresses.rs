@@ -135,7 +135,7 @@ fn espada_moves_as_initiator() -> Result<()> {
         pair.espada.up().with_context(|| logs(&pair))?;
         let before = pair.espada.wait_established()?;
         readdress_a(&pair)?;
-        pair.strongswan.wait_log("UPDATE_SA_ADDRESSES")?;
+        pair.strongswan.wait_log("N(UPD_SA_ADDR)")?;
         goes_on(&pair, &before)?;
         let after = pair.espada.connection()?;
         let local = after["ike"]["local"].as_str().unwrap_or_default();

@@ -619,9 +619,9 @@ pub fn connection(local: &str, remote: &str, ike: &str, esp: &str) -> Connection
         "remote.address",
         "mode",
         "local.key",
+        "remote.cacerts",
         "vips",
         "pools",
-        "remote.cacerts",
     ];
     let settings = settings.iter().enumerate().map(|(index, name)| {
         let value = match *name {

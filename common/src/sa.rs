@@ -581,6 +581,9 @@ pub struct Policy {
     pub trap: bool,
     /// Tunnel or transport: transport mode has no routes of its own.
     pub mode: Mode,
+    /// Virtual addresses of ours in the peer's network, for the plaintext interface: packets of this
+    /// host go out with them.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// When the successor of a rekeyed pair takes over sending.

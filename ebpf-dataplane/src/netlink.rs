@@ -10,7 +10,7 @@ use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader,
     NetlinkMessage, NetlinkPayload,
 };
-use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
@@ -315,6 +315,28 @@ impl Netlink {
             .collect())
     }
 
+    /// Gives an interface an address, without the checks for another host that has it; one that is
+    /// there already is no error.
+    pub fn address_add(&mut self, link: u32, address: IpAddr) -> Result<(), NetlinkError> {
+        let request = RouteNetlinkMessage::NewAddress(address_message(link, address));
+        let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
+        let operation = format!("give interface {link} the address {address}");
+        match self.request(&operation, request, flags) {
+            Err(error) if error.errno() == libc::EEXIST => Ok(()),
+            other => other.map(drop),
+        }
+    }
+
+    /// Takes an address from an interface; one that is gone already is no error.
+    pub fn address_delete(&mut self, link: u32, address: IpAddr) -> Result<(), NetlinkError> {
+        let request = RouteNetlinkMessage::DelAddress(address_message(link, address));
+        let operation = format!("take the address {address} from interface {link}");
+        match self.request(&operation, request, NLM_F_ACK) {
+            Err(error) if error.errno() == libc::EADDRNOTAVAIL => Ok(()),
+            other => other.map(drop),
+        }
+    }
+
     /// Asks which way packets from `source` (if given) to `destination` go.
     pub fn route_get(
         &mut self,
@@ -609,6 +631,22 @@ fn link_of(answer: RouteNetlinkMessage) -> Option<Link> {
         }
     }
     Some(link)
+}
+
+fn address_message(link: u32, address: IpAddr) -> AddressMessage {
+    let mut message = AddressMessage::default();
+    message.header.family = family(address);
+    message.header.prefix_len = Prefix::host(address).length;
+    message.header.index = link;
+    if address.is_ipv4() {
+        message.attributes.push(AddressAttribute::Local(address));
+    } else {
+        message
+            .attributes
+            .push(AddressAttribute::Flags(AddressFlags::Nodad));
+    }
+    message.attributes.push(AddressAttribute::Address(address));
+    message
 }
 
 fn address_of(message: &AddressMessage) -> Option<HostAddress> {

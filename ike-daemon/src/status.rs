@@ -186,12 +186,26 @@ pub struct IkeSa {
     pub remote_id: Option<String>,
     /// NATs found on the path.
     pub nat: Nat,
+    /// Virtual addresses that one end has from the other.
+    #[serde(default)]
+    pub lease: Option<Lease>,
     /// Seconds since it was established.
     pub age_s: u64,
     /// Seconds until it is rekeyed.
     pub next_rekey_s: Option<u64>,
     /// Milliseconds from the first message until it was established.
     pub establish_ms: Option<u64>,
+}
+
+/// Virtual addresses that one end has from the other.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lease {
+    /// `us` if the peer gave them to us, `peer` if it has them from us.
+    pub of: String,
+    /// The addresses.
+    pub addresses: Vec<String>,
+    /// Name servers that go with them.
+    pub dns: Vec<String>,
 }
 
 /// NATs found on the path.
@@ -534,6 +548,21 @@ impl IkeSa {
             }
             text.push_str(if nat { ", behind a NAT\n" } else { "\n" });
         }
+        if let Some(lease) = &self.lease {
+            let whose = match lease.of.as_str() {
+                "us" => "we have",
+                _ => "the peer has",
+            };
+            let _ = write!(text, "    {whose} {} from", lease.addresses.join(", "));
+            text.push_str(match lease.of.as_str() {
+                "us" => " the peer",
+                _ => " us",
+            });
+            if !lease.dns.is_empty() {
+                let _ = write!(text, ", name servers {}", lease.dns.join(", "));
+            }
+            text.push('\n');
+        }
     }
 }
 
@@ -651,6 +680,7 @@ mod tests {
                         remote: "20.240.192.55:4500".into(),
                         local_id: Some("40.113.59.156".into()),
                         remote_id: Some("20.240.192.55".into()),
+                        lease: None,
                         nat: Nat {
                             local: true,
                             remote: false,

@@ -23,7 +23,7 @@ pub struct Config<'a> {
     pub local: &'a str,
     /// Our identity.
     pub local_id: &'a str,
-    /// Networks on our side.
+    /// Networks on our side; none where virtual addresses take their place.
     pub local_subnets: &'a [&'a str],
     /// The peer's outer address (`%any` for a responder).
     pub remote: &'a str,
@@ -55,15 +55,19 @@ pub const CONNECTION: &str = "site";
 impl Config<'_> {
     /// The configuration file.
     pub fn render(&self) -> String {
-        let list = |subnets: &[&str]| format!("{subnets:?}");
+        // Without any, the virtual addresses are the selectors.
+        let list = |subnets: &[&str]| match subnets {
+            [] => String::new(),
+            _ => format!(", subnets = {subnets:?}"),
+        };
         let more = |auth: &str| match auth {
             "" => String::new(),
             auth => format!(", {auth}"),
         };
         format!(
             "[dataplane]\nwan = [\"{}\"]\n{}\n\n[connection.{CONNECTION}]\n\
-             local = {{ address = \"{}\", id = \"{}\", subnets = {}{} }}\n\
-             remote = {{ address = \"{}\", id = \"{}\", subnets = {}{} }}\n\
+             local = {{ address = \"{}\", id = \"{}\"{}{} }}\n\
+             remote = {{ address = \"{}\", id = \"{}\"{}{} }}\n\
              auth = \"psk\"\nike = \"{}\"\nesp = \"{}\"\nstart = \"{}\"\n{}\n",
             crate::topology::WAN_DEVICE,
             self.global,

@@ -16,6 +16,7 @@ pub mod peer;
 pub mod peer_root;
 pub mod pki;
 pub mod process;
+pub mod pvpn;
 pub mod scenario;
 pub mod strongswan;
 pub mod syscall;

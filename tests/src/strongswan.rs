@@ -193,6 +193,14 @@ impl StrongSwan {
         cmd::run(&argv.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
+    /// Adds to its configuration, in sections of swanctl.conf that merge with those that are there.
+    pub fn configure(&self, more: &str) -> Result<()> {
+        let file = self.files.join("swanctl.conf");
+        let text = std::fs::read_to_string(&file)?;
+        std::fs::write(&file, format!("{text}\n{more}\n"))?;
+        self.swanctl(&["--load-all", "--noprompt"]).map(drop)
+    }
+
     /// Its SAs as `swanctl --list-sas` shows them.
     pub fn sas(&self) -> Result<String> {
         self.swanctl(&["--list-sas"])

@@ -6,6 +6,7 @@ use std::{env, fs};
 
 use anyhow::{Context, Result, bail};
 use espada_tests::cmd::cargo;
+use espada_tests::pvpn;
 
 use crate::debian::{Archive, TempDir};
 use crate::peers;
@@ -56,6 +57,7 @@ pub fn run(args: &Args) -> Result<()> {
     install_all()?;
     // Without them the tests that need them say so.
     peers::environment();
+    install_pvpn();
     Ok(())
 }
 
@@ -137,6 +139,23 @@ pub fn install_these(names: impl Iterator<Item = &'static str>) -> Result<()> {
         ])
         .args(&missing);
     process::run(&mut install).context("run it as root, or install these packages by hand")
+}
+
+/// Installs python-vpn below `target`; the test that needs it is skipped where it cannot be had.
+pub fn install_pvpn() {
+    if pvpn::missing().is_none() {
+        return say("setup: python-vpn: there");
+    }
+    let mut pip = Command::new("python3");
+    pip.args(["-m", "pip", "install", "--quiet", "--target"])
+        .arg(pvpn::place())
+        .arg(format!("pvpn=={}", pvpn::VERSION))
+        .env("PIP_ROOT_USER_ACTION", "ignore");
+    if let Err(error) = process::run(&mut pip) {
+        say(format_args!(
+            "setup: python-vpn: {error:#}; its test will be skipped"
+        ));
+    }
 }
 
 fn apt_get() -> Command {

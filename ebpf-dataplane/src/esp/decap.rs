@@ -390,16 +390,18 @@ fn unwrap(
         .checked_sub(padding + TRAILER)
         .filter(|end| *end >= geometry.head())
         .ok_or(DropReason::BadPadding)?;
-    // RFC 4303 section 2.4: "the receiver SHOULD inspect the Padding field."
+    // RFC 4303 section 2.4: "the receiver SHOULD inspect the Padding field." Some peers (python-vpn)
+    // pad with zeros, which authentication covers all the same.
     let pad = frame
         .data()
         .get(end..end + padding)
         .ok_or(DropReason::BadPadding)?;
-    if pad
-        .iter()
-        .zip(1..=u8::MAX)
-        .any(|(octet, number)| *octet != number)
-    {
+    let numbered = || {
+        pad.iter()
+            .zip(1..=u8::MAX)
+            .all(|(octet, number)| *octet == number)
+    };
+    if !numbered() && pad.iter().any(|octet| *octet != 0) {
         return Err(DropReason::BadPadding);
     }
     frame.truncate(end);

@@ -470,6 +470,7 @@ mod tests {
             remote_ts: vec![remote],
             trap: true,
             mode: espada_common::sa::Mode::Tunnel,
+            addresses: Vec::new(),
         }
     }
 

@@ -205,6 +205,7 @@ mod tests {
             remote_ts,
             trap: false,
             mode: espada_common::sa::Mode::Tunnel,
+            addresses: Vec::new(),
         };
         let whole = selector(0, u16::MAX);
         assert_eq!(protected_pairs(&policy(vec![whole], vec![whole])).len(), 1);

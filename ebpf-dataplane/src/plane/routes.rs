@@ -43,6 +43,8 @@ pub struct Routes {
     /// Peers, and the host route that keeps one out of the tunnel where that is needed.
     peers: BTreeMap<IpAddr, Option<Route>>,
     policies: BTreeMap<Arc<str>, Policy>,
+    /// Virtual addresses and the plaintext interfaces that have them.
+    addresses: BTreeMap<IpAddr, u32>,
 }
 
 impl Routes {
@@ -60,6 +62,7 @@ impl Routes {
             entries: BTreeMap::new(),
             peers: BTreeMap::new(),
             policies: BTreeMap::new(),
+            addresses: BTreeMap::new(),
         })
     }
 
@@ -107,11 +110,60 @@ impl Routes {
             .insert(Arc::clone(&policy.connection), policy.clone());
         // Before the routes that would swallow them.
         self.refresh_peers(netlink);
-        if let Err(error) = self.add_all(netlink, policy, &wanted, link) {
+        let added = self.add_addresses(netlink, policy, link);
+        if let Err(error) = added.and_then(|()| self.add_all(netlink, policy, &wanted, link)) {
             let _ = self.remove(netlink, &policy.connection);
             return Err(error);
         }
-        Ok(self.withdraw(netlink, &policy.connection, &wanted)?)
+        self.withdraw(netlink, &policy.connection, &wanted)?;
+        Ok(self.drop_addresses(netlink)?)
+    }
+
+    /// Virtual addresses first, since routes name them as their source.
+    fn add_addresses(
+        &mut self,
+        netlink: &mut Netlink,
+        policy: &Policy,
+        link: u32,
+    ) -> Result<(), BackendError> {
+        for address in policy.addresses.iter().copied() {
+            if !self.addresses.contains_key(&address) {
+                netlink.address_add(link, address)?;
+                tracing::info!(connection = %policy.connection, %address, "virtual address");
+                self.addresses.insert(address, link);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes back virtual addresses that no policy has any more. No route names them: the kernel
+    /// would remove it with the address.
+    fn drop_addresses(&mut self, netlink: &mut Netlink) -> Result<(), NetlinkError> {
+        let mut result = Ok(());
+        let mut bare = BTreeSet::new();
+        let policies = &self.policies;
+        self.addresses.retain(|address, link| {
+            let wanted = policies
+                .values()
+                .any(|policy| policy.addresses.contains(address));
+            if !wanted {
+                let deleted = netlink.address_delete(*link, *address);
+                if deleted.is_err() {
+                    result = deleted;
+                }
+                if address.is_ipv4() {
+                    bare.insert(*link);
+                }
+            }
+            wanted
+        });
+        // With the last IPv4 address of an interface the kernel removes its IPv4 routes.
+        for entry in self.entries.values() {
+            if entry.route.destination.address.is_ipv4() && bare.contains(&entry.route.link) {
+                netlink.route_replace(&entry.route)?;
+            }
+        }
+        result
     }
 
     fn add_all(
@@ -127,18 +179,34 @@ impl Routes {
             false => (Vec::new(), Vec::new()),
         };
         for destination in wanted.iter().copied() {
-            if let Some(entry) = self.entries.get_mut(&destination) {
-                entry.connections.insert(Arc::clone(&policy.connection));
-                continue;
-            }
+            let virtual_addresses = policy.addresses.iter().copied();
             let source = addresses
                 .iter()
                 .filter(|address| !self.links.contains(&address.link) && address.global)
                 .map(|address| address.prefix.address)
+                .chain(virtual_addresses)
                 .find(|address| {
                     address.is_ipv4() == destination.address.is_ipv4()
                         && covers(&policy.local_ts, *address)
                 });
+            if let Some(entry) = self.entries.get_mut(&destination) {
+                entry.connections.insert(Arc::clone(&policy.connection));
+                // Whoever shares it with another connection keeps the source that it began with,
+                // unless that is about to go.
+                let gone = entry.route.source.is_some_and(|old| {
+                    let has = |policy: &Policy| policy.addresses.contains(&old);
+                    self.addresses.contains_key(&old) && !self.policies.values().any(has)
+                });
+                if entry.route.source != source && (gone || entry.connections.len() == 1) {
+                    let route = Route {
+                        source,
+                        ..entry.route
+                    };
+                    netlink.route_replace(&route)?;
+                    entry.route = route;
+                }
+                continue;
+            }
             let route = Route {
                 destination,
                 link,
@@ -222,7 +290,8 @@ impl Routes {
     /// Takes back what only this connection wanted in the tunnel.
     pub fn remove(&mut self, netlink: &mut Netlink, connection: &str) -> Result<(), NetlinkError> {
         self.policies.remove(connection);
-        self.withdraw(netlink, connection, &BTreeSet::new())
+        self.withdraw(netlink, connection, &BTreeSet::new())?;
+        self.drop_addresses(netlink)
     }
 
     /// Takes a connection off all entries but those it still wants.
@@ -341,5 +410,8 @@ impl Routes {
             }
         }
         self.policies.clear();
+        if let Err(error) = self.drop_addresses(netlink) {
+            tracing::warn!(%error, "a virtual address stays behind");
+        }
     }
 }

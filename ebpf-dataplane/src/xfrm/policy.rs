@@ -685,6 +685,7 @@ mod tests {
             remote_ts: network("192.0.2.2", 32),
             trap: true,
             mode: Mode::Tunnel,
+            addresses: Vec::new(),
         };
         let connection = Owner::Connection("net".into());
         let trap = scope().of_connection(&policy, 9).unwrap();

@@ -238,6 +238,17 @@ pub struct SettingOrigin {
     pub settings: BTreeMap<String, SettingLine>,
 }
 
+/// Addresses for peers that ask for one, each of which is leased to one identity at a time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pool {
+    /// Its name in the configuration; leases outlive changes of it by this.
+    pub name: Arc<str>,
+    /// The addresses, of one family.
+    pub addresses: TrafficSelector,
+    /// Name servers that the peers are told.
+    pub dns: Vec<IpAddr>,
+}
+
 /// One connection: a peer and the subnets behind both ends.
 #[derive(Clone, Debug)]
 pub struct ConnectionConfig {
@@ -286,6 +297,14 @@ pub struct ConnectionConfig {
     pub ike_lifetime: Lifetime,
     /// Lifetime of child SAs.
     pub child_lifetime: Lifetime,
+    /// Addresses in the peer's network to ask it for (RFC 7296 section 2.19); an unspecified one stands
+    /// for any of its family. They are our side's selectors where `local_ts` is empty.
+    pub vips: Vec<IpAddr>,
+    /// What peers that ask for an address get one from. It is their side's selector where `remote_ts`
+    /// is empty, and then they must ask.
+    pub pools: Vec<Arc<Pool>>,
+    /// The IKE SA goes on when the address of an end changes, if the peer agrees (RFC 4555).
+    pub mobike: bool,
     /// Where all this was read.
     pub origin: SettingOrigin,
 }

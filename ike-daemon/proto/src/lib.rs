@@ -26,4 +26,4 @@ pub use endpoint::{
 pub use identity::{DistinguishedName, Identity, IdentityError, IdentityPattern};
 pub use notice::{DownReason, Notice, Severity};
 pub use refusal::{Fix, Refusal, RefusalKind, RefusedBy};
-pub use status::{ChildSaStatus, ConnectionStatus, IkeSaStatus, Role, UdpReason};
+pub use status::{ChildSaStatus, ConnectionStatus, IkeSaStatus, LeaseStatus, Role, UdpReason};

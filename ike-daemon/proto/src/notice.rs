@@ -1,7 +1,7 @@
 //! What an endpoint tells people: log lines, the progress of `espada up`.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -204,6 +204,31 @@ pub enum Notice {
         /// Where it is.
         to: SocketAddr,
     },
+    /// Our address or port is another, and the peer is told (RFC 4555).
+    Moved {
+        /// Which connection.
+        connection: Arc<str>,
+        /// Where we were.
+        from: SocketAddr,
+        /// Where we are.
+        to: SocketAddr,
+    },
+    /// The peer does not take our new address (RFC 4555).
+    MoveRefused {
+        /// Which connection.
+        connection: Arc<str>,
+        /// The notify's name.
+        notify: String,
+    },
+    /// The virtual addresses that we have in a connection are others (RFC 7296 section 2.19).
+    VirtualAddresses {
+        /// Which connection.
+        connection: Arc<str>,
+        /// All of them; none when its IKE SA is gone.
+        addresses: Vec<IpAddr>,
+        /// Name servers that the peer named.
+        dns: Vec<IpAddr>,
+    },
     /// The peer takes no further child SAs for single processors (RFC 9611).
     SharesRefused {
         /// Which connection.
@@ -255,6 +280,9 @@ impl Notice {
             | Self::ChildDown { connection, .. }
             | Self::Down { connection, .. }
             | Self::PeerMoved { connection, .. }
+            | Self::Moved { connection, .. }
+            | Self::MoveRefused { connection, .. }
+            | Self::VirtualAddresses { connection, .. }
             | Self::SharesRefused { connection, .. }
             | Self::RetryScheduled { connection, .. }
             | Self::UnauthenticatedError { connection, .. } => Some(connection),
@@ -271,6 +299,7 @@ impl Notice {
             Self::Refused(_)
             | Self::IkeV1 { .. }
             | Self::CookiesDemanded { .. }
+            | Self::MoveRefused { .. }
             | Self::NotSaved { .. } => Severity::Warning,
             Self::Down { reason, .. } | Self::ChildDown { reason, .. } => match reason {
                 DownReason::DeadPeer | DownReason::ProtocolError | DownReason::Expired => {
@@ -399,6 +428,24 @@ impl fmt::Display for Notice {
                 write!(f, "IKE SA with {remote} is gone: {reason}")
             }
             Self::PeerMoved { from, to, .. } => write!(f, "the peer moved from {from} to {to}"),
+            Self::Moved { from, to, .. } => write!(f, "we moved from {from} to {to}"),
+            Self::MoveRefused { notify, .. } => {
+                write!(f, "the peer does not take our new address: {notify}")
+            }
+            Self::VirtualAddresses { addresses, dns, .. } => {
+                if addresses.is_empty() {
+                    return f.write_str("our virtual addresses are gone with the tunnel");
+                }
+                let list = |addresses: &[IpAddr]| {
+                    let words: Vec<String> = addresses.iter().map(IpAddr::to_string).collect();
+                    words.join(", ")
+                };
+                write!(f, "the peer gave us {}", list(addresses))?;
+                match dns.is_empty() {
+                    true => Ok(()),
+                    false => write!(f, "; name servers {}", list(dns)),
+                }
+            }
             Self::SharesRefused { notify, .. } => write!(
                 f,
                 "the peer takes no further child SAs for single processors ({notify}): those without \

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -92,12 +92,25 @@ pub struct IkeSaStatus {
     pub nat_remote: bool,
     /// Why ESP goes in UDP, if it does.
     pub udp: Option<UdpReason>,
+    /// Virtual addresses, if one end gave the other some.
+    pub lease: Option<LeaseStatus>,
     /// Time since it was established, or begun while it is not.
     pub age: Duration,
     /// Time until it is rekeyed.
     pub rekey_in: Option<Duration>,
     /// Its child SAs.
     pub children: Vec<ChildSaStatus>,
+}
+
+/// Addresses that one end of an IKE SA has in the network of the other (RFC 7296 section 2.19).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaseStatus {
+    /// The peer gave them to us; otherwise we to it.
+    pub ours: bool,
+    /// The addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Name servers that go with them.
+    pub dns: Vec<IpAddr>,
 }
 
 /// A pair of ESP SAs.

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use espada_common::sa::{Mode, TrafficSelector};
 use espada_ike::config::{
-    ConnectionConfig, Dpd, DpdAction, EncapsulationPolicy, Lifetime, LocalAuth, RemoteAddress,
-    RemoteAuth, RemoteIdentity, SettingLine, SettingOrigin, StartAction,
+    ConnectionConfig, Dpd, DpdAction, EncapsulationPolicy, Lifetime, LocalAuth, Pool,
+    RemoteAddress, RemoteAuth, RemoteIdentity, SettingLine, SettingOrigin, StartAction,
 };
 use espada_ike::proposal::{Proposal, Protocol};
 use espada_ike::selector;
@@ -19,6 +19,7 @@ use toml::de::DeValue;
 use super::auth::{self, Files, Loader, Method};
 use super::document::{Located, Span, Table, nearest};
 use super::host;
+use super::pool;
 use super::{Connection, Remote, SecretsPolicy};
 
 const CONNECTION_KEYS: &[&str] = &[
@@ -36,6 +37,9 @@ const CONNECTION_KEYS: &[&str] = &[
     "insecure",
     "ike_lifetime",
     "child_lifetime",
+    "vips",
+    "pools",
+    "mobike",
 ];
 const LOCAL_KEYS: &[&str] = &["address", "id", "subnets", "auth", "certs", "key"];
 const REMOTE_KEYS: &[&str] = &[
@@ -74,7 +78,11 @@ pub(super) struct Found {
 }
 
 /// Every readable connection; complaints about the others are in the document.
-pub(super) fn read_all(top: &Table<'_, '_>, policy: SecretsPolicy) -> Vec<Found> {
+pub(super) fn read_all(
+    top: &Table<'_, '_>,
+    policy: SecretsPolicy,
+    pools: &[Arc<Pool>],
+) -> Vec<Found> {
     let mut found = Vec::new();
     let Some(tables) = top.table(
         "connection",
@@ -113,7 +121,7 @@ pub(super) fn read_all(top: &Table<'_, '_>, policy: SecretsPolicy) -> Vec<Found>
             );
         }
         let table = Table::new(document, table, &value.span(), &path);
-        found.extend(read(&table, name, span, policy));
+        found.extend(read(&table, name, span, policy, pools));
     }
     found
 }
@@ -131,6 +139,7 @@ fn read(
     name: &str,
     name_span: Span,
     policy: SecretsPolicy,
+    pools: &[Arc<Pool>],
 ) -> Option<Found> {
     let document = table.document();
     let errors_before = document.error_count();
@@ -169,10 +178,15 @@ fn read(
         "ike_lifetime",
         "child_lifetime",
         "dpd",
+        "vips",
+        "pools",
+        "mobike",
     ] {
         settings.note(table, key, key);
     }
 
+    let vips = pool::read_vips(table, mode);
+    let pools = pool::read_named(table, mode, pools);
     let dpd = read_dpd(table);
     let start = table.choice(
         "start",
@@ -303,6 +317,9 @@ fn read(
             .map(|_| host::processors()),
         ike_lifetime: lifetime(ike_lifetime),
         child_lifetime: lifetime(child_lifetime),
+        vips,
+        pools,
+        mobike: table.boolean("mobike").is_none_or(|wanted| wanted.value),
         origin: settings.origin,
     };
     Some(Found {
@@ -435,7 +452,10 @@ fn read_end(
             selectors
         }
         None => {
-            if end.value("subnets").is_none() && mode == Mode::Tunnel {
+            // The virtual addresses are the selectors where no others are given.
+            let virtual_ones = if key == "local" { "vips" } else { "pools" };
+            let follows = table.value(virtual_ones).is_some();
+            if end.value("subnets").is_none() && mode == Mode::Tunnel && !follows {
                 document.error(
                     &value.span(),
                     format!("`{}` is missing", end.name("subnets")),

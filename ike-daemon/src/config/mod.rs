@@ -6,12 +6,15 @@ mod check;
 mod connection;
 mod document;
 mod host;
+mod pool;
 mod secrets;
 mod summary;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod tests_auth;
+#[cfg(test)]
+mod tests_pool;
 
 use std::net::IpAddr;
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -275,7 +278,7 @@ fn read_mark(table: &Table<'_, '_>, key: &str) -> Option<Mark> {
 /// Longest configuration or secrets file that is read.
 const MAX_FILE: u64 = 64 << 20;
 
-const TOP_KEYS: &[&str] = &["dataplane", "ike", "connection", "secrets"];
+const TOP_KEYS: &[&str] = &["dataplane", "ike", "connection", "pool", "secrets"];
 const DATAPLANE_KEYS: &[&str] = &[
     "engine",
     "wan",
@@ -347,7 +350,8 @@ fn parse(
         .table("ike", "ike", "a table such as [ike]")
         .map(|table| read_ike(&table))
         .unwrap_or_default();
-    let connections = connection::read_all(&top, policy);
+    let pools = pool::read_all(&top);
+    let connections = connection::read_all(&top, policy, &pools);
     check::connections(&document, &connections, &dataplane);
 
     let secrets_path = top.string("secrets", "the path of a file with pre-shared keys");

@@ -1,8 +1,9 @@
 //! What `espada check` shows: every connection as it was understood.
 
 use std::fmt::Write as _;
+use std::net::IpAddr;
 
-use espada_common::sa::TrafficSelector;
+use espada_common::sa::{Mode, TrafficSelector};
 use espada_ike::config::{
     DpdAction, EncapsulationPolicy, LocalAuth, RemoteAddress, RemoteAuth, RemoteIdentity,
     StartAction,
@@ -162,6 +163,7 @@ impl Connection {
             }
         );
         let selectors = |list: &[TrafficSelector]| match list {
+            [] if config.mode == Mode::Tunnel => "the virtual addresses".to_owned(),
             [] => "everything of that host".to_owned(),
             list => format_list(list),
         };
@@ -175,6 +177,14 @@ impl Connection {
             "  remote   {remote} as {remote_id}: {}",
             selectors(&config.remote_ts)
         );
+        if !config.vips.is_empty() {
+            let asked: Vec<String> = config.vips.iter().map(|vip| asked_for(*vip)).collect();
+            let _ = writeln!(text, "  asks     the peer for {}", asked.join(", "));
+        }
+        for pool in &config.pools {
+            let addresses = format_list(std::slice::from_ref(&pool.addresses));
+            let _ = writeln!(text, "  leases   {addresses} of pool {}", pool.name);
+        }
         self.write_authentication(text);
         let _ = writeln!(
             text,
@@ -199,5 +209,14 @@ impl Connection {
             }
         );
         let _ = writeln!(text, "  dpd      {dpd}");
+    }
+}
+
+/// A virtual address, or any of a family.
+fn asked_for(vip: IpAddr) -> String {
+    match (vip.is_unspecified(), vip) {
+        (true, IpAddr::V4(_)) => "any IPv4 address".to_owned(),
+        (true, IpAddr::V6(_)) => "any IPv6 address".to_owned(),
+        _ => vip.to_string(),
     }
 }

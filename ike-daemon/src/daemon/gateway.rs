@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,7 @@ use espada_ike::{DownReason, Endpoint, InitiateError, Notice, Random, Transmit};
 use tokio::sync::mpsc;
 
 use super::plane::Plane;
+use super::resolvers::Resolvers;
 use crate::config::{Connection, GatewayConfig, Remote};
 use crate::control::{Answer, Request};
 use crate::log;
@@ -53,6 +55,8 @@ pub struct Gateway<R> {
     pub(super) started: Instant,
     /// Connections whose SA the data plane refused: a peer must not believe in it.
     failed: Vec<Arc<str>>,
+    /// Where the name servers are written that come with virtual addresses.
+    resolvers: Option<Resolvers>,
     stopping: bool,
 }
 
@@ -72,12 +76,18 @@ impl<R: Random> Gateway<R> {
             establish: HashMap::new(),
             started: now,
             failed: Vec::new(),
+            resolvers: None,
             stopping: false,
         };
         this.endpoint.set_clock(now, boot);
         this.take_over(now);
         this.endpoint.handle_timeout(now);
         this
+    }
+
+    /// Has the name servers that come with virtual addresses written below the runtime directory.
+    pub fn set_runtime_directory(&mut self, directory: &Path) {
+        self.resolvers = Some(Resolvers::new(directory));
     }
 
     /// Hands the configuration to the endpoint, as far as host names are resolved. What is to be
@@ -175,6 +185,20 @@ impl<R: Random> Gateway<R> {
         for peer in peers {
             self.endpoint.set_source(peer, source_towards(peer));
         }
+    }
+
+    /// Names of the plaintext interfaces.
+    pub fn tunnels(&self) -> Vec<String> {
+        let engines = self.plane.engines.iter();
+        engines
+            .filter_map(|engine| engine.interface.clone())
+            .collect()
+    }
+
+    /// The host's addresses or routes changed: IKE SAs that can move with them.
+    pub fn host_changed(&mut self, now: Instant, addresses: Vec<IpAddr>) {
+        self.refresh_sources();
+        self.endpoint.set_addresses(now, addresses, source_towards);
     }
 
     /// Keeps the way to peers inside their own protected subnets out of the tunnel.
@@ -369,6 +393,15 @@ impl<R: Random> Gateway<R> {
             // The endpoint's clock stands still while it computes, which is most of a handshake.
             self.establish
                 .insert(*initiator_spi, *elapsed + now.elapsed());
+        }
+        if let (
+            Notice::VirtualAddresses {
+                connection, dns, ..
+            },
+            Some(resolvers),
+        ) = (notice, &self.resolvers)
+        {
+            resolvers.write(connection, dns);
         }
         let Some(connection) = notice.connection().cloned() else {
             return;

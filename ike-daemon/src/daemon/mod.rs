@@ -6,11 +6,13 @@ pub mod gateway;
 mod instance;
 pub mod plane;
 mod report;
+mod resolvers;
 pub mod sockets;
 mod takeover;
 #[cfg(test)]
 mod tests;
 mod wan;
+mod watch;
 
 pub use wan::interfaces as wan_interfaces;
 
@@ -33,6 +35,7 @@ use crate::syscall;
 use gateway::Gateway;
 use instance::Instance;
 use sockets::{Listen, Sockets};
+use watch::Watch;
 
 /// Events of the data plane that wait for the loop; IKE datagrams beyond are lost as in a full socket.
 const EVENTS: usize = 4096;
@@ -114,7 +117,8 @@ async fn start(config: GatewayConfig, instance: &Instance) -> anyhow::Result<Exi
     };
     let server = Server::bind(instance.directory())?;
     let (now, boot) = (Instant::now(), syscall::boot_time()?);
-    let gateway = Gateway::new(now, boot, config, SystemRandom, plane);
+    let mut gateway = Gateway::new(now, boot, config, SystemRandom, plane);
+    gateway.set_runtime_directory(instance.directory());
     serve(gateway, sockets, events, server).await?;
     Ok(Exit::Success)
 }
@@ -153,6 +157,7 @@ enum Input {
     Reload,
     Timeout,
     Housekeeping,
+    Moved,
 }
 
 /// Runs the loop until SIGTERM or SIGINT, then tells the peers good-bye.
@@ -176,8 +181,10 @@ async fn serve<R: Random>(
     let serving = server.run(call_sender);
     tokio::pin!(serving);
     let mut ready = false;
+    let mut watch = Watch::open(gateway.tunnels())?;
 
     let mut now = Instant::now();
+    look_around(&mut gateway, &mut watch, now);
     loop {
         gateway.drive(now, |transmit| send(&sockets, transmit));
         if !ready {
@@ -205,6 +212,7 @@ async fn serve<R: Random>(
             _ = signals.hangup.recv() => Input::Reload,
             () = until(deadline) => Input::Timeout,
             _ = housekeeping.tick() => Input::Housekeeping,
+            () = watch.changed() => Input::Moved,
             () = &mut serving => anyhow::bail!("the control socket stopped"),
         };
         now = Instant::now();
@@ -245,6 +253,7 @@ async fn serve<R: Random>(
                 last_lookup = None;
             }
             Input::Timeout => gateway.timeout(now),
+            Input::Moved => look_around(&mut gateway, &mut watch, now),
             Input::Housekeeping => {
                 gateway.report_traffic(now);
                 gateway.refresh_sources();
@@ -256,6 +265,14 @@ async fn serve<R: Random>(
                 }
             }
         }
+    }
+}
+
+/// Tells the gateway which addresses the host has.
+fn look_around<R: Random>(gateway: &mut Gateway<R>, watch: &mut Watch, now: Instant) {
+    match watch.addresses() {
+        Ok(addresses) => gateway.host_changed(now, addresses),
+        Err(error) => tracing::warn!(%error, "the host's addresses are not known"),
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
-use espada_common::sa::{ChildSaId, ChildSaStats, HalfSaStats, TrafficSelector};
+use espada_common::sa::{ChildSaId, ChildSaStats, HalfSaStats};
 use espada_ike::{ChildSaStatus, ConnectionStatus, IkeSaStatus, Random};
 
 use super::gateway::Gateway;
@@ -135,8 +135,8 @@ impl<R: Random> Gateway<R> {
             share: child.share.to_string(),
             engine: carrier.as_ref().map(|carrier| carrier.engine.to_owned()),
             passed_over: carrier.map_or_else(Vec::new, |carrier| carrier.passed_over),
-            local_ts: selectors(&child.local_ts),
-            remote_ts: selectors(&child.remote_ts),
+            local_ts: words(&child.local_ts),
+            remote_ts: words(&child.remote_ts),
             age_s: child.age.as_secs(),
             next_rekey_s: child.rekey_in.map(|left| left.as_secs()),
             inbound: half_report(
@@ -166,6 +166,11 @@ impl<R: Random> Gateway<R> {
                 local: sa.nat_local,
                 remote: sa.nat_remote,
             },
+            lease: sa.lease.as_ref().map(|lease| status::Lease {
+                of: if lease.ours { "us" } else { "peer" }.to_owned(),
+                addresses: words(&lease.addresses),
+                dns: words(&lease.dns),
+            }),
             age_s: sa.age.as_secs(),
             next_rekey_s: sa.rekey_in.map(|left| left.as_secs()),
             establish_ms: self
@@ -212,6 +217,6 @@ fn unresolved_report(name: &Arc<str>, remote: &Remote) -> status::Connection {
     }
 }
 
-fn selectors(list: &[TrafficSelector]) -> Vec<String> {
-    list.iter().map(TrafficSelector::to_string).collect()
+fn words<T: std::fmt::Display>(list: &[T]) -> Vec<String> {
+    list.iter().map(T::to_string).collect()
 }

@@ -1,9 +1,11 @@
 //! Espada at gateway A, strongSwan at gateway B: both roles, the suites that matter, and refusals.
 
+mod addresses;
 mod agree;
 mod certificates;
 mod kernel;
 mod pairs;
+mod pvpn;
 mod refuse;
 
 use anyhow::Result;

@@ -8,6 +8,8 @@ mod engines;
 mod flood;
 mod hostile;
 mod lifecycle;
+mod mobility;
 mod path;
 mod refusal;
 mod tunnel;
+mod virtual_address;

@@ -118,6 +118,11 @@ fn padding_dummies_and_next_headers() {
         )
         .is_empty()
     );
+    // Zeros are what some peers pad with.
+    assert_eq!(
+        give(&mut b, trailer(inner.clone(), &[0; 4], protocol::IPV4)),
+        std::slice::from_ref(&inner)
+    );
     assert!(give(&mut b, vec![0, 0, 200, protocol::IPV4]).is_empty());
     assert_eq!(b.sa_drops(1, DropReason::BadPadding), 2);
     let longest: Vec<u8> = (1..=255).collect();

@@ -127,6 +127,7 @@ pub fn policy(sa: &ChildSa) -> Command {
         remote_ts: sa.remote_ts.clone(),
         trap: true,
         mode: Mode::Tunnel,
+        addresses: Vec::new(),
     })
 }
 

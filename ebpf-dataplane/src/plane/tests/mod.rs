@@ -207,6 +207,7 @@ fn policy(side: usize) -> Policy {
         remote_ts: subnet(1 - side),
         trap: true,
         mode: Mode::Tunnel,
+        addresses: Vec::new(),
     }
 }
 

@@ -348,6 +348,7 @@ pub fn policy(side: usize) -> Policy {
         remote_ts: subnet(1 - side),
         trap: true,
         mode: Mode::Tunnel,
+        addresses: Vec::new(),
     }
 }
 

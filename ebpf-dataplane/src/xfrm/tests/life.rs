@@ -210,6 +210,7 @@ fn netns_other_peoples_states_stay() {
             remote_ts: host("192.0.2.1"),
             trap: true,
             mode: Mode::Transport,
+            addresses: Vec::new(),
         }))
         .unwrap_err()
         .to_string();
@@ -226,6 +227,7 @@ fn netns_other_peoples_states_stay() {
         remote_ts: host("192.0.2.2"),
         trap: true,
         mode: Mode::Transport,
+        addresses: Vec::new(),
     }));
     assert!(pair.ip(0, "xfrm policy").matches("if_id").count() >= 6);
     let Gateway::Xfrm(mut crashed) = gateway else {

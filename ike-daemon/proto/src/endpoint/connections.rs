@@ -13,7 +13,9 @@ use crate::crypto::Random;
 use crate::notice::Notice;
 use crate::refusal::{Fix, Refusal, RefusalKind, RefusedBy};
 use crate::sa::context::DynRandom;
+use crate::sa::cp::{self, Lease};
 use crate::sa::{Cx, IkeSa, Phase};
+use crate::selector::Sides;
 use crate::status::Role;
 
 /// What is remembered of a connection besides its SAs.
@@ -58,7 +60,8 @@ impl<R: Random> Endpoint<R> {
         let before: HashMap<&Arc<str>, _> = old.iter().map(|old| (&old.name, old)).collect();
         for config in &connections {
             let before = before.get(&config.name);
-            let policy = self.policy(config, config.start == StartAction::Trap);
+            let lease = self.lease_of(config);
+            let policy = self.policy(config, config.start == StartAction::Trap, lease.as_deref());
             let slot = self.slots.entry(config.name.clone()).or_default();
             slot.config = Some(config.clone());
             if slot.policy.as_ref() != Some(&policy) {
@@ -94,7 +97,7 @@ impl<R: Random> Endpoint<R> {
     /// What is protected whether or not an SA is up. In transport mode that is nothing as long as
     /// the address of one of the hosts is unknown: who might call from anywhere is protected from
     /// when its SA is up.
-    fn policy(&self, config: &ConnectionConfig, trap: bool) -> Policy {
+    fn policy(&self, config: &ConnectionConfig, trap: bool, lease: Option<&Lease>) -> Policy {
         let remote = match config.remote_address {
             RemoteAddress::Address(remote) => Some(remote),
             RemoteAddress::Any => None,
@@ -102,7 +105,21 @@ impl<R: Random> Endpoint<R> {
         let source = || self.sources.get(&remote?).copied();
         let hosts = config.local_address.or_else(source).zip(remote);
         let (local_ts, remote_ts) = match (config.mode, hosts) {
-            (Mode::Tunnel, _) => (config.local_ts.clone(), config.remote_ts.clone()),
+            (Mode::Tunnel, _) => {
+                let mut sides = Sides {
+                    local: config.local_ts.clone(),
+                    remote: config.remote_ts.clone(),
+                };
+                let follows = cp::follows(config);
+                if follows.local {
+                    sides.local = lease.map_or_else(Vec::new, Lease::hosts);
+                }
+                if follows.remote {
+                    // Whoever has which of them: none is reached in clear.
+                    sides.remote = config.pools.iter().map(|pool| pool.addresses).collect();
+                }
+                (sides.local, sides.remote)
+            }
             (Mode::Transport, Some((local, remote))) => {
                 let sides = config.sides(local, remote);
                 (sides.local, sides.remote)
@@ -115,7 +132,48 @@ impl<R: Random> Endpoint<R> {
             remote_ts,
             trap,
             mode: config.mode,
+            addresses: lease.map_or_else(Vec::new, |lease| lease.addresses.clone()),
         }
+    }
+
+    /// The virtual addresses that we have in a connection.
+    fn lease_of(&self, config: &ConnectionConfig) -> Option<Arc<Lease>> {
+        if config.vips.is_empty() {
+            return None;
+        }
+        let ours = self
+            .of_connection(&config.name)
+            .map(|(_, sa)| sa)
+            .filter(|sa| sa.is_established())
+            .filter_map(|sa| Some((sa.common.began, sa.common.lease.as_ref()?)))
+            .filter(|(_, lease)| lease.ours);
+        let newest = ours.max_by_key(|(began, _)| *began);
+        newest.map(|(_, lease)| Arc::clone(lease))
+    }
+
+    /// Has the policy follow the virtual addresses.
+    pub(super) fn refresh_policy(&mut self, config: &ConnectionConfig) {
+        if config.vips.is_empty() {
+            return;
+        }
+        let lease = self.lease_of(config);
+        let slot = self.slots.get(&config.name);
+        let Some(before) = slot.and_then(|slot| slot.policy.as_ref()) else {
+            return;
+        };
+        let policy = self.policy(config, before.trap, lease.as_deref());
+        if policy == *before {
+            return;
+        }
+        if let Some(slot) = self.slots.get_mut(&config.name) {
+            slot.policy = Some(policy.clone());
+        }
+        self.out.notice(Notice::VirtualAddresses {
+            connection: config.name.clone(),
+            addresses: policy.addresses.clone(),
+            dns: lease.map_or_else(Vec::new, |lease| lease.dns.clone()),
+        });
+        self.out.commands.push_back(Command::InstallPolicy(policy));
     }
 
     /// Deletes a connection's SAs and does not set it up again until it is initiated.
@@ -191,6 +249,7 @@ impl<R: Random> Endpoint<R> {
             settings: &self.settings,
             connections: &self.connections,
             secrets: &self.secrets,
+            addresses: &self.addresses,
             wall: wall_time(self.wall, now),
             out: &mut self.out,
         };
@@ -273,6 +332,9 @@ impl<R: Random> Endpoint<R> {
         for other in replaced {
             self.with_sa(now, other, |sa, cx| sa.abandon(cx, DownReason::Replaced));
         }
+        if let Ok(config) = self.connection(connection) {
+            self.refresh_policy(&config);
+        }
     }
 
     /// A negotiation failed: tell people, and try again where that is wanted.
@@ -310,7 +372,8 @@ impl<R: Random> Endpoint<R> {
             return;
         };
         let others = self.newest_established(connection).is_some();
-        let trap = self.policy(&config, true);
+        self.refresh_policy(&config);
+        let trap = self.policy(&config, true, None);
         let Some(slot) = self.slots.get_mut(connection) else {
             return;
         };

@@ -4,6 +4,7 @@
 mod connections;
 mod cookie;
 mod index;
+mod moving;
 mod requests;
 mod restore;
 mod saving;
@@ -114,6 +115,8 @@ pub struct Endpoint<R> {
     wall: Option<(Instant, Duration)>,
     /// Which of our addresses the host sends from, by peer.
     sources: HashMap<IpAddr, IpAddr>,
+    /// Our addresses that peers may reach us at.
+    addresses: Vec<IpAddr>,
     sas: HashMap<u64, Entry>,
     index: Index,
     timers: BTreeSet<(Instant, u64)>,
@@ -141,6 +144,7 @@ impl<R: Random> Endpoint<R> {
             secrets: Vec::new(),
             wall: None,
             sources: HashMap::new(),
+            addresses: Vec::new(),
             sas: HashMap::new(),
             index: Index::default(),
             timers: BTreeSet::new(),
@@ -378,6 +382,7 @@ impl<R: Random> Endpoint<R> {
             settings: &self.settings,
             connections: &self.connections,
             secrets: &self.secrets,
+            addresses: &self.addresses,
             wall: wall_time(self.wall, now),
             out: &mut self.out,
         };

@@ -61,6 +61,7 @@ impl<R: Random> Endpoint<R> {
             settings: &self.settings,
             connections: &self.connections,
             secrets: &self.secrets,
+            addresses: &self.addresses,
             wall: wall_time(self.wall, now),
             out: &mut self.out,
         };

@@ -16,7 +16,7 @@ use crate::sa::established::{Established, Pending};
 use crate::sa::proof::accepts_identity;
 use crate::sa::protect::Protector;
 use crate::sa::saved::{self, Saved, SavedError};
-use crate::sa::{Cx, IkeSa, Phase, psk};
+use crate::sa::{Cx, IkeSa, Phase, child, cp, psk};
 use crate::selector::{self, format_list};
 use crate::wire::reader::DecodeError;
 
@@ -179,6 +179,7 @@ impl<R: Random> Endpoint<R> {
             settings: &self.settings,
             connections: &self.connections,
             secrets: &self.secrets,
+            addresses: &self.addresses,
             wall: None,
             out: &mut self.out,
         };
@@ -189,6 +190,9 @@ impl<R: Random> Endpoint<R> {
                 return Err(error);
             }
         };
+        if let Some(lease) = &saved.common.lease {
+            cp::hold(&mut cx, &config, &saved.remote_id, lease);
+        }
         let spi = saved.common.local_spi();
         let common = saved.common.clone();
         let established = Established::restored(&mut cx, config, protector, saved);
@@ -239,6 +243,9 @@ impl<R: Random> Endpoint<R> {
                 }
             });
         }
+        for config in self.connections.clone() {
+            self.refresh_policy(&config);
+        }
         reconciled.orphans = carried.to_vec();
         reconciled.orphans.retain(|id| !owned.contains(id));
         for entry in self.sas.values_mut() {
@@ -255,21 +262,28 @@ fn fits(config: &ConnectionConfig, secrets: &[PskSecret], saved: &Saved) -> Resu
     if let Some(configured) = config.local_address.filter(|address| *address != local) {
         return Err(format!("local.address is {configured}, it has {local}"));
     }
+    // Who is behind a NAT, or says so, may have moved since the IKE SA was made.
+    let may_move = common.nat.remote || common.mobike.is_some();
     match config.remote_address {
-        // A peer behind a NAT may have moved since it called.
-        RemoteAddress::Address(configured) if configured != remote && !common.nat.remote => {
+        RemoteAddress::Address(configured) if configured != remote && !may_move => {
             return Err(format!("remote.address is {configured}, it has {remote}"));
         }
         _ => {}
     }
     let local_id = local_identity(config, common.local);
-    if !local_id.matches(&saved.local_id) {
+    // Who is known by an address keeps the name when moving.
+    let named = config.local_id.is_some() || common.mobike.is_none();
+    if named && !local_id.matches(&saved.local_id) {
         return Err(format!(
             "we are {local_id} in it now, and were {}",
             saved.local_id
         ));
     }
-    if !accepts_identity(config, remote, &saved.remote_id) {
+    let known_at = match config.remote_address {
+        RemoteAddress::Address(configured) => configured,
+        RemoteAddress::Any => remote,
+    };
+    if !accepts_identity(config, known_at, &saved.remote_id) {
         return Err(format!("it expects another peer than {}", saved.remote_id));
     }
     if saved.signed != matches!(config.remote_auth, RemoteAuth::PublicKey(_)) {
@@ -293,7 +307,7 @@ fn fits(config: &ConnectionConfig, secrets: &[PskSecret], saved: &Saved) -> Resu
     if proposal::verify_ike(&config.ike, &chosen).is_err() {
         return Err(format!("its suite {suite} is not one of ike"));
     }
-    let sides = config.sides(local, remote);
+    let sides = child::sides(config, common);
     for child in &saved.children {
         let suite = &child.suite;
         let esn = if suite.esn {

@@ -12,10 +12,11 @@ use super::established::Established;
 use super::fragment::Message;
 use super::init::fail;
 use super::intermediate::IntAuth;
+use super::mobike;
 use super::proof::{self, Covered, Evidence};
 use super::protect::{self, Protector};
 use super::retransmit::{Due, Retransmit};
-use super::{Datagram, Phase, explain, psk, resource, respond};
+use super::{Datagram, Phase, cp, explain, psk, resource, respond};
 use crate::config::{ConnectionConfig, LocalAuth, RemoteAuth, RemoteIdentity};
 use crate::crypto::auth::SignedOctets;
 use crate::crypto::keys::IkeKeys;
@@ -158,6 +159,7 @@ impl AuthSent {
                 Ok(proved_with) => proved_with,
                 Err(refusal) => return fail(cx, refusal),
             };
+        cp::write_request(&mut writer, &config);
         let child_spi = cx.child_spi();
         let offer = proposal::offer(&config.esp, &child_spi.to_be_bytes(), Groups::Ignored);
         child::write_mode(&mut writer, config.mode);
@@ -168,6 +170,7 @@ impl AuthSent {
         let sides = child::sides(&config, common);
         writer.add(PayloadType::TSI, |out| ts::encode(&sides.local, out));
         writer.add(PayloadType::TSR, |out| ts::encode(&sides.remote, out));
+        mobike::write_support(&mut writer, cx, &config, common.local.ip());
         let header = protect::header(common, ExchangeType::IKE_AUTH, false, message_id);
         let request = match protector.seal(common, cx, header, &writer) {
             Ok(request) => request,
@@ -370,6 +373,7 @@ impl AuthSent {
             next_id,
             0,
         );
+        (common.mobike, established.mobility) = mobike::agree(&config, payloads, Role::Initiator);
         established.announce(common, cx, false);
         let result = match refused {
             Some(notify) => Err(explain::child_refused(
@@ -378,7 +382,8 @@ impl AuthSent {
                 notify.kind,
                 Groups::Ignored,
             )),
-            None => child::accept_answer(&config, common, &offer, Groups::Ignored),
+            None => cp::accept(&config, common, &mut offer)
+                .and_then(|()| child::accept_answer(&config, common, &offer, Groups::Ignored)),
         };
         match result {
             Ok(agreed) => {

@@ -10,7 +10,7 @@ use espada_common::sa::{
 
 use super::auth::by_side;
 use super::context::{Common, Cx};
-use super::{explain, resource};
+use super::{cp, explain, resource};
 use crate::config::ConnectionConfig;
 use crate::crypto::keys::{ChildKeys, DirectionKeys, IkeKeys};
 use crate::crypto::prf::PrfError;
@@ -30,6 +30,8 @@ pub(crate) struct ChildOffer {
     pub transport: bool,
     /// SA_RESOURCE_INFO is among them.
     pub resource: bool,
+    /// Virtual addresses that are asked for or given.
+    pub addresses: Option<cp::Addresses>,
 }
 
 impl ChildOffer {
@@ -47,6 +49,7 @@ impl ChildOffer {
             Payload::Notify(notify) if notify.kind == NotifyType::SA_RESOURCE_INFO => {
                 self.resource = true;
             }
+            Payload::Cp(cp) => self.addresses = Some(cp::Addresses::of(cp)),
             _ => {}
         }
     }
@@ -88,7 +91,9 @@ impl Agreed {
 
 /// The selectors of a connection between the ends of this IKE SA.
 pub(crate) fn sides(config: &ConnectionConfig, common: &Common) -> Sides {
-    config.sides(common.local.ip(), common.remote.ip())
+    let mut sides = config.sides(common.local.ip(), common.remote.ip());
+    cp::fill(config, common.lease.as_deref(), &mut sides);
+    sides
 }
 
 /// Asks for transport mode, or agrees to it.
@@ -321,6 +326,11 @@ pub(crate) struct Child {
 
 /// Where a child SA of this IKE SA travels.
 pub(crate) fn path(common: &Common) -> Path {
+    common.hold.unwrap_or_else(|| path_now(common))
+}
+
+/// The same, wherever it went before.
+pub(crate) fn path_now(common: &Common) -> Path {
     let encapsulation = if common.nat.udp() {
         Encapsulation::Udp
     } else {

@@ -1,15 +1,17 @@
 //! What every phase is given to work with, and where its effects go.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use espada_common::sa::{ChildSa, ChildSaId, Command, Path, Takeover};
 
 use super::IkeSa;
+use super::cp::Lease;
 use super::fragment::Message;
 use super::nat::Nat;
+use super::pool::Leases;
 use crate::config::{ConnectionConfig, EndpointConfig, PskSecret};
 use crate::crypto::Random;
 use crate::endpoint::Transmit;
@@ -26,6 +28,8 @@ pub(crate) struct Cx<'a> {
     /// In the order of the configuration.
     pub connections: &'a [Arc<ConnectionConfig>],
     pub secrets: &'a [PskSecret],
+    /// Addresses of the host that peers may reach it at.
+    pub addresses: &'a [IpAddr],
     /// The time of day, since 1970, if it is known.
     pub wall: Option<Duration>,
     pub out: &'a mut Outbox,
@@ -107,6 +111,8 @@ pub(crate) struct Outbox {
     pub notices: VecDeque<Notice>,
     pub effects: Vec<Effect>,
     pub counters: EndpointCounters,
+    /// Addresses given to peers.
+    pub leases: Leases,
     /// Our ESP SPIs in use.
     inbound_spis: HashMap<u32, ChildSaId>,
     /// IKE SA (our SPI) and inbound ESP SPI of every child SA.
@@ -251,6 +257,12 @@ pub(crate) struct Common {
     pub nat: Nat,
     /// Both ends understand fragments of messages (RFC 7383 section 2.3).
     pub fragmentation: bool,
+    /// Virtual addresses of one of the ends.
+    pub lease: Option<Arc<Lease>>,
+    /// The ends may move (RFC 4555): our role in the first of the IKE SAs that followed each other.
+    pub mobike: Option<Role>,
+    /// Where ESP still goes while it is not known whether the peer is reached at a new address.
+    pub hold: Option<Path>,
 }
 
 impl Common {

@@ -12,6 +12,7 @@ use super::child::{self, Child, NewChild};
 use super::context::{Common, Cx, Effect};
 use super::followup::Awaited;
 use super::fragment::Message;
+use super::mobike::{Ends, Mobility};
 use super::proof::PeerProof;
 use super::protect::{self, Protector};
 use super::rekey::{ChildRequest, IkeRequest, Purpose};
@@ -67,6 +68,8 @@ pub(crate) struct Established {
     pub(super) no_more_shares: bool,
     /// When the peer is asked for child SAs for single processors.
     pub(super) shares_due: Option<Instant>,
+    /// Where the peer can be.
+    pub mobility: Mobility,
 }
 
 /// A request that waits for its turn.
@@ -82,6 +85,12 @@ pub(crate) enum Task {
     CreateChild { purpose: Purpose },
     /// Replace this IKE SA.
     RekeyIke,
+    /// Tell whoever must follow that the addresses are others (UPDATE_SA_ADDRESSES).
+    UpdateAddresses,
+    /// Tell whoever decides which addresses we have.
+    TellAddresses,
+    /// Find out whether the peer is where it says (COOKIE2).
+    CheckAddress,
 }
 
 /// A request under way.
@@ -100,6 +109,8 @@ pub(crate) enum Pending {
     DeleteChild { id: ChildSaId },
     Child(Box<ChildRequest>),
     Ike(Box<IkeRequest>),
+    Update(Ends),
+    Check { cookie: [u8; 16], ends: Ends },
 }
 
 /// When an SA made now is to be rekeyed.
@@ -148,6 +159,7 @@ impl Established {
             awaited: None,
             no_more_shares: false,
             shares_due: None,
+            mobility: Mobility::default(),
         }
     }
 
@@ -183,6 +195,10 @@ impl Established {
             awaited: None,
             no_more_shares: false,
             shares_due: None,
+            mobility: Mobility {
+                others: saved.others,
+                ..Mobility::default()
+            },
         }
     }
 
@@ -470,11 +486,13 @@ impl Established {
         {
             match task {
                 Task::Liveness => {
+                    let mut writer = Writer::new();
+                    Self::write_liveness(common, &mut writer);
                     self.request(
                         common,
                         cx,
                         ExchangeType::INFORMATIONAL,
-                        &Writer::new(),
+                        &writer,
                         Pending::Liveness,
                     );
                 }
@@ -503,6 +521,9 @@ impl Established {
                 Task::CreateChild { purpose } if self.is_needless(purpose) => {}
                 Task::CreateChild { purpose } => self.request_child(common, cx, purpose, None),
                 Task::RekeyIke => self.request_rekey(common, cx, None),
+                Task::UpdateAddresses => self.request_update(common, cx),
+                Task::TellAddresses => self.request_addresses(common, cx),
+                Task::CheckAddress => self.request_check(common, cx),
             }
         }
     }
@@ -548,11 +569,16 @@ impl Established {
     }
 
     pub fn handle_timeout(mut self: Box<Self>, common: &mut Common, cx: &mut Cx<'_>) -> Phase {
-        if let Some(outstanding) = &mut self.outstanding {
-            match outstanding
+        let due = self.outstanding.as_mut().map(|outstanding| {
+            outstanding
                 .retransmit
                 .poll(cx.now, &cx.settings.retransmission)
-            {
+        });
+        if due == Some(Due::Send) {
+            self.try_elsewhere(common);
+        }
+        if let (Some(due), Some(outstanding)) = (due, &self.outstanding) {
+            match due {
                 Due::Wait => {}
                 Due::Send => {
                     outstanding.retransmit.send_again(
@@ -710,7 +736,9 @@ impl Established {
         let datagram = &opened.message(datagram);
         // Fresh and authentic from here on.
         self.last_heard = cx.now;
-        if common.nat.remote && common.remote != datagram.remote {
+        // Who may move says so: "The host not behind a NAT MUST NOT use these dynamic updates for
+        // IKEv2 packets" (RFC 4555 section 3.8).
+        if common.nat.remote && common.mobike.is_none() && common.remote != datagram.remote {
             self.move_peer(common, cx, datagram.remote);
         }
         let payloads = Payloads::collect_all(opened.first, &opened.plaintext);
@@ -718,6 +746,7 @@ impl Established {
             let Some(outstanding) = self.outstanding.take() else {
                 return Phase::Established(self);
             };
+            self.answered_from(common, cx, datagram);
             match payloads {
                 Ok(payloads) => self.handle_response(common, cx, outstanding.pending, &payloads),
                 Err(_) => {

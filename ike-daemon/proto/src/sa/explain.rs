@@ -1,6 +1,7 @@
 //! Refusals in words: everything known, and the setting that would cure it.
 
 mod auth;
+mod cp;
 mod mode;
 
 use std::net::SocketAddr;
@@ -13,6 +14,7 @@ pub(crate) use auth::{
     auth_refused, cannot_sign, hash_names, no_secret, other_method, peer_unproven,
     unknown_identity, untrusted, wants_eap, wants_sha1, wrong_identity, wrong_psk,
 };
+pub(crate) use cp::{address_not_asked, no_address, no_address_left};
 pub(crate) use mode::{transport_declined, transport_unwanted, transport_wanted};
 
 use super::Datagram;
@@ -484,6 +486,25 @@ pub(crate) fn child_refused(
                 format!("{peer} accepts none of our traffic selectors"),
                 details,
                 Some(fix),
+            )
+        }
+        NotifyType::INTERNAL_ADDRESS_FAILURE | NotifyType::FAILED_CP_REQUIRED => {
+            let (details, hint) = if kind == NotifyType::FAILED_CP_REQUIRED {
+                let said = "the peer wants us to ask it for an address in its network";
+                (said, "set vips = [\"0.0.0.0\"] and leave local.subnets out")
+            } else {
+                let said =
+                    "the peer has no address for us: its pool is used up, or of another family";
+                (
+                    said,
+                    "ask for an address of the family that the peer's pool has",
+                )
+            };
+            (
+                RefusalKind::Notify(kind),
+                format!("{peer} refused the child SA with {kind}"),
+                vec![details.to_owned()],
+                Some(Fix::new(&config.origin, "vips", hint)),
             )
         }
         _ => {

@@ -97,6 +97,7 @@ impl Established {
             self.respond(common, cx, datagram, &writer);
             return self.deleted_by_peer(common, cx);
         }
+        self.peer_informs(common, cx, datagram, payloads, &mut writer);
         if !ours.is_empty() {
             write_delete_children(&mut writer, ours);
         }
@@ -140,11 +141,15 @@ impl Established {
         payloads: &[Payload<'_>],
     ) -> Phase {
         match pending {
-            Pending::Liveness => {}
+            Pending::Liveness => self.liveness_answered(common, payloads),
             Pending::DeleteIke => return Phase::Gone,
             Pending::DeleteChild { id } => self.remove_child(cx, id, DownReason::Rekeyed),
             Pending::Child(request) => self.child_answered(common, cx, *request, payloads),
             Pending::Ike(request) => self.rekey_answered(common, cx, *request, payloads),
+            Pending::Update(ends) => self.update_answered(common, cx, ends, payloads),
+            Pending::Check { cookie, ends } => {
+                return self.check_answered(common, cx, cookie, ends, payloads);
+            }
         }
         Phase::Established(self)
     }

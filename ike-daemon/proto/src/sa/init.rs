@@ -9,6 +9,7 @@ use super::context::{Common, Cx, Effect};
 use super::credential::{self, Wanted};
 use super::fragment;
 use super::intermediate::{self, IntAuth};
+use super::mobike;
 use super::nat::{self, Nat};
 use super::retransmit::{Due, Retransmit};
 use super::{Datagram, IkeSa, Phase, explain, protect, respond};
@@ -61,6 +62,9 @@ pub(crate) fn start(
             ..Nat::default()
         },
         fragmentation: false,
+        lease: None,
+        mobike: None,
+        hold: None,
     };
     cx.out.notice(Notice::Initiated {
         connection: config.name.clone(),
@@ -261,7 +265,7 @@ impl InitSent {
         };
         common.fragmentation = fragment::supported(cx, &payloads);
         nat::tell(common, cx, &config);
-        if common.nat.udp() {
+        if common.nat.udp() || mobike::floats(&config, &payloads) {
             // "the initiator MUST … switch to port 4500" (section 2.23).
             common.local.set_port(cx.settings.nat_port);
             common.remote.set_port(cx.settings.nat_port);
@@ -306,6 +310,13 @@ impl InitSent {
                 .any(|proposal| proposal.groups.contains(group))
         };
         match group {
+            // Some peers (python-vpn) refuse public values that begin with a zero octet.
+            Some(group) if group == self.exchange.group() && self.restarts == 0 => {
+                self.restarts += 1;
+                self.exchange = KeyExchange::generate(group, &mut cx.rng);
+                self.send(common, cx);
+                Phase::InitSent(self)
+            }
             // A late copy of an answer that was acted on already.
             Some(group) if group == self.exchange.group() => Phase::InitSent(self),
             Some(group)

@@ -3,6 +3,7 @@
 pub(crate) mod auth;
 pub(crate) mod child;
 pub(crate) mod context;
+pub(crate) mod cp;
 pub(crate) mod credential;
 pub(crate) mod established;
 pub(crate) mod explain;
@@ -11,7 +12,9 @@ pub(crate) mod fragment;
 pub(crate) mod informational;
 pub(crate) mod init;
 pub(crate) mod intermediate;
+pub(crate) mod mobike;
 pub(crate) mod nat;
+pub(crate) mod pool;
 pub(crate) mod proof;
 pub(crate) mod protect;
 pub(crate) mod psk;
@@ -21,7 +24,7 @@ pub(crate) mod respond;
 pub(crate) mod retransmit;
 pub(crate) mod saved;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -29,6 +32,7 @@ use espada_common::sa::ChildSaId;
 
 pub(crate) use context::{Common, Cx, Effect, Outbox};
 
+use crate::config::ConnectionConfig;
 use crate::identity::Identity;
 use crate::notice::DownReason;
 use crate::status::{IkeDrop, IkeSaStatus, Role};
@@ -109,6 +113,10 @@ impl IkeSa {
             Phase::Established(phase) => phase.handle_datagram(&mut self.common, cx, datagram),
             Phase::Gone => Phase::Gone,
         };
+        if matches!(self.phase, Phase::Lingering(_)) {
+            // It only repeats its last word: others may have the addresses.
+            self.common.lease = None;
+        }
     }
 
     /// Does what is due.
@@ -148,12 +156,17 @@ impl IkeSa {
 
     /// The connection it belongs to, or most likely will.
     pub fn connection(&self) -> Option<&Arc<str>> {
+        self.config().map(|config| &config.name)
+    }
+
+    /// Its settings.
+    pub fn config(&self) -> Option<&Arc<ConnectionConfig>> {
         match &self.phase {
-            Phase::InitSent(phase) => Some(&phase.config().name),
-            Phase::IntermediateSent(phase) => Some(&phase.config().name),
-            Phase::AuthSent(phase) => Some(&phase.config().name),
-            Phase::InitReplied(phase) => phase.config().map(|config| &config.name),
-            Phase::Established(phase) => Some(&phase.config.name),
+            Phase::InitSent(phase) => Some(phase.config()),
+            Phase::IntermediateSent(phase) => Some(phase.config()),
+            Phase::AuthSent(phase) => Some(phase.config()),
+            Phase::InitReplied(phase) => phase.config(),
+            Phase::Established(phase) => Some(&phase.config),
             Phase::Lingering(_) | Phase::Gone => None,
         }
     }
@@ -235,6 +248,11 @@ impl IkeSa {
         });
     }
 
+    /// The host sends from another address now.
+    pub fn move_here(&mut self, cx: &mut Cx<'_>, local: IpAddr) {
+        self.with_established(cx, |phase, common, cx| phase.move_here(common, cx, local));
+    }
+
     /// The peer was heard by other means.
     pub fn heard(&mut self, at: Instant) {
         if let Phase::Established(phase) = &mut self.phase {
@@ -269,6 +287,7 @@ impl IkeSa {
             nat_local: common.nat.local,
             nat_remote: common.nat.remote,
             udp: common.nat.reason(),
+            lease: common.lease.as_deref().map(Into::into),
             age: now.saturating_duration_since(common.began),
             rekey_in: None,
             children: Vec::new(),

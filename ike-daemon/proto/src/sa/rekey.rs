@@ -717,6 +717,7 @@ impl Established {
         let mut successor =
             Established::new(cx, config, suite, keys, protector, proof, local_id, 0, 0);
         successor.children = std::mem::take(&mut self.children);
+        successor.mobility.others = std::mem::take(&mut self.mobility.others);
         successor.plan_shares_later(cx);
         for child in &successor.children {
             cx.out.rehome(child.id, new.local_spi());
@@ -724,7 +725,13 @@ impl Established {
         // Deletes of replaced child SAs go on there; what else waits is done by the rekey.
         let tasks = std::mem::take(&mut self.queue).into_iter();
         successor.queue = tasks
-            .filter(|task| matches!(task, Task::DeleteChild { .. }))
+            .filter(|task| {
+                use Task::{CheckAddress, DeleteChild, TellAddresses, UpdateAddresses};
+                matches!(
+                    task,
+                    DeleteChild { .. } | UpdateAddresses | TellAddresses | CheckAddress
+                )
+            })
             .collect();
         self.superseded = true;
         if self.deleting {

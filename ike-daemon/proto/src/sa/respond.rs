@@ -10,10 +10,11 @@ use super::credential::{self, Claim, Wanted};
 use super::established::Established;
 use super::fragment::{self, Message};
 use super::intermediate::{self, IntAuth};
+use super::mobike;
 use super::nat::{self, Nat};
 use super::proof::{self, Covered, Evidence, PeerProof, accepts_identity, accepts_method};
 use super::protect::{self, Protector};
-use super::{Datagram, IkeSa, Phase, explain};
+use super::{Datagram, IkeSa, Phase, cp, explain};
 use crate::config::{ConnectionConfig, EncapsulationPolicy, RemoteAddress};
 use crate::crypto::dh::KeyExchange;
 use crate::crypto::keys::{IkeContext, IkeKeys, SkeySeed};
@@ -201,6 +202,9 @@ pub(crate) fn accept(
             ..found
         },
         fragmentation: fragment::supported(cx, payloads),
+        lease: None,
+        mobike: None,
+        hold: None,
     };
     let context = IkeContext {
         nonce_i,
@@ -286,6 +290,8 @@ struct AuthRequest<'a> {
     certificates: Vec<Cert<'a>>,
     offer: ChildOffer,
     initial_contact: bool,
+    /// All of them.
+    payloads: &'a [Payload<'a>],
 }
 
 impl InitReplied {
@@ -417,6 +423,7 @@ impl InitReplied {
                 certificates,
                 offer,
                 initial_contact,
+                payloads: &payloads,
             },
         )
     }
@@ -443,15 +450,22 @@ impl InitReplied {
             }
         };
         // Of several connections with this peer the selectors and proposals tell which is meant.
-        let mut agreed: Option<(Arc<ConnectionConfig>, Agreed)> = None;
+        let mut agreed: Option<(Arc<ConnectionConfig>, Agreed, Option<Arc<cp::Lease>>)> = None;
         let mut refused = None;
         for config in &configs {
-            match child::select(config, common, &request.offer, Groups::Ignored, None) {
+            let (offer, anew) = (&request.offer, request.initial_contact);
+            let selected =
+                cp::lease(cx, config, common, offer, &identity, anew).and_then(|lease| {
+                    common.lease = lease;
+                    child::select(config, common, offer, Groups::Ignored, None)
+                });
+            let lease = common.lease.take();
+            match selected {
                 Ok(child) => {
                     // One of the mode that the peer asks for is meant rather than another.
                     let meant = child.declined.is_none();
                     if meant || agreed.is_none() {
-                        agreed = Some((config.clone(), child));
+                        agreed = Some((config.clone(), child, lease));
                     }
                     if meant {
                         break;
@@ -461,7 +475,7 @@ impl InitReplied {
             }
         }
         let config = match (&agreed, &refused) {
-            (Some((config, _)), _) | (None, Some((config, _))) => config.clone(),
+            (Some((config, ..)), _) | (None, Some((config, _))) => config.clone(),
             (None, None) => return Phase::Gone,
         };
         let local_id = local_identity(&config, common.local);
@@ -504,11 +518,18 @@ impl InitReplied {
             // Raised when the request is answered.
             datagram.header.message_id,
         );
+        (common.mobike, established.mobility) =
+            mobike::agree(&config, request.payloads, Role::Responder);
+        if common.mobike.is_some() {
+            mobike::write_support(&mut writer, cx, &config, common.local.ip());
+        }
         established.announce(common, cx, request.initial_contact);
         let nonces = (&transcript.nonce_i[..], &transcript.nonce_r[..]);
         let child_spi = cx.child_spi();
         let new = match agreed {
-            Some((_, mut agreed)) => {
+            Some((_, mut agreed, lease)) => {
+                common.lease = lease;
+                cp::write_reply(&mut writer, common);
                 if let Some(refusal) = agreed.declined.take() {
                     cx.out.effects.push(Effect::Failed {
                         refusal,

@@ -8,7 +8,8 @@
 
 mod codec;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use espada_common::sa::{ChildSaId, SecretBytes};
@@ -18,6 +19,7 @@ use self::codec::Out;
 use super::child::Child;
 use super::context::Common;
 use super::established::{Established, Outstanding, Pending, Task};
+use super::mobike::Ends;
 use super::nat::Nat;
 use super::rekey::{ChildRequest, IkeRequest, Purpose};
 use super::respond::Answered;
@@ -91,6 +93,8 @@ pub(crate) struct Saved {
     pub outstanding: Option<Outstanding>,
     pub queue: Vec<Task>,
     pub children: Vec<Child>,
+    /// Further addresses of the peer.
+    pub others: Vec<IpAddr>,
     pub deleting: bool,
     pub superseded: bool,
 }
@@ -159,6 +163,9 @@ const OUTSTANDING: u16 = 1 << 7;
 const SIGNED: u16 = 1 << 8;
 const NAT_AGREED: u16 = 1 << 9;
 const FRAGMENTATION: u16 = 1 << 10;
+const LEASE: u16 = 1 << 11;
+const MOBIKE_INITIATOR: u16 = 1 << 12;
+const MOBIKE_RESPONDER: u16 = 1 << 13;
 
 fn write_sa(
     out: &mut Out,
@@ -175,6 +182,9 @@ fn write_sa(
         (common.nat.forced, NAT_FORCED),
         (common.nat.agreed, NAT_AGREED),
         (common.fragmentation, FRAGMENTATION),
+        (common.lease.is_some(), LEASE),
+        (common.mobike == Some(Role::Initiator), MOBIKE_INITIATOR),
+        (common.mobike == Some(Role::Responder), MOBIKE_RESPONDER),
         (established.deleting, DELETING),
         (established.superseded, SUPERSEDED),
         (answered.is_some(), ANSWERED),
@@ -204,6 +214,12 @@ fn write_sa(
         established.expires,
     ] {
         out.u64(clock.encode(time));
+    }
+    if let Some(lease) = &common.lease {
+        out.lease(lease);
+    }
+    if common.mobike.is_some() {
+        out.addresses(&established.mobility.others);
     }
     out.u32(established.next_id);
     out.u32(established.expected_id);
@@ -261,6 +277,20 @@ fn read_sa(reader: &mut Reader<'_>, clock: &Clock) -> Result<Saved, DecodeError>
         ));
     }
     let (rekey_at, expires) = (read_time(reader, clock)?, read_time(reader, clock)?);
+    let lease = if flag(LEASE) {
+        Some(Arc::new(codec::lease(reader)?))
+    } else {
+        None
+    };
+    let mobike = match (flag(MOBIKE_INITIATOR), flag(MOBIKE_RESPONDER)) {
+        (true, _) => Some(Role::Initiator),
+        (false, true) => Some(Role::Responder),
+        (false, false) => None,
+    };
+    let others = match mobike {
+        Some(_) => codec::addresses(reader)?,
+        None => Vec::new(),
+    };
     let (next_id, expected_id) = (reader.u32()?, reader.u32()?);
     let answered = if flag(ANSWERED) {
         Some(Answered {
@@ -307,6 +337,9 @@ fn read_sa(reader: &mut Reader<'_>, clock: &Clock) -> Result<Saved, DecodeError>
                 agreed: flag(NAT_AGREED),
             },
             fragmentation: flag(FRAGMENTATION),
+            lease,
+            mobike,
+            hold: None,
         },
         connection: connection.to_owned(),
         local_id,
@@ -324,6 +357,7 @@ fn read_sa(reader: &mut Reader<'_>, clock: &Clock) -> Result<Saved, DecodeError>
         outstanding,
         queue,
         children,
+        others,
         deleting: flag(DELETING),
         superseded: flag(SUPERSEDED),
     })
@@ -339,6 +373,9 @@ const DELETE_IKE: u8 = 1;
 const DELETE_CHILD: u8 = 2;
 const CREATE_CHILD: u8 = 3;
 const REKEY_IKE: u8 = 4;
+const UPDATE_ADDRESSES: u8 = 5;
+const TELL_ADDRESSES: u8 = 6;
+const CHECK_ADDRESS: u8 = 7;
 
 fn write_outstanding(out: &mut Out, outstanding: &Outstanding, clock: &Clock) {
     out.u32(outstanding.id);
@@ -369,6 +406,15 @@ fn write_outstanding(out: &mut Out, outstanding: &Outstanding, clock: &Clock) {
             out.option(request.follow_up.as_ref(), Out::follow_up);
             out.u64(clock.encode(request.began));
             out.u8(u8::from(request.retried));
+        }
+        Pending::Update(ends) => {
+            out.u8(UPDATE_ADDRESSES);
+            write_ends(out, *ends);
+        }
+        Pending::Check { cookie, ends } => {
+            out.u8(CHECK_ADDRESS);
+            out.put(cookie);
+            write_ends(out, *ends);
         }
     }
     out.message(&outstanding.packet);
@@ -401,6 +447,11 @@ fn read_outstanding(reader: &mut Reader<'_>, clock: &Clock) -> Result<Outstandin
             began: read_time(reader, clock)?,
             retried: codec::flag(reader)?,
         })),
+        UPDATE_ADDRESSES => Pending::Update(read_ends(reader)?),
+        CHECK_ADDRESS => Pending::Check {
+            cookie: reader.array()?,
+            ends: read_ends(reader)?,
+        },
         _ => return Err(invalid("a request of an unknown kind")),
     };
     Ok(Outstanding {
@@ -410,6 +461,18 @@ fn read_outstanding(reader: &mut Reader<'_>, clock: &Clock) -> Result<Outstandin
         packet: codec::message(reader)?,
         // Sent again at once: nobody knows how often and when it was.
         retransmit: Retransmit::again(clock.now),
+    })
+}
+
+fn write_ends(out: &mut Out, ends: Ends) {
+    out.address(ends.local);
+    out.address(ends.remote);
+}
+
+fn read_ends(reader: &mut Reader<'_>) -> Result<Ends, DecodeError> {
+    Ok(Ends {
+        local: codec::address(reader)?,
+        remote: codec::address(reader)?,
     })
 }
 
@@ -461,6 +524,9 @@ fn write_task(out: &mut Out, task: &Task) {
             write_purpose(out, *purpose);
         }
         Task::RekeyIke => out.u8(REKEY_IKE),
+        Task::UpdateAddresses => out.u8(UPDATE_ADDRESSES),
+        Task::TellAddresses => out.u8(TELL_ADDRESSES),
+        Task::CheckAddress => out.u8(CHECK_ADDRESS),
     }
 }
 
@@ -476,6 +542,9 @@ fn read_task(reader: &mut Reader<'_>) -> Result<Task, DecodeError> {
             purpose: read_purpose(reader)?,
         },
         REKEY_IKE => Task::RekeyIke,
+        UPDATE_ADDRESSES => Task::UpdateAddresses,
+        TELL_ADDRESSES => Task::TellAddresses,
+        CHECK_ADDRESS => Task::CheckAddress,
         _ => return Err(invalid("a task of an unknown kind")),
     })
 }

@@ -4,6 +4,7 @@
 //! as numbers, so that what was decoded encodes to the same octets. No input makes it panic.
 
 pub mod cert;
+pub mod cp;
 pub mod header;
 pub mod id;
 pub mod notify;

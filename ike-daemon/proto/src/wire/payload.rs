@@ -5,6 +5,7 @@ use std::fmt;
 use espada_common::sa::TrafficSelector;
 
 use super::cert::Cert;
+use super::cp::Configuration;
 use super::header::{HEADER_LEN, Header};
 use super::id::{Delete, KeyExchangeData, Typed};
 use super::notify::Notify;
@@ -91,6 +92,8 @@ pub enum Payload<'a> {
     TsI(Vec<TrafficSelector>),
     /// Selectors of the responder's side.
     TsR(Vec<TrafficSelector>),
+    /// Configuration.
+    Cp(Configuration<'a>),
     /// Encrypted and authenticated; always the last.
     Sk {
         /// Type of the first payload inside.
@@ -198,6 +201,7 @@ impl<'a> Payloads<'a> {
             PayloadType::DELETE => Payload::Delete(Delete::decode(body)?),
             PayloadType::TSI => Payload::TsI(ts::decode(body)?),
             PayloadType::TSR => Payload::TsR(ts::decode(body)?),
+            PayloadType::CP => Payload::Cp(Configuration::decode(body)?),
             PayloadType::SK => {
                 // Its next-payload field is the type of the first payload inside.
                 self.next = PayloadType::NONE;

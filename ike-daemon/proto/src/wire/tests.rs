@@ -24,6 +24,7 @@ fn encode(payload: &Payload<'_>, writer: &mut Writer) {
         Payload::Delete(delete) => writer.add(PayloadType::DELETE, |out| delete.encode(out)),
         Payload::TsI(selectors) => writer.add(PayloadType::TSI, |out| ts::encode(selectors, out)),
         Payload::TsR(selectors) => writer.add(PayloadType::TSR, |out| ts::encode(selectors, out)),
+        Payload::Cp(cp) => writer.add(PayloadType::CP, |out| cp.encode(out)),
         Payload::Other {
             kind,
             critical,
@@ -98,6 +99,7 @@ enum Body {
     Nonce(Vec<u8>),
     Notify(u8, Vec<u8>, u16, Vec<u8>),
     Delete(u8, Vec<u32>),
+    Cp(u8, Vec<(u16, Vec<u8>)>),
     Other(u8, bool, Vec<u8>),
 }
 
@@ -115,6 +117,11 @@ fn body() -> impl Strategy<Value = Body> {
             Just(Body::Delete(1, vec![])),
             proptest::collection::vec(any::<u32>(), 0..20).prop_map(|spis| Body::Delete(3, spis)),
         ],
+        (
+            any::<u8>(),
+            proptest::collection::vec((0u16..0x8000, bytes(0..40)), 0..10)
+        )
+            .prop_map(|(kind, attributes)| Body::Cp(kind, attributes)),
         (54u8.., any::<bool>(), bytes(0..80))
             .prop_map(|(kind, critical, data)| Body::Other(kind, critical, data)),
     ]
@@ -161,6 +168,17 @@ fn write(body: &Body, writer: &mut Writer) {
                 spis: spis.clone(),
             };
             writer.add(PayloadType::DELETE, |out| delete.encode(out));
+        }
+        Body::Cp(kind, attributes) => {
+            let attributes = attributes.iter().map(|(kind, value)| cp::Attribute {
+                kind: cp::AttributeType(*kind),
+                value,
+            });
+            let cp = cp::Configuration {
+                kind: cp::ConfigType(*kind),
+                attributes: attributes.collect(),
+            };
+            writer.add(PayloadType::CP, |out| cp.encode(out));
         }
         Body::Other(kind, critical, data) => {
             writer.add_with(PayloadType(*kind), *critical, |out| out.extend(data));

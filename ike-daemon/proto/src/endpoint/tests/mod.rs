@@ -1,10 +1,12 @@
 mod certificates;
+mod cp;
 mod encapsulation;
 mod exchanges;
 mod fragments;
 mod handshake;
 mod lifecycle;
 mod loss;
+mod mobike;
 mod nat;
 mod pair;
 mod processors;

@@ -77,6 +77,8 @@ impl Default for Network {
 pub struct End {
     pub endpoint: Endpoint<TestRng>,
     pub address: IpAddr,
+    /// Further addresses that it is reached at.
+    pub also: Vec<IpAddr>,
     pub commands: Vec<Command>,
     pub notices: Vec<Notice>,
     pub sas: BTreeMap<ChildSaId, ChildSa>,
@@ -125,6 +127,7 @@ impl End {
         Self {
             endpoint: Endpoint::new(settings.clone(), TestRng(seed)),
             address: address.parse().unwrap(),
+            also: Vec::new(),
             commands: Vec::new(),
             notices: Vec::new(),
             sas: BTreeMap::new(),
@@ -254,6 +257,20 @@ impl End {
         }
     }
 
+    /// Whether it has an address.
+    fn is_at(&self, address: IpAddr) -> bool {
+        self.address == address || self.also.contains(&address)
+    }
+
+    /// Takes other addresses, the first of which it sends from.
+    pub fn readdress(&mut self, now: Instant, addresses: &[&str]) {
+        let mut addresses: Vec<IpAddr> = addresses.iter().map(|a| a.parse().unwrap()).collect();
+        self.endpoint
+            .set_addresses(now, addresses.clone(), |_| addresses.first().copied());
+        self.address = addresses.remove(0);
+        self.also = addresses;
+    }
+
     pub fn refusals(&self) -> Vec<&Refusal> {
         let refusals = self.notices.iter().filter_map(|notice| match notice {
             Notice::Refused(refusal) => Some(&**refusal),
@@ -296,6 +313,8 @@ pub struct Pair {
     pub nat: Option<Translator>,
     /// Datagrams from A, or to A, that are swallowed.
     pub cut: bool,
+    /// Addresses that nothing gets to.
+    pub unreachable: Vec<IpAddr>,
     pub kill: Option<Kill>,
     /// The boot clock's zero, less what [`Pair::boot`] adds.
     booted: Instant,
@@ -335,6 +354,7 @@ impl Pair {
             network: Network::default(),
             nat: None,
             cut: false,
+            unreachable: Vec::new(),
             kill: None,
             booted: now,
             rng: TestRng(seed * 3),
@@ -396,7 +416,7 @@ impl Pair {
                     payload,
                     keepalive,
                 } = transmit;
-                assert_eq!(local.ip(), end.address, "sent from an address of its own");
+                assert!(end.is_at(local.ip()), "sent from an address of its own");
                 if keepalive {
                     assert_eq!((local.port(), &payload[..]), (4500, &[0xff][..]));
                     end.keepalives += 1;
@@ -418,7 +438,8 @@ impl Pair {
                 let marker = if local.port() == 500 { 0 } else { 4 };
                 let too_big = payload.len() + 28 + marker > self.network.mtu;
                 for _ in 0..copies {
-                    if self.cut || too_big || self.rng.below(100) < self.network.loss_percent {
+                    let lost = self.cut || self.unreachable.contains(&remote.ip());
+                    if lost || too_big || self.rng.below(100) < self.network.loss_percent {
                         continue;
                     }
                     let jitter = self.network.jitter.as_micros() as u64;
@@ -458,12 +479,12 @@ impl Pair {
                     None => return true,
                 }
             }
-            let end = if to.ip() == self.a.address {
+            let end = if self.a.is_at(to.ip()) {
                 &mut self.a
             } else {
                 &mut self.b
             };
-            if to.ip() == end.address && end.down_until.is_none() {
+            if end.is_at(to.ip()) && end.down_until.is_none() {
                 end.endpoint.handle_datagram(self.now, to, from, &payload);
             }
         }
@@ -599,6 +620,8 @@ pub fn connection(local: &str, remote: &str, ike: &str, esp: &str) -> Connection
         "mode",
         "local.key",
         "remote.cacerts",
+        "vips",
+        "pools",
     ];
     let settings = settings.iter().enumerate().map(|(index, name)| {
         let value = match *name {
@@ -639,6 +662,9 @@ pub fn connection(local: &str, remote: &str, ike: &str, esp: &str) -> Connection
         processors: None,
         ike_lifetime: lifetime,
         child_lifetime: lifetime,
+        vips: Vec::new(),
+        pools: Vec::new(),
+        mobike: false,
         origin: SettingOrigin {
             file: "site.toml".to_owned(),
             settings: settings.collect(),

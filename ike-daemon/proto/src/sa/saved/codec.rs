@@ -14,6 +14,7 @@ use crate::crypto::dh::KeyExchange;
 use crate::identity::Identity;
 use crate::proposal::{Additional, DhGroup, IkeSuite, Prf};
 use crate::sa::child::Child;
+use crate::sa::cp::Lease;
 use crate::sa::followup::FollowUp;
 use crate::sa::fragment::Message;
 use crate::wire::reader::{DecodeError, Reader};
@@ -106,6 +107,20 @@ impl Out {
         if let SocketAddr::V6(address) = address {
             self.u32(address.scope_id());
         }
+    }
+
+    pub fn addresses(&mut self, addresses: &[IpAddr]) {
+        self.u16(addresses.len() as u16);
+        for address in addresses {
+            self.u8(family(*address));
+            self.ip(*address);
+        }
+    }
+
+    pub fn lease(&mut self, lease: &Lease) {
+        self.u8(u8::from(lease.ours));
+        self.addresses(&lease.addresses);
+        self.addresses(&lease.dns);
     }
 
     pub fn identity(&mut self, identity: &Identity) {
@@ -265,6 +280,23 @@ pub(super) fn address(reader: &mut Reader<'_>) -> Result<SocketAddr, DecodeError
     Ok(match address {
         IpAddr::V4(_) => SocketAddr::new(address, port),
         IpAddr::V6(address) => SocketAddrV6::new(address, port, 0, reader.u32()?).into(),
+    })
+}
+
+fn lone_address(reader: &mut Reader<'_>) -> Result<IpAddr, DecodeError> {
+    let family = reader.u8()?;
+    ip(reader, family)
+}
+
+pub(super) fn addresses(reader: &mut Reader<'_>) -> Result<Vec<IpAddr>, DecodeError> {
+    list(reader, lone_address)
+}
+
+pub(super) fn lease(reader: &mut Reader<'_>) -> Result<Lease, DecodeError> {
+    Ok(Lease {
+        ours: flag(reader)?,
+        addresses: addresses(reader)?,
+        dns: addresses(reader)?,
     })
 }
 

@@ -10,7 +10,9 @@ use espada_common::sa::{
 };
 
 use super::crypto::{self, EspCrypto, Job};
+use super::held::Held;
 use super::ip::{self, Fragment, Inner, Outer, protocol};
+use super::meter::Meter;
 use super::pmtu::{self, IPV6_MIN_MTU, RateLimit};
 use super::sad::{self, Geometry, Slab, TRAILER};
 use super::sequence::{Sequence, Shared};
@@ -34,6 +36,8 @@ struct OutboundSa {
     /// Identification of outer IPv4 headers.
     ip_id: u16,
     counters: Arc<SaCounters>,
+    /// Where it may not carry any amount.
+    meter: Option<Meter>,
     /// Sends when this SA is removed.
     successor: Option<Box<Successor>>,
 }
@@ -57,6 +61,8 @@ pub struct Outbound {
     icmp_limit: RateLimit,
     /// Packets of the burst between headers and cipher; kept for its capacity.
     jobs: Vec<Job>,
+    /// Packets that wait for an SA.
+    held: Held,
 }
 
 impl Outbound {
@@ -70,6 +76,7 @@ impl Outbound {
             ids: FastMap::default(),
             icmp_limit: RateLimit::new(),
             jobs: Vec::with_capacity(crate::umem::BURST),
+            held: Held::default(),
         }
     }
 
@@ -107,12 +114,27 @@ impl Outbound {
                 match (takeover, self.sas.get_mut(old)) {
                     (Takeover::WithRemoval, Some(old)) => old.successor = Some(Box::new(successor)),
                     (_, sa) => {
-                        let connection = sa.map(|sa| Arc::clone(&sa.connection));
+                        let (waiting, connection) = sa
+                            .map(|sa| (sa.successor.take(), Arc::clone(&sa.connection)))
+                            .unzip();
                         self.send_on(&successor);
+                        if let Some(new) = self.sas.get_mut(slot) {
+                            new.successor = waiting.flatten();
+                        }
                         if let Some(connection) = connection {
                             self.spd.remove_sa(&connection, old);
                         }
                     }
+                }
+            }
+            Command::Retire { id } => {
+                let slot = self.slot(*id)?;
+                if let Some(sa) = self.sas.get_mut(slot) {
+                    let (successor, connection) = (sa.successor.take(), Arc::clone(&sa.connection));
+                    if let Some(successor) = successor {
+                        self.send_on(&successor);
+                    }
+                    self.spd.remove_sa(&connection, slot);
                 }
             }
             Command::RemoveSa { id } => {
@@ -199,6 +221,7 @@ impl Outbound {
             geometry: Geometry::new(&sa.suite, &sa.path),
             ip_id: shared.map_or(0, |shared| shared.first_identification()),
             counters: self.stats.register(sa.id, Direction::Outbound),
+            meter: Meter::new(sa.id, &sa.allowances, shared.map(|shared| &shared.sent)),
             successor: None,
         });
         self.ids.insert(sa.id.0, slot);
@@ -249,7 +272,7 @@ impl Outbound {
                         destination: inner.flow.destination,
                     });
                 }
-                return self.drop(frame, DropReason::NoSa, pool);
+                return self.hold(now, frame, &inner, policy, pool);
             }
         };
         let Some(sa) = self.sas.get(slot) else {
@@ -269,6 +292,46 @@ impl Outbound {
             return self.oversized(now, slot, frame, &inner, most, pool, out);
         }
         self.enqueue(slot, frame, &inner, inner.df, pool);
+    }
+
+    /// A packet for which there is no SA: one that asks for it waits until it comes.
+    fn hold(
+        &mut self,
+        now: Instant,
+        frame: Frame,
+        inner: &Inner,
+        policy: u32,
+        pool: &mut FramePool,
+    ) {
+        let drops = &self.stats.outbound_drops;
+        for overdue in self.held.overdue(now) {
+            drops.add(DropReason::NoSa);
+            pool.put(overdue);
+        }
+        let refused = if self.spd.is_trap(policy) {
+            self.held.keep(now, frame, inner.flow, policy).err()
+        } else {
+            Some(frame)
+        };
+        if let Some(frame) = refused {
+            self.drop(frame, DropReason::NoSa, pool);
+        }
+    }
+
+    /// After a command: moves packets that waited for what it brought into `input`, to be processed.
+    pub fn release(&mut self, now: Instant, input: &mut Burst, pool: &mut FramePool) {
+        if self.held.is_empty() {
+            return;
+        }
+        for overdue in self.held.overdue(now) {
+            self.stats.outbound_drops.add(DropReason::NoSa);
+            pool.put(overdue);
+        }
+        let spd = &mut self.spd;
+        let ready = self
+            .held
+            .ready(|flow| !matches!(spd.lookup(flow), Verdict::NoSa { .. }));
+        ready.into_iter().for_each(|frame| input.push(frame));
     }
 
     /// A packet above the inner MTU `most`: fragment it or tell its sender.
@@ -353,6 +416,11 @@ impl Outbound {
             let Some(sa) = run.first().and_then(|job| self.sas.get_mut(job.slot)) else {
                 continue;
             };
+            if sa.meter.as_ref().is_some_and(Meter::is_over) {
+                run.iter()
+                    .for_each(|_| sa.counters.drops.add(DropReason::Expired));
+                continue;
+            }
             let block = sa.sequence.take(run.len());
             let mut bytes = 0;
             for (job, seq) in run.iter_mut().zip(block.numbers()) {
@@ -370,6 +438,9 @@ impl Outbound {
             }
             sa.crypto.seal(numbered);
             sa.counters.carried(block.count as u64, bytes, at);
+            if let Some(meter) = &mut sa.meter {
+                out.events.extend(meter.carried(bytes, block.count as u64));
+            }
             if let Some(remaining) = sa.sequence.runs_low() {
                 out.events.push(Event::SeqLow {
                     id: sa.id,

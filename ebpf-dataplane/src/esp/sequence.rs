@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 
+use super::meter::SharedMeter;
 use super::window::Words;
 
 /// An SA's end is announced when this part of its sequence number space is left.
@@ -19,6 +20,10 @@ pub struct Shared {
     identification: AtomicU16,
     /// Inbound: what was received.
     pub(super) window: Words,
+    /// What was received of what may be.
+    pub(super) received: Arc<SharedMeter>,
+    /// What was sent of what may be.
+    pub(super) sent: Arc<SharedMeter>,
 }
 
 /// Lanes begin that far from each other: packets that leave at about the same time do not bear one

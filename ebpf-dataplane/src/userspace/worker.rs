@@ -256,6 +256,9 @@ pub fn outbound(
                         Order::Stop => return Ok(()),
                     }
                 }
+                let now = Instant::now();
+                parts.engine.release(now, &mut input, &mut parts.pool);
+                parts.carry(&mut input, &mut output);
             }
             let sources = || ready.iter().filter(|number| **number != WAKE);
             if sources().next().is_some() {
@@ -291,9 +294,16 @@ impl OutboundParts {
                 .is_some_and(|port| port.receive(&mut self.pool, input, drops)),
         };
         let packets = input.len();
-        if packets == 0 {
-            return Ok(Round::default());
+        self.carry(input, output);
+        Ok(Round { packets, more })
+    }
+
+    /// A burst of inner packets to the WAN.
+    fn carry(&mut self, input: &mut Burst, output: &mut Output) {
+        if input.is_empty() {
+            return;
         }
+        let drops = &self.stats.outbound_drops;
         self.engine
             .process(Instant::now(), input, &mut self.pool, output);
         if let Some(xsk) = &mut self.xsk {
@@ -317,7 +327,6 @@ impl OutboundParts {
         output.wan.recycle(&mut self.pool);
         self.answers.write(&mut output.tun, &mut self.pool, drops);
         output.events.drain(..).for_each(|event| (self.sink)(event));
-        Ok(Round { packets, more })
     }
 }
 

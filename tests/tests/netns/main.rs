@@ -10,4 +10,5 @@ mod hostile;
 mod lifecycle;
 mod path;
 mod refusal;
+mod rekey;
 mod tunnel;

@@ -242,6 +242,7 @@ fn sa(side: usize, v6: bool, encapsulation: Encapsulation, id: u64) -> ChildSa {
         remote_ts: subnet(1 - side),
         share: Share::Whole,
         replay_window: 4096,
+        allowances: Default::default(),
         lifetime: std::time::Duration::from_secs(3600),
     }
 }
@@ -532,6 +533,14 @@ fn rekey_under_traffic(
         .collect();
     for id in 2..12u64 {
         std::thread::sleep(Duration::from_millis(60));
+        // The responder's own rekey has crossed, and does not prevail.
+        engines[0]
+            .apply(Command::RekeySa {
+                old: ChildSaId(id - 1),
+                new: Box::new(make(0, id + 100)),
+                takeover: Takeover::WithRemoval,
+            })
+            .unwrap();
         // The responder has the new inbound SA before the initiator sends on it.
         for (side, engine) in engines.iter_mut().enumerate().rev() {
             engine
@@ -545,15 +554,17 @@ fn rekey_under_traffic(
         // The initiator's delete reaches the responder, which then sends on the new pair; the
         // initiator hears of it behind the last packet of the old one.
         let [initiator, responder] = engines;
-        std::thread::sleep(Duration::from_millis(20));
-        for engine in [responder, initiator] {
-            engine
-                .apply(Command::RemoveSa {
-                    id: ChildSaId(id - 1),
-                })
-                .unwrap();
-            std::thread::sleep(Duration::from_millis(20));
+        let old = ChildSaId(id - 1);
+        responder.apply(Command::Retire { id: old }).unwrap();
+        std::thread::sleep(Duration::from_millis(40));
+        for engine in [responder, &mut *initiator] {
+            engine.apply(Command::RemoveSa { id: old }).unwrap();
         }
+        let crossed = ChildSaId(id + 100);
+        let stats = initiator.sa_stats().unwrap();
+        let stats = stats.iter().find(|stats| stats.id == crossed).unwrap();
+        assert_eq!(stats.outbound.packets, 0, "it never sends");
+        initiator.apply(Command::RemoveSa { id: crossed }).unwrap();
     }
     for stream in streams {
         let lost = stream.join().is_err();

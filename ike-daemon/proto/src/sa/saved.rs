@@ -16,6 +16,7 @@ use zeroize::Zeroizing;
 
 use self::codec::Out;
 use super::child::Child;
+use super::collision::Rival;
 use super::context::Common;
 use super::established::{Established, Outstanding, Pending, Task};
 use super::nat::Nat;
@@ -31,7 +32,7 @@ use crate::wire::ExchangeType;
 use crate::wire::reader::{DecodeError, Reader};
 
 /// Version of the format.
-pub(crate) const VERSION: u8 = 4;
+pub(crate) const VERSION: u8 = 5;
 /// Most octets of a state.
 pub(crate) const MAX_STATE: usize = 16 * 1024;
 /// What states are called in errors.
@@ -93,6 +94,7 @@ pub(crate) struct Saved {
     pub children: Vec<Child>,
     pub deleting: bool,
     pub superseded: bool,
+    pub contested: bool,
 }
 
 /// Writes IKE SAs into one state; `None` if they do not fit. Where all would fit but for the last
@@ -159,6 +161,7 @@ const OUTSTANDING: u16 = 1 << 7;
 const SIGNED: u16 = 1 << 8;
 const NAT_AGREED: u16 = 1 << 9;
 const FRAGMENTATION: u16 = 1 << 10;
+const CONTESTED: u16 = 1 << 11;
 
 fn write_sa(
     out: &mut Out,
@@ -177,6 +180,7 @@ fn write_sa(
         (common.fragmentation, FRAGMENTATION),
         (established.deleting, DELETING),
         (established.superseded, SUPERSEDED),
+        (established.contested, CONTESTED),
         (answered.is_some(), ANSWERED),
         (established.outstanding.is_some(), OUTSTANDING),
         (established.proof.signed(), SIGNED),
@@ -214,8 +218,11 @@ fn write_sa(
     if let Some(outstanding) = &established.outstanding {
         write_outstanding(out, outstanding, clock);
     }
-    out.u16(established.queue.len() as u16);
-    for task in &established.queue {
+    // Whoever goes on need not wait: the peer had time to do what it was busy with.
+    let delayed = established.delayed.iter().map(|(_, task)| task);
+    let tasks: Vec<&Task> = established.queue.iter().chain(delayed).collect();
+    out.u16(tasks.len() as u16);
+    for task in tasks {
         write_task(out, task);
     }
     out.u16(established.children.len() as u16);
@@ -326,6 +333,7 @@ fn read_sa(reader: &mut Reader<'_>, clock: &Clock) -> Result<Saved, DecodeError>
         children,
         deleting: flag(DELETING),
         superseded: flag(SUPERSEDED),
+        contested: flag(CONTESTED),
     })
 }
 
@@ -360,6 +368,10 @@ fn write_outstanding(out: &mut Out, outstanding: &Outstanding, clock: &Clock) {
             out.option(request.follow_up.as_ref(), Out::follow_up);
             out.u64(clock.encode(request.began));
             out.u8(u8::from(request.retried));
+            out.option(request.rival.as_ref(), |out, rival| {
+                out.u64(rival.made.0);
+                out.block(&rival.nonce);
+            });
         }
         Pending::Ike(request) => {
             out.u8(REKEY_IKE);
@@ -369,6 +381,10 @@ fn write_outstanding(out: &mut Out, outstanding: &Outstanding, clock: &Clock) {
             out.option(request.follow_up.as_ref(), Out::follow_up);
             out.u64(clock.encode(request.began));
             out.u8(u8::from(request.retried));
+            out.option(request.rival.as_ref(), |out, rival| {
+                out.u64(rival.made);
+                out.block(&rival.nonce);
+            });
         }
     }
     out.message(&outstanding.packet);
@@ -392,6 +408,7 @@ fn read_outstanding(reader: &mut Reader<'_>, clock: &Clock) -> Result<Outstandin
             follow_up: codec::option(reader, codec::follow_up)?,
             began: read_time(reader, clock)?,
             retried: codec::flag(reader)?,
+            rival: codec::option(reader, |reader| read_rival(reader, ChildSaId))?,
         })),
         REKEY_IKE => Pending::Ike(Box::new(IkeRequest {
             spi: reader.u64()?,
@@ -400,6 +417,7 @@ fn read_outstanding(reader: &mut Reader<'_>, clock: &Clock) -> Result<Outstandin
             follow_up: codec::option(reader, codec::follow_up)?,
             began: read_time(reader, clock)?,
             retried: codec::flag(reader)?,
+            rival: codec::option(reader, |reader| read_rival(reader, |spi| spi))?,
         })),
         _ => return Err(invalid("a request of an unknown kind")),
     };
@@ -410,6 +428,16 @@ fn read_outstanding(reader: &mut Reader<'_>, clock: &Clock) -> Result<Outstandin
         packet: codec::message(reader)?,
         // Sent again at once: nobody knows how often and when it was.
         retransmit: Retransmit::again(clock.now),
+    })
+}
+
+fn read_rival<T>(
+    reader: &mut Reader<'_>,
+    made: impl Fn(u64) -> T,
+) -> Result<Rival<T>, DecodeError> {
+    Ok(Rival {
+        made: made(reader.u64()?),
+        nonce: codec::block(reader)?.to_vec(),
     })
 }
 

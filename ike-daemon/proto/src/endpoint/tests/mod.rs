@@ -1,9 +1,11 @@
 mod certificates;
+mod collisions;
 mod encapsulation;
 mod exchanges;
 mod fragments;
 mod handshake;
 mod lifecycle;
+mod liveness;
 mod loss;
 mod nat;
 mod pair;

@@ -538,6 +538,39 @@ impl fmt::Display for Share {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ChildSaId(pub u64);
 
+/// How much may pass in one direction of a pair; the other one has as much.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Allowance {
+    /// Octets of inner packets, `None` for any number.
+    pub bytes: Option<u64>,
+    /// Packets, `None` for any number.
+    pub packets: Option<u64>,
+}
+
+impl Allowance {
+    /// Whether one of the two is used up.
+    pub fn is_used_up(&self, bytes: u64, packets: u64) -> bool {
+        self.bytes.is_some_and(|most| bytes >= most)
+            || self.packets.is_some_and(|most| packets >= most)
+    }
+}
+
+/// The lifetime of a pair in bytes and packets (RFC 4301 section 4.4.2.1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Allowances {
+    /// When it is to be rekeyed ([`Event::Expire`], not hard).
+    pub soft: Allowance,
+    /// When it carries nothing more ([`Event::Expire`], hard).
+    pub hard: Allowance,
+}
+
+impl Allowances {
+    /// Whether there is any limit.
+    pub fn is_limited(&self) -> bool {
+        *self != Self::default()
+    }
+}
+
 /// A negotiated pair of ESP SAs with everything an engine needs to carry it.
 #[derive(Clone, Debug)]
 pub struct ChildSa {
@@ -563,6 +596,8 @@ pub struct ChildSa {
     pub remote_ts: Vec<TrafficSelector>,
     /// Replay window in packets, 0 switches replay protection off.
     pub replay_window: u32,
+    /// How much it may carry beside that.
+    pub allowances: Allowances,
     /// Hard lifetime from installation on (RFC 4301 section 4.4.2.1): an engine that outlives the
     /// control side stops the pair by itself when it is over.
     pub lifetime: Duration,
@@ -589,7 +624,9 @@ pub struct Policy {
 /// When the successor of a rekeyed pair takes over sending.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Takeover {
-    /// At once: the peer has it (we initiated the rekey and have the answer).
+    /// At once: the peer has it (we initiated the rekey and have the answer). Whichever waited for the
+    /// old pair to be removed waits for the successor to be from then on: two rekeys have crossed, and
+    /// this one prevailed.
     Now,
     /// When the old pair is removed: the peer will have it only once our answer has arrived, and
     /// then deletes the old one (RFC 7296 section 2.8).
@@ -617,6 +654,12 @@ pub enum Command {
         new: Box<ChildSa>,
         /// When the successor sends.
         takeover: Takeover,
+    },
+    /// A pair sends no longer: whichever waited for its removal sends. It receives until `RemoveSa`, as
+    /// packets of the peer's may still be on their way.
+    Retire {
+        /// Which.
+        id: ChildSaId,
     },
     /// Forget a pair.
     RemoveSa {

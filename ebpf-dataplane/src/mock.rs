@@ -117,7 +117,7 @@ impl SaBackend for MockBackend {
                     let index = known(state, *id)?;
                     state.stats.remove(index);
                 }
-                Command::MovePath { id, .. } => {
+                Command::MovePath { id, .. } | Command::Retire { id } => {
                     known(state, *id)?;
                 }
                 Command::InstallPolicy(_) | Command::RemovePolicy { .. } => {}

@@ -239,6 +239,7 @@ pub fn notice(notice: &Notice) {
         Notice::RetryScheduled { after, .. } => {
             emit!("retry_scheduled", after_ms = after.as_millis() as u64)
         }
+        Notice::GaveUp { tries, .. } => emit!("gave_up", tries = tries),
         Notice::IkeV1 { remote } => emit!("ikev1", remote = %remote),
         Notice::UnauthenticatedError { remote, notify, .. } => {
             emit!("unauthenticated_error", remote = %remote, notify = %notify);

@@ -25,6 +25,25 @@ pub fn enter_netns(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Gives a socket room for so many octets of received packets, whatever the system's limit.
+pub fn set_receive_queue(socket: i32, octets: usize) -> io::Result<()> {
+    let octets = libc::c_int::try_from(octets).unwrap_or(libc::c_int::MAX);
+    // SAFETY: the pointer and length are those of a live integer.
+    let set = unsafe {
+        libc::setsockopt(
+            socket,
+            libc::SOL_SOCKET,
+            libc::SO_RCVBUFFORCE,
+            (&raw const octets).cast(),
+            size_of_val(&octets) as libc::socklen_t,
+        )
+    };
+    if set != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 /// Makes the kernel end the child when the thread that starts it ends, however that happens.
 pub fn die_with_starter(command: &mut Command) {
     // SAFETY: prctl is async-signal-safe and touches no memory of the parent.

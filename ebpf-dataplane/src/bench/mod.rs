@@ -320,6 +320,7 @@ fn child(suite: EspSuite) -> ChildSa {
         remote_ts: vec![subnet(1)],
         share: Share::Whole,
         replay_window: 4096,
+        allowances: Default::default(),
         lifetime: Duration::from_secs(3600),
     }
 }

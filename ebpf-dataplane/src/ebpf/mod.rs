@@ -352,7 +352,10 @@ impl EbpfEngine {
                 return Ok(());
             }
             Some((Some(old), Takeover::Now)) => {
-                let old = old.entry.handle;
+                let (old, waiting) = (old.entry.handle, old.successor.take());
+                if let Some(new) = self.pairs.get_mut(&sa.id) {
+                    new.successor = waiting;
+                }
                 self.flows.send(selectors, handle).map_err(map_error)?;
                 self.flows.stop(old);
             }
@@ -361,16 +364,25 @@ impl EbpfEngine {
         self.spread()
     }
 
-    fn remove(&mut self, id: ChildSaId) -> Result<(), BackendError> {
-        let Some(known) = self.pairs.remove(&id) else {
+    /// A pair sends no longer: its successor does.
+    fn retire(&mut self, id: ChildSaId) -> Result<(), BackendError> {
+        let Some(known) = self.pairs.get_mut(&id) else {
             return Err(BackendError::Unknown(format!("child SA {}", id.0)));
         };
-        if let Some(successor) = known.successor.and_then(|id| self.pairs.get(&id)) {
+        let (old, successor) = (known.entry.handle, known.successor.take());
+        if let Some(successor) = successor.and_then(|id| self.pairs.get(&id)) {
             let (selectors, handle) = (successor.selectors.clone(), successor.entry.handle);
             self.flows.send(selectors, handle).map_err(map_error)?;
         }
-        self.flows.stop(known.entry.handle);
-        self.spread()?;
+        self.flows.stop(old);
+        self.spread()
+    }
+
+    fn remove(&mut self, id: ChildSaId) -> Result<(), BackendError> {
+        self.retire(id)?;
+        let Some(known) = self.pairs.remove(&id) else {
+            return Ok(());
+        };
         // A program that has just read the old handle finds its SA yet.
         self.maps.settle();
         let removed = self.maps.remove(&known.entry).map_err(map_error);
@@ -542,6 +554,7 @@ impl Engine for EbpfEngine {
             Command::InstallSa(sa) => self.install(sa, None),
             Command::RekeySa { old, new, takeover } => self.install(new, Some((*old, *takeover))),
             Command::MovePath { id, path } => self.move_path(*id, path),
+            Command::Retire { id } => self.retire(*id),
             Command::RemoveSa { id } => self.remove(*id),
         }
     }

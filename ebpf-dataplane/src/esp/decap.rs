@@ -13,6 +13,7 @@ use espada_common::wire::{self, ipv4, ipv6};
 
 use super::crypto::{self, EspCrypto, Job};
 use super::ip::{self, Fragment, Outer, ecn, protocol};
+use super::meter::Meter;
 use super::sad::{self, Geometry, Slab, TRAILER};
 use super::spd::FastMap;
 use super::stats::{Direction, SaCounters};
@@ -37,6 +38,8 @@ struct InboundSa {
     remote_ts: Vec<TrafficSelector>,
     move_told: Option<(SocketAddr, Instant)>,
     counters: Arc<SaCounters>,
+    /// Where it may not carry any amount.
+    meter: Option<Meter>,
     /// Packets and inner octets of this burst.
     packets: u64,
     bytes: u64,
@@ -88,7 +91,7 @@ impl Inbound {
         shared: Option<&Arc<Shared>>,
     ) -> Result<(), ApplyError> {
         match command {
-            Command::InstallPolicy(_) | Command::RemovePolicy { .. } => {}
+            Command::InstallPolicy(_) | Command::RemovePolicy { .. } | Command::Retire { .. } => {}
             Command::InstallSa(sa) => self.install(sa, shared)?,
             Command::RekeySa { old, new, .. } => {
                 // The old SA still receives what the peer sent before it moved.
@@ -153,6 +156,7 @@ impl Inbound {
             remote_ts: sa.remote_ts.clone(),
             move_told: None,
             counters: self.stats.register(sa.id, Direction::Inbound),
+            meter: Meter::new(sa.id, &sa.allowances, shared.map(|shared| &shared.received)),
             packets: 0,
             bytes: 0,
         });
@@ -185,12 +189,12 @@ impl Inbound {
         let mut last = None;
         for job in jobs.drain(..) {
             if last != Some(job.slot) {
-                self.count(last, now);
+                self.count(last, now, out);
                 last = Some(job.slot);
             }
             self.accept(now, job, pool, out);
         }
-        self.count(last, now);
+        self.count(last, now, out);
         self.jobs = jobs;
     }
 
@@ -221,6 +225,8 @@ impl Inbound {
             Some(DropReason::WrongAddress)
         } else if !sa.geometry.plausible(frame.len(), sa.suite.cipher) {
             Some(DropReason::Malformed)
+        } else if sa.meter.as_ref().is_some_and(Meter::is_over) {
+            Some(DropReason::Expired)
         } else {
             None
         };
@@ -286,12 +292,15 @@ impl Inbound {
         }
     }
 
-    fn count(&mut self, slot: Option<u32>, now: Instant) {
+    fn count(&mut self, slot: Option<u32>, now: Instant, out: &mut Output) {
         if let Some(sa) = slot.and_then(|slot| self.sas.get_mut(slot))
             && sa.packets > 0
         {
             sa.counters
                 .carried(sa.packets, sa.bytes, self.stats.since_epoch(now));
+            if let Some(meter) = &mut sa.meter {
+                out.events.extend(meter.carried(sa.bytes, sa.packets));
+            }
             (sa.packets, sa.bytes) = (0, 0);
         }
     }

@@ -10,7 +10,9 @@ use espada_common::sa::{
 };
 
 use super::crypto::{self, EspCrypto, Job};
+use super::held::Held;
 use super::ip::{self, Fragment, Inner, Outer, protocol};
+use super::meter::Meter;
 use super::pmtu::{self, IPV6_MIN_MTU, RateLimit};
 use super::sad::{self, Geometry, Slab, TRAILER};
 use super::sequence::{Sequence, Shared};
@@ -34,6 +36,8 @@ struct OutboundSa {
     /// Identification of outer IPv4 headers.
     ip_id: u16,
     counters: Arc<SaCounters>,
+    /// Where it may not carry any amount.
+    meter: Option<Meter>,
     /// Sends when this SA is removed.
     successor: Option<Box<Successor>>,
 }
@@ -59,6 +63,8 @@ pub struct Outbound {
     jobs: Vec<Job>,
     /// Packets of one SA between cipher and port; kept for its capacity.
     sealed: Burst,
+    /// Packets that wait for an SA.
+    held: Held,
 }
 
 /// Sends all of a burst, and leaves it empty.
@@ -76,6 +82,7 @@ impl Outbound {
             icmp_limit: RateLimit::new(),
             jobs: Vec::with_capacity(crate::umem::BURST),
             sealed: Burst::new(),
+            held: Held::default(),
         }
     }
 
@@ -113,12 +120,27 @@ impl Outbound {
                 match (takeover, self.sas.get_mut(old)) {
                     (Takeover::WithRemoval, Some(old)) => old.successor = Some(Box::new(successor)),
                     (_, sa) => {
-                        let connection = sa.map(|sa| Arc::clone(&sa.connection));
+                        let (waiting, connection) = sa
+                            .map(|sa| (sa.successor.take(), Arc::clone(&sa.connection)))
+                            .unzip();
                         self.send_on(&successor);
+                        if let Some(new) = self.sas.get_mut(slot) {
+                            new.successor = waiting.flatten();
+                        }
                         if let Some(connection) = connection {
                             self.spd.remove_sa(&connection, old);
                         }
                     }
+                }
+            }
+            Command::Retire { id } => {
+                let slot = self.slot(*id)?;
+                if let Some(sa) = self.sas.get_mut(slot) {
+                    let (successor, connection) = (sa.successor.take(), Arc::clone(&sa.connection));
+                    if let Some(successor) = successor {
+                        self.send_on(&successor);
+                    }
+                    self.spd.remove_sa(&connection, slot);
                 }
             }
             Command::RemoveSa { id } => {
@@ -205,6 +227,7 @@ impl Outbound {
             geometry: Geometry::new(&sa.suite, &sa.path),
             ip_id: shared.map_or(0, |shared| shared.first_identification()),
             counters: self.stats.register(sa.id, Direction::Outbound),
+            meter: Meter::new(sa.id, &sa.allowances, shared.map(|shared| &shared.sent)),
             successor: None,
         });
         self.ids.insert(sa.id.0, slot);
@@ -282,7 +305,7 @@ impl Outbound {
                         destination: inner.flow.destination,
                     });
                 }
-                return self.drop(frame, DropReason::NoSa, pool);
+                return self.hold(now, frame, &inner, policy, pool);
             }
         };
         let Some(sa) = self.sas.get(slot) else {
@@ -302,6 +325,46 @@ impl Outbound {
             return self.oversized(now, slot, frame, &inner, most, pool, out);
         }
         self.enqueue(slot, frame, &inner, inner.df, pool);
+    }
+
+    /// A packet for which there is no SA: one that asks for it waits until it comes.
+    fn hold(
+        &mut self,
+        now: Instant,
+        frame: Frame,
+        inner: &Inner,
+        policy: u32,
+        pool: &mut FramePool,
+    ) {
+        let drops = &self.stats.outbound_drops;
+        for overdue in self.held.overdue(now) {
+            drops.add(DropReason::NoSa);
+            pool.put(overdue);
+        }
+        let refused = if self.spd.is_trap(policy) {
+            self.held.keep(now, frame, inner.flow, policy).err()
+        } else {
+            Some(frame)
+        };
+        if let Some(frame) = refused {
+            self.drop(frame, DropReason::NoSa, pool);
+        }
+    }
+
+    /// After a command: moves packets that waited for what it brought into `input`, to be processed.
+    pub fn release(&mut self, now: Instant, input: &mut Burst, pool: &mut FramePool) {
+        if self.held.is_empty() {
+            return;
+        }
+        for overdue in self.held.overdue(now) {
+            self.stats.outbound_drops.add(DropReason::NoSa);
+            pool.put(overdue);
+        }
+        let spd = &mut self.spd;
+        let ready = self
+            .held
+            .ready(|flow| !matches!(spd.lookup(flow), Verdict::NoSa { .. }));
+        ready.into_iter().for_each(|frame| input.push(frame));
     }
 
     /// A packet above the inner MTU `most`: fragment it or tell its sender.
@@ -396,6 +459,13 @@ impl Outbound {
                 frames.for_each(|frame| pool.put(frame));
                 continue;
             };
+            if sa.meter.as_ref().is_some_and(Meter::is_over) {
+                run.iter()
+                    .for_each(|_| sa.counters.drops.add(DropReason::Expired));
+                let frames = self.jobs.drain(first..).map(|job| job.frame);
+                frames.for_each(|frame| pool.put(frame));
+                continue;
+            }
             let (block, turn) = match send {
                 Some(_) => sa.sequence.take_in_turn(run.len()),
                 None => (sa.sequence.take(run.len()), None),
@@ -435,6 +505,11 @@ impl Outbound {
             // so in a circle.
             if let (Some(turn), Some(send)) = (turn, &mut send) {
                 turn.deliver(sealed, |burst| send(burst, pool));
+            }
+            if let Some(meter) = &mut sa.meter
+                && block.count > 0
+            {
+                out.events.extend(meter.carried(bytes, block.count as u64));
             }
             if block.count > 0
                 && let Some(remaining) = sa.sequence.runs_low()

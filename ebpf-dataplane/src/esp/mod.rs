@@ -6,7 +6,9 @@
 pub mod crypto;
 pub mod decap;
 pub mod encap;
+mod held;
 pub mod ip;
+mod meter;
 mod pmtu;
 pub mod sad;
 mod sequence;

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::meter::SharedMeter;
 use super::window::Words;
 use crate::turns::{Turn, Turns};
 use crate::umem::Burst;
@@ -23,6 +24,10 @@ pub struct Shared {
     identification: AtomicU16,
     /// Inbound: what was received.
     pub(super) window: Words,
+    /// What was received of what may be.
+    pub(super) received: Arc<SharedMeter>,
+    /// What was sent of what may be.
+    pub(super) sent: Arc<SharedMeter>,
 }
 
 /// Lanes begin that far from each other: packets that leave at about the same time do not bear one

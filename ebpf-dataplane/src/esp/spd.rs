@@ -399,6 +399,12 @@ impl Spd {
         Some(Arc::clone(&entry.connection))
     }
 
+    /// Whether packets without an SA are to ask for one.
+    pub fn is_trap(&self, policy: u32) -> bool {
+        let entry = self.policies.get(policy);
+        entry.is_some_and(|entry| entry.configured.as_ref().is_some_and(|policy| policy.trap))
+    }
+
     /// The connection's place, made if there is none.
     fn index(&mut self, connection: &Arc<str>) -> u32 {
         if let Some(index) = self.names.get(connection) {

@@ -260,6 +260,7 @@ impl Control {
                 self.install(&command, new, Some((*old, *takeover)))
             }
             Command::MovePath { id, path } => self.move_path(&command, *id, path),
+            Command::Retire { id } => self.retire(&command, *id),
             Command::RemoveSa { id } => self.remove(&command, *id),
         }
     }
@@ -380,14 +381,19 @@ impl Control {
             "engine chosen"
         );
         let link = engine.interface().index;
+        let mut carried = carried;
+        let predecessor = old.and_then(|(old, _)| self.pairs.get_mut(&old));
+        match (old, predecessor) {
+            (Some((_, Takeover::WithRemoval)), Some(old)) => {
+                old.successor = Some(sa.id).filter(|_| !same);
+            }
+            (_, Some(old)) => carried.successor = old.successor.take(),
+            _ => {}
+        }
         self.pairs.insert(sa.id, carried);
         self.settle(sa.id, way);
         match old {
-            Some((old, Takeover::WithRemoval)) if !same => {
-                if let Some(old) = self.pairs.get_mut(&old) {
-                    old.successor = Some(sa.id);
-                }
-            }
+            Some((_, Takeover::WithRemoval)) if !same => {}
             _ if sa.mode == Mode::Tunnel => {
                 self.routes
                     .rehome(&mut self.parts.netlink, &sa.connection, link);
@@ -397,11 +403,21 @@ impl Control {
         Ok(())
     }
 
-    fn remove(&mut self, command: &Command, id: ChildSaId) -> Result<(), BackendError> {
-        let Some(carried) = self.pairs.remove(&id) else {
+    fn retire(&mut self, command: &Command, id: ChildSaId) -> Result<(), BackendError> {
+        let Some(carried) = self.pairs.get_mut(&id) else {
             return Err(BackendError::Unknown(format!("child SA {}", id.0)));
         };
-        if let Some(successor) = carried.successor.and_then(|id| self.pairs.get(&id))
+        let (place, successor) = (carried.engine, carried.successor.take());
+        self.bring_routes(successor);
+        match self.parts.engines.get_mut(place) {
+            Some(engine) => engine.apply(command),
+            None => Ok(()),
+        }
+    }
+
+    /// Brings the routes to the engine of a pair that sends from now on.
+    fn bring_routes(&mut self, successor: Option<ChildSaId>) {
+        if let Some(successor) = successor.and_then(|id| self.pairs.get(&id))
             && let Some(engine) = self.parts.engines.get(successor.engine)
         {
             let connection = Arc::clone(&successor.pair.connection);
@@ -409,6 +425,13 @@ impl Control {
             self.routes
                 .rehome(&mut self.parts.netlink, &connection, link);
         }
+    }
+
+    fn remove(&mut self, command: &Command, id: ChildSaId) -> Result<(), BackendError> {
+        let Some(carried) = self.pairs.remove(&id) else {
+            return Err(BackendError::Unknown(format!("child SA {}", id.0)));
+        };
+        self.bring_routes(carried.successor);
         let removed = match self.parts.engines.get_mut(carried.engine) {
             Some(engine) => engine.apply(command),
             None => Ok(()),

@@ -565,7 +565,7 @@ impl Engine for UserspaceEngine {
                 // After a rekey the old pair may be left in one direction only.
                 outbound.or(inbound).map_err(backend_error)
             }
-            Command::InstallPolicy(_) | Command::RemovePolicy { .. } => {
+            Command::InstallPolicy(_) | Command::RemovePolicy { .. } | Command::Retire { .. } => {
                 let command = Arc::new(command.clone());
                 self.outbound
                     .apply(&command, None)?

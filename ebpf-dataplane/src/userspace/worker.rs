@@ -247,6 +247,9 @@ pub fn outbound(
                         Order::Stop => return Ok(()),
                     }
                 }
+                let now = Instant::now();
+                parts.engine.release(now, &mut input, &mut parts.pool);
+                parts.carry(&mut input, &mut output);
             }
             let sources = || ready.iter().filter(|number| **number != WAKE);
             if sources().next().is_some() {
@@ -275,16 +278,8 @@ impl OutboundParts {
         input: &mut Burst,
         output: &mut Output,
     ) -> io::Result<Round> {
-        let Self {
-            engine,
-            pool,
-            udp,
-            raw,
-            xsk,
-            mtu_suspect,
-            ..
-        } = self;
         let drops = &self.stats.outbound_drops;
+        let pool = &mut self.pool;
         if let Some(reserve) = &self.reserve {
             pool.balance(reserve);
         }
@@ -297,11 +292,30 @@ impl OutboundParts {
         let packets = input.len();
         if packets == 0 {
             // All frames may be where they were sent from.
-            if let Some(xsk) = xsk {
+            if let Some(xsk) = &mut self.xsk {
                 xsk.reap(pool);
             }
             return Ok(Round::default());
         }
+        self.carry(input, output);
+        Ok(Round { packets, more })
+    }
+
+    /// A burst of inner packets to the WAN.
+    fn carry(&mut self, input: &mut Burst, output: &mut Output) {
+        if input.is_empty() {
+            return;
+        }
+        let Self {
+            engine,
+            pool,
+            udp,
+            raw,
+            xsk,
+            mtu_suspect,
+            ..
+        } = self;
+        let drops = &self.stats.outbound_drops;
         let mut send = |wan: &mut Burst, pool: &mut FramePool| {
             if let Some(xsk) = xsk {
                 xsk.send(wan, pool, drops);
@@ -326,7 +340,6 @@ impl OutboundParts {
         engine.process_in_turn(Instant::now(), input, pool, output, &mut send);
         self.answers.write(&mut output.tun, pool, drops);
         output.events.drain(..).for_each(|event| (self.sink)(event));
-        Ok(Round { packets, more })
     }
 }
 

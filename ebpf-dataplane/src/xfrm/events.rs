@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 use espada_common::sa::{ChildSaId, Event};
 
 use super::socket::Events;
-use super::state::{Side, StateId};
+use super::state::{SEQ_LOW, Side, StateId};
 use super::wire::{self, Acquire, ESP, Expire, Mapping, attribute, group, message};
 use crate::backend::{BackendError, EventSink};
 use crate::port::syscall::{self, Poller, RecvBatch};
@@ -186,8 +186,10 @@ fn translate(registry: &mut Registry, kind: u16, payload: &[u8]) -> Option<Event
             if expire.hard != 0 {
                 return registry.end(id);
             }
-            // The only soft limit that is set: most of 32-bit sequence numbers are used up.
             let remaining = u64::from(u32::MAX).saturating_sub(info.current.packets);
+            if remaining > SEQ_LOW {
+                return Some(Event::Expire { id, hard: false });
+            }
             registry.seq_low(id, remaining)
         }
         message::MAPPING => {

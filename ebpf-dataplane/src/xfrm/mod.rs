@@ -499,6 +499,7 @@ impl Engine for XfrmEngine {
             Command::RemovePolicy { connection } => self.remove_policy(connection),
             Command::InstallSa(sa) => self.install(sa, None),
             Command::RekeySa { old, new, takeover } => self.install(new, Some((*old, *takeover))),
+            Command::Retire { id } => self.retire(*id),
             Command::RemoveSa { id } => self.remove(*id),
             Command::MovePath { id, path } => self.move_path(*id, path),
         }

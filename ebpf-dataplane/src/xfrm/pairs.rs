@@ -160,6 +160,7 @@ impl XfrmEngine {
             Some((old, _)) => old.reqid,
             None => self.reqid_for(sa)?,
         };
+        let takes_over = old.map(|(old, takeover)| (old.sa.id, takeover));
         let retires = match old {
             Some((old, Takeover::Now)) if old.is_shared() => Some(old.sa.id),
             _ => None,
@@ -189,12 +190,20 @@ impl XfrmEngine {
             former: Default::default(),
             seen: Default::default(),
         };
+        if let Some((old, Takeover::Now)) = takes_over {
+            // Of two rekeys that crossed this one prevailed.
+            for waiting in self.waiting_for(old) {
+                if let Some(pair) = self.pairs.get_mut(&waiting) {
+                    pair.waits_for = Some(sa.id);
+                }
+            }
+        }
         self.pairs.insert(sa.id, pair);
         let installed = self.install_offloaded(sa);
         match installed {
             Ok(()) => {
                 if let Some(old) = retires {
-                    self.retire(old);
+                    self.end_share(old);
                 }
                 self.choose_anew(sa.id);
                 self.register(sa);
@@ -270,7 +279,7 @@ impl XfrmEngine {
     }
 
     /// Takes away the outbound state of a pair whose successor has its share.
-    fn retire(&mut self, id: ChildSaId) {
+    fn end_share(&mut self, id: ChildSaId) {
         let Some(pair) = self.pairs.get_mut(&id) else {
             return;
         };
@@ -321,20 +330,36 @@ impl XfrmEngine {
         pair
     }
 
-    /// Removes a pair; whoever waited for it sends from here on.
-    pub(super) fn remove(&mut self, id: ChildSaId) -> Result<(), BackendError> {
-        if !self.pairs.contains_key(&id) {
-            return Err(BackendError::Unknown(format!("child SA {}", id.0)));
-        }
-        // Whoever waited for this sends from here on; then the policies are free to go.
-        let mut result = Ok(());
-        let waiting: Vec<ChildSaId> = self
-            .pairs
-            .values()
+    fn waiting_for(&self, id: ChildSaId) -> Vec<ChildSaId> {
+        let waiting = self.pairs.values();
+        waiting
             .filter(|pair| pair.waits_for == Some(id))
             .map(|pair| pair.sa.id)
-            .collect();
-        for &successor in &waiting {
+            .collect()
+    }
+
+    /// A pair sends no longer: whoever waited for its removal does. The newer pair's policies go before
+    /// its own, which are left for what it receives.
+    pub(super) fn retire(&mut self, id: ChildSaId) -> Result<(), BackendError> {
+        let Some(pair) = self.pairs.get(&id) else {
+            return Err(BackendError::Unknown(format!("child SA {}", id.0)));
+        };
+        let ends_share = pair.is_shared() && !pair.retired;
+        let waiting = self.waiting_for(id);
+        let result = self.let_send(&waiting);
+        if ends_share {
+            self.end_share(id);
+        }
+        for successor in waiting {
+            self.choose_anew(successor);
+        }
+        result
+    }
+
+    /// Has pairs send that waited for another.
+    fn let_send(&mut self, waiting: &[ChildSaId]) -> Result<(), BackendError> {
+        let mut result = Ok(());
+        for &successor in waiting {
             let Some(pair) = self.pairs.get_mut(&successor) else {
                 continue;
             };
@@ -345,6 +370,17 @@ impl XfrmEngine {
             }
             result = result.and(self.claim_pair(successor, sends));
         }
+        result
+    }
+
+    /// Removes a pair; whoever waited for it sends from here on.
+    pub(super) fn remove(&mut self, id: ChildSaId) -> Result<(), BackendError> {
+        if !self.pairs.contains_key(&id) {
+            return Err(BackendError::Unknown(format!("child SA {}", id.0)));
+        }
+        // Whoever waited for this sends from here on; then the policies are free to go.
+        let waiting = self.waiting_for(id);
+        let mut result = self.let_send(&waiting);
         result = result.and(self.set_claims(&Owner::Pair(id), Rank::Connection, &[]));
         if let Some(pair) = self.forget(id) {
             for side in [Side::Outbound, Side::Inbound] {

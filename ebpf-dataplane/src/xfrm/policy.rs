@@ -618,6 +618,7 @@ mod tests {
             remote_ts: whole(ends[1]),
             share: Share::Whole,
             replay_window: 64,
+            allowances: Default::default(),
             lifetime: Duration::from_secs(60),
         }
     }

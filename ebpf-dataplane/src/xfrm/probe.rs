@@ -213,6 +213,7 @@ fn sample(suite: &EspSuite, v6: bool) -> Result<ChildSa, getrandom::Error> {
         remote_ts: Vec::new(),
         share: Share::Whole,
         replay_window: 32,
+        allowances: Default::default(),
         lifetime: Duration::from_secs(1),
     })
 }

@@ -164,9 +164,18 @@ pub fn describe(sa: &ChildSa, side: Side, settings: &Settings<'_>) -> Body {
         hard_add_seconds: settings.lifetime.as_secs().clamp(1, LONGEST),
         ..Limits::none()
     };
+    let (soft, hard) = (sa.allowances.soft, sa.allowances.hard);
+    for (limit, allowed) in [
+        (&mut limits.soft_bytes, soft.bytes),
+        (&mut limits.hard_bytes, hard.bytes),
+        (&mut limits.soft_packets, soft.packets),
+        (&mut limits.hard_packets, hard.packets),
+    ] {
+        *limit = allowed.unwrap_or(*limit);
+    }
     if side == Side::Outbound && !sa.suite.esn {
         // Each packet takes a sequence number at least; the kernel itself stops at the last one.
-        limits.soft_packets = u64::from(u32::MAX) - SEQ_LOW;
+        limits.soft_packets = limits.soft_packets.min(u64::from(u32::MAX) - SEQ_LOW);
     }
     let mut flags = 0;
     if sa.suite.esn {

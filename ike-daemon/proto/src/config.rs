@@ -220,6 +220,17 @@ pub struct Lifetime {
     pub jitter: Duration,
 }
 
+/// How much a child SA carries in one direction until it is replaced, and until it is given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Volume {
+    /// Rekey after this much, less a random part of up to `jitter`.
+    pub soft: u64,
+    /// Delete after this much, rekeyed or not.
+    pub hard: u64,
+    /// Largest random part subtracted from `soft`.
+    pub jitter: u64,
+}
+
 /// One setting as it stands in a configuration file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SettingLine {
@@ -286,6 +297,9 @@ pub struct ConnectionConfig {
     pub dpd: Option<Dpd>,
     /// What sets the connection up.
     pub start: StartAction,
+    /// How many negotiations may fail in a row before the connection is no longer set up by itself; 0
+    /// for any number.
+    pub keying_tries: u32,
     /// When ESP is carried in UDP.
     pub encapsulation: EncapsulationPolicy,
     /// Replay window of the child SAs in packets, 0 for none.
@@ -305,6 +319,10 @@ pub struct ConnectionConfig {
     pub pools: Vec<Arc<Pool>>,
     /// The IKE SA goes on when the address of an end changes, if the peer agrees (RFC 4555).
     pub mobike: bool,
+    /// Octets of inner packets that a child SA carries, `None` for no limit.
+    pub child_bytes: Option<Volume>,
+    /// Packets that a child SA carries, `None` for no limit.
+    pub child_packets: Option<Volume>,
     /// Where all this was read.
     pub origin: SettingOrigin,
 }

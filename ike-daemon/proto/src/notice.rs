@@ -41,6 +41,8 @@ pub enum DownReason {
     Refused,
     /// The peer broke the protocol.
     ProtocolError,
+    /// The peer refused for minutes what it said to refuse for the moment only.
+    OutOfStep,
     /// The data plane did not carry it any more when we took over from another process.
     NotCarried,
 }
@@ -56,6 +58,7 @@ impl fmt::Display for DownReason {
             Self::Expired => "lifetime used up",
             Self::Refused => "negotiation refused",
             Self::ProtocolError => "the peer broke the protocol",
+            Self::OutOfStep => "the peer is out of step with us",
             Self::NotCarried => "the data plane does not carry it any more",
         })
     }
@@ -245,6 +248,13 @@ pub enum Notice {
         /// When.
         after: Duration,
     },
+    /// A connection failed as often as it may, and is not tried again by itself.
+    GaveUp {
+        /// Which connection.
+        connection: Arc<str>,
+        /// How often it failed.
+        tries: u32,
+    },
     /// Somebody speaks IKEv1 to us.
     IkeV1 {
         /// Who.
@@ -285,6 +295,7 @@ impl Notice {
             | Self::VirtualAddresses { connection, .. }
             | Self::SharesRefused { connection, .. }
             | Self::RetryScheduled { connection, .. }
+            | Self::GaveUp { connection, .. }
             | Self::UnauthenticatedError { connection, .. } => Some(connection),
             Self::NatDetected { connection, .. } => connection.as_ref(),
             Self::Refused(refusal) => refusal.connection.as_ref(),
@@ -300,6 +311,7 @@ impl Notice {
             | Self::IkeV1 { .. }
             | Self::CookiesDemanded { .. }
             | Self::MoveRefused { .. }
+            | Self::GaveUp { .. }
             | Self::NotSaved { .. } => Severity::Warning,
             Self::Down { reason, .. } | Self::ChildDown { reason, .. } => match reason {
                 DownReason::DeadPeer | DownReason::ProtocolError | DownReason::Expired => {
@@ -455,6 +467,11 @@ impl fmt::Display for Notice {
             Self::RetryScheduled { after, .. } => {
                 write!(f, "trying again in {} s", after.as_secs_f32())
             }
+            Self::GaveUp { tries, .. } => write!(
+                f,
+                "given up after {tries} tries (keying_tries); `espada up`, a packet where \
+                 start = \"trap\", or the peer sets it up"
+            ),
             Self::IkeV1 { remote } => write!(
                 f,
                 "{remote} speaks IKEv1, which RFC 9395 retired and Espada does not support; \

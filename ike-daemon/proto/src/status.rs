@@ -68,7 +68,7 @@ pub struct ConnectionStatus {
 /// An IKE SA.
 #[derive(Clone, Debug)]
 pub struct IkeSaStatus {
-    /// `init-sent`, `auth-sent`, `init-replied`, `established` or `deleting`.
+    /// `init-sent`, `auth-sent`, `init-replied`, `established`, `replaced` or `deleting`.
     pub state: &'static str,
     /// Whether we initiated it.
     pub role: Role,
@@ -159,6 +159,8 @@ pub enum IkeDrop {
     Retransmission,
     /// A request where a response was due, or the wrong exchange for the state.
     Unexpected,
+    /// A request about what an exchange under way is to decide first: the peer repeats it.
+    Early,
     /// Too many half-open IKE SAs.
     HalfOpenLimit,
     /// IKE_SA_INIT from or to an address no connection covers.
@@ -181,6 +183,7 @@ impl IkeDrop {
             Self::MessageId => "message_id",
             Self::Retransmission => "retransmission",
             Self::Unexpected => "unexpected",
+            Self::Early => "early",
             Self::HalfOpenLimit => "half_open_limit",
             Self::NoConnection => "no_connection",
             Self::Fragment => "fragment",

@@ -9,7 +9,7 @@ use std::time::Duration;
 use espada_common::sa::{Mode, TrafficSelector};
 use espada_ike::config::{
     ConnectionConfig, Dpd, DpdAction, EncapsulationPolicy, Lifetime, LocalAuth, Pool,
-    RemoteAddress, RemoteAuth, RemoteIdentity, SettingLine, SettingOrigin, StartAction,
+    RemoteAddress, RemoteAuth, RemoteIdentity, SettingLine, SettingOrigin, StartAction, Volume,
 };
 use espada_ike::proposal::{Proposal, Protocol};
 use espada_ike::selector;
@@ -31,6 +31,7 @@ const CONNECTION_KEYS: &[&str] = &[
     "mode",
     "dpd",
     "start",
+    "keying_tries",
     "encapsulation",
     "replay_window",
     "per_cpu_sas",
@@ -40,6 +41,8 @@ const CONNECTION_KEYS: &[&str] = &[
     "vips",
     "pools",
     "mobike",
+    "child_bytes",
+    "child_packets",
 ];
 const LOCAL_KEYS: &[&str] = &["address", "id", "subnets", "auth", "certs", "key"];
 const REMOTE_KEYS: &[&str] = &[
@@ -57,7 +60,11 @@ const DPD_KEYS: &[&str] = &["delay", "action"];
 
 const SECOND: Duration = Duration::from_secs(1);
 const LIFETIMES: RangeInclusive<Duration> =
-    Duration::from_secs(60)..=Duration::from_secs(30 * 86_400);
+    Duration::from_secs(10)..=Duration::from_secs(30 * 86_400);
+
+/// What a child SA may be limited to: less would have it rekeyed all the time.
+const BYTES: RangeInclusive<u64> = 1 << 20..=1 << 60;
+const PACKETS: RangeInclusive<u32> = 1000..=u32::MAX;
 
 /// A connection and where the parts of it stand that later checks complain about.
 pub(super) struct Found {
@@ -177,6 +184,8 @@ fn read(
         "per_cpu_sas",
         "ike_lifetime",
         "child_lifetime",
+        "child_bytes",
+        "child_packets",
         "dpd",
         "vips",
         "pools",
@@ -196,6 +205,7 @@ fn read(
             ("none", StartAction::None),
         ],
     );
+    let keying_tries = table.integer("keying_tries", 0..=1000);
     let encapsulation = table
         .choice(
             "encapsulation",
@@ -216,6 +226,11 @@ fn read(
     let child_lifetime = table
         .duration("child_lifetime", LIFETIMES)
         .map_or(3600 * SECOND, |found| found.value);
+
+    let child_bytes = table.size("child_bytes", BYTES).map(|found| found.value);
+    let child_packets = table
+        .integer("child_packets", PACKETS)
+        .map(|found| found.value);
 
     let (Some(local), Some(remote)) = (local, remote) else {
         return None;
@@ -309,6 +324,7 @@ fn read(
         remote_ts,
         dpd,
         start: start.map_or(StartAction::None, |start| start.value),
+        keying_tries: keying_tries.map_or(0, |found| found.value),
         encapsulation,
         replay_window,
         processors: per_cpu_sas
@@ -320,6 +336,8 @@ fn read(
         vips,
         pools,
         mobike: table.boolean("mobike").is_none_or(|wanted| wanted.value),
+        child_bytes: child_bytes.map(volume),
+        child_packets: child_packets.map(|packets| volume(packets.into())),
         origin: settings.origin,
     };
     Some(Found {
@@ -344,6 +362,15 @@ fn lifetime(soft: Duration) -> Lifetime {
     Lifetime {
         soft,
         hard: soft + soft / 10,
+        jitter: soft / 10,
+    }
+}
+
+/// The same for what an SA carries.
+fn volume(soft: u64) -> Volume {
+    Volume {
+        soft,
+        hard: soft.saturating_add(soft / 10),
         jitter: soft / 10,
     }
 }

@@ -502,6 +502,27 @@ impl<'d, 'i> Table<'d, 'i> {
         })
     }
 
+    /// A number of octets such as `"500MB"` or `"10GiB"`, within bounds.
+    pub fn size(&self, key: &str, bounds: std::ops::RangeInclusive<u64>) -> Option<Located<u64>> {
+        let value = self.value(key)?;
+        let expected = format!(
+            "a size such as \"500MB\" or \"10GiB\", from {} to {} octets",
+            bounds.start(),
+            bounds.end()
+        );
+        let size = match value.get_ref() {
+            DeValue::String(text) => parse_size(text).filter(|size| bounds.contains(size)),
+            _ => None,
+        };
+        if size.is_none() {
+            self.mismatch(key, &expected, value);
+        }
+        Some(Located {
+            value: size?,
+            span: value.span(),
+        })
+    }
+
     /// A table below this one; `path` must be [`Self::name`] of the key.
     pub fn table(&self, key: &str, path: &'d str, expected: &str) -> Option<Table<'d, 'i>> {
         let value = self.value(key)?;
@@ -513,6 +534,35 @@ impl<'d, 'i> Table<'d, 'i> {
             }
         }
     }
+}
+
+/// Units of sizes, largest first.
+const SIZES: [(&str, u64); 9] = [
+    ("TiB", 1 << 40),
+    ("TB", 1_000_000_000_000),
+    ("GiB", 1 << 30),
+    ("GB", 1_000_000_000),
+    ("MiB", 1 << 20),
+    ("MB", 1_000_000),
+    ("KiB", 1 << 10),
+    ("kB", 1000),
+    ("B", 1),
+];
+
+/// Reads `500MB`, `10GiB` and the like.
+pub fn parse_size(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit())?;
+    let (number, unit) = text.split_at(digits);
+    let (_, size) = SIZES.iter().find(|(name, _)| *name == unit.trim())?;
+    number.parse::<u64>().ok()?.checked_mul(*size)
+}
+
+/// The inverse of `parse_size`, in the largest unit that fits.
+pub fn show_size(size: u64) -> String {
+    let fits = SIZES.iter().find(|(_, unit)| size.is_multiple_of(*unit));
+    let (name, unit) = fits.unwrap_or(&("B", 1));
+    format!("{}{name}", size / unit)
 }
 
 /// Reads `90s`, `5m`, `1h`, `1d`, `250ms` and sums such as `1h30m`.
@@ -571,6 +621,24 @@ pub fn show_duration(duration: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_read_and_shown() {
+        for (text, size) in [
+            ("500MB", 500_000_000),
+            ("10GiB", 10 << 30),
+            ("3TiB", 3 << 40),
+            ("1501B", 1501),
+            ("64kB", 64_000),
+        ] {
+            assert_eq!(parse_size(text), Some(size));
+            assert_eq!(show_size(size), text);
+        }
+        assert_eq!(parse_size("10 GiB"), Some(10 << 30));
+        for wrong in ["", "10", "GB", "10G", "1.5GB", "-1MB", "99999999999TiB"] {
+            assert_eq!(parse_size(wrong), None, "{wrong}");
+        }
+    }
 
     #[test]
     fn durations_read_and_shown() {

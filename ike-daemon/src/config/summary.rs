@@ -13,6 +13,7 @@ use espada_ike::x509::{Certificate, show_time};
 
 use crate::status::mode_name;
 
+use super::document::show_size;
 use super::{Connection, GatewayConfig, Remote, show_duration};
 
 fn joined<T: ToString>(list: &[T]) -> String {
@@ -194,9 +195,16 @@ impl Connection {
         );
         let _ = writeln!(
             text,
-            "  esp      {}; rekey every {}",
+            "  esp      {}; rekey every {}{}{}",
             joined(&config.esp),
-            show_duration(config.child_lifetime.soft)
+            show_duration(config.child_lifetime.soft),
+            config.child_bytes.map_or(String::new(), |most| format!(
+                " or {}",
+                show_size(most.soft)
+            )),
+            config
+                .child_packets
+                .map_or(String::new(), |most| format!(" or {} packets", most.soft)),
         );
         let _ = writeln!(
             text,

@@ -279,7 +279,7 @@ flat = 1
             "gw.toml:20:30: error: `connection.x.dpd.action` must be \"restart\", \"clear\" or \"trap\", found \"reset\"",
             "gw.toml:21:9: error: `connection.x.start` must be \"start\", \"trap\" or \"none\", found \"yes\"",
             "gw.toml:22:17: error: `connection.x.replay_window` must be a whole number from 0 to 65536, found the integer 99999999",
-            "gw.toml:23:18: error: `connection.x.child_lifetime` must be from 1m to 30d, found \"1s\"",
+            "gw.toml:23:18: error: `connection.x.child_lifetime` must be from 10s to 30d, found \"1s\"",
             "gw.toml:25:1: error: `connection.bad name.remote` is missing",
             "gw.toml:25:13: error: \"bad name\" cannot be a connection's name: 1 to 64 letters, digits, `-`, `_` or `.`",
             "gw.toml:29:1: error: `connection.flat` must be a table with a connection's settings",

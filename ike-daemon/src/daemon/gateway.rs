@@ -279,6 +279,7 @@ impl<R: Random> Gateway<R> {
                     if let Some(last) = pair.inbound.last_used {
                         self.endpoint.handle_traffic(now, pair.id, last);
                     }
+                    self.endpoint.handle_volume(now, &pair);
                 }
             }
             Err(error) => tracing::warn!(%error, "data plane: no statistics"),
@@ -322,7 +323,7 @@ impl<R: Random> Gateway<R> {
             Command::InstallSa(sa) | Command::RekeySa { new: sa, .. } => {
                 Some(sa.connection.clone())
             }
-            Command::RemoveSa { id } | Command::MovePath { id, .. } => {
+            Command::RemoveSa { id } | Command::Retire { id } | Command::MovePath { id, .. } => {
                 self.installed.get(id).map(|known| known.connection.clone())
             }
         };
@@ -342,6 +343,7 @@ impl<R: Random> Gateway<R> {
                 }
                 None
             }
+            Command::Retire { id } if !self.installed.contains_key(id) => return,
             _ => None,
         };
         let heals = new.is_some() || matches!(command, Command::InstallPolicy(_));
@@ -607,6 +609,7 @@ fn describe(command: &Command) -> String {
         Command::RekeySa { old, new, .. } => {
             format!("replace child SA {} by {} ({})", old.0, new.id.0, new.suite)
         }
+        Command::Retire { id } => format!("retire child SA {}", id.0),
         Command::RemoveSa { id } => format!("remove child SA {}", id.0),
         Command::MovePath { id, path } => format!("move child SA {} to {}", id.0, path.remote),
     }

@@ -62,7 +62,9 @@ fn starts_with_the_first_packet() -> Result<()> {
     let before = gateways.a.connection()?;
     ensure!(before["state"] == "trap", "{before:#}");
     let packets = gateways.record(|| {
-        traffic::ping(&gateways.line.client, addr::SERVER, 3, &[])?;
+        // The packet that asks for the SA is answered too.
+        let ping = traffic::ping(&gateways.line.client, addr::SERVER, 3, &[])?;
+        ensure!(ping.is_complete(), "{ping:?}");
         gateways.a.wait_established()?;
         gateways.verify_traffic()
     })?;

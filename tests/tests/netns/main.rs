@@ -11,5 +11,6 @@ mod lifecycle;
 mod mobility;
 mod path;
 mod refusal;
+mod rekey;
 mod tunnel;
 mod virtual_address;

@@ -257,10 +257,11 @@ fn a_partial_checksum_is_completed() {
 }
 
 #[test]
-fn without_an_sa_a_packet_is_dropped_and_an_acquire_raised() {
+fn without_an_sa_an_acquire_is_raised_and_the_first_packets_wait() {
     let sa = child(1, GCM, path(Encapsulation::Esp, false));
-    let (mut a, _) = pair(&sa, Config::default());
+    let (mut a, mut b) = pair(&sa, Config::default());
     a.apply(&Command::RemoveSa { id: sa.id });
+    b.apply(&Command::RemoveSa { id: sa.id });
     assert!(a.send(&[udp(false, 100), udp(true, 100)]).is_empty());
     let events = a.take_events();
     assert_eq!(events.len(), 1, "one event a second: {events:?}");
@@ -276,9 +277,79 @@ fn without_an_sa_a_packet_is_dropped_and_an_acquire_raised() {
             .is_empty()
     );
     let drops = a.stats.outbound_drops.snapshot();
-    assert_eq!(drops[DropReason::NoSa as usize], 2);
+    assert_eq!(drops[DropReason::NoSa as usize], 0);
     assert_eq!(drops[DropReason::NoPolicy as usize], 1);
+    assert_eq!(a.pool.available(), 126);
+    // Those after the eighth are dropped.
+    let more: Vec<_> = (0..10).map(|_| udp(false, 90)).collect();
+    assert!(a.send(&more).is_empty());
+    assert_eq!(
+        a.stats.outbound_drops.snapshot()[DropReason::NoSa as usize],
+        4
+    );
+    assert!(a.release().is_empty(), "nothing came for them yet");
+
+    let new = child(2, GCM, path(Encapsulation::Esp, false));
+    a.apply(&Command::InstallSa(Box::new(new.clone())));
+    b.apply(&Command::InstallSa(Box::new(mirror(&new))));
+    let wire = a.release();
+    let received = b.receive(&wire);
+    let mut expected = vec![udp(false, 100), udp(true, 100)];
+    expected.extend(vec![udp(false, 90); 6]);
+    assert_eq!(received, expected, "in their order");
     assert_eq!(a.pool.available(), 128);
+}
+
+#[test]
+fn a_packet_that_waited_too_long_for_an_sa_is_dropped() {
+    let sa = child(1, GCM, path(Encapsulation::Esp, false));
+    let (mut a, _) = pair(&sa, Config::default());
+    a.apply(&Command::RemoveSa { id: sa.id });
+    assert!(a.send(&[udp(false, 100)]).is_empty());
+    a.now += std::time::Duration::from_secs(20);
+    a.apply(&Command::InstallSa(Box::new(child(
+        2,
+        GCM,
+        path(Encapsulation::Esp, false),
+    ))));
+    assert!(a.release().is_empty());
+    assert_eq!(
+        a.stats.outbound_drops.snapshot()[DropReason::NoSa as usize],
+        1
+    );
+    assert_eq!(a.pool.available(), 128);
+}
+
+#[test]
+fn a_pair_is_told_of_when_it_has_carried_enough_and_carries_no_more_than_it_may() {
+    let mut sa = child(1, GCM, path(Encapsulation::Esp, false));
+    sa.allowances.soft.packets = Some(3);
+    sa.allowances.hard.bytes = Some(500);
+    let (mut a, mut b) = pair(&sa, Config::default());
+    let mut seen = Vec::new();
+    for _ in 0..7 {
+        let wire = a.send(&[udp(false, 100)]);
+        let sent = wire.len();
+        let received = b.receive(&wire).len();
+        let of = |events: Vec<Event>| match events[..] {
+            [] => None,
+            [Event::Expire { hard, .. }] => Some(hard),
+            _ => panic!("{events:?}"),
+        };
+        seen.push((sent, of(a.take_events()), received, of(b.take_events())));
+    }
+    let [soft, hard] = [Some(false), Some(true)];
+    let expected = [
+        (1, None, 1, None),
+        (1, None, 1, None),
+        (1, soft, 1, soft),
+        (1, None, 1, None),
+        (1, hard, 1, hard),
+        (0, None, 0, None),
+        (0, None, 0, None),
+    ];
+    assert_eq!(seen, expected);
+    assert_eq!(a.sa_drops(1, DropReason::Expired), 2);
 }
 
 #[test]

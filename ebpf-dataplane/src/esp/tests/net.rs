@@ -104,6 +104,7 @@ pub fn child(id: u64, suite: EspSuite, path: Path) -> ChildSa {
         ],
         share: Share::Whole,
         replay_window: 64,
+        allowances: Default::default(),
         lifetime: std::time::Duration::from_secs(3600),
     }
 }
@@ -242,6 +243,15 @@ impl Gateway {
         self.outbound
             .process(self.now, &mut burst, &mut self.pool, &mut self.out);
         assert!(burst.is_empty());
+        self.take_wan()
+    }
+
+    /// After commands: what waited for them goes to the WAN.
+    pub fn release(&mut self) -> Vec<(Vec<u8>, Meta)> {
+        let mut burst = Burst::new();
+        self.outbound.release(self.now, &mut burst, &mut self.pool);
+        self.outbound
+            .process(self.now, &mut burst, &mut self.pool, &mut self.out);
         self.take_wan()
     }
 

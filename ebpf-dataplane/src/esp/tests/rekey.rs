@@ -67,6 +67,48 @@ fn a_responder_sends_on_the_old_pair_until_it_is_removed() {
 }
 
 #[test]
+fn a_retired_pair_receives_and_its_successor_sends() {
+    let old = child(1, GCM, path(Encapsulation::Udp, false));
+    let new = child(2, GCM, old.path);
+    let (mut a, mut b) = pair(&old, Config::default());
+    let in_flight = a.send(&vec![udp(false, 100); 5]);
+    b.apply(&Command::RekeySa {
+        old: ChildSaId(1),
+        new: Box::new(mirror(&new)),
+        takeover: Takeover::WithRemoval,
+    });
+    b.apply(&Command::Retire { id: ChildSaId(1) });
+    let back = packet("10.1.0.7", "10.0.0.5", 17, &[0; 8]);
+    assert_eq!(b.send(&[back])[0].1.spi, new.inbound.spi);
+    assert_eq!(b.receive(&in_flight).len(), 5, "what was under way arrives");
+    b.apply(&Command::RemoveSa { id: ChildSaId(1) });
+    let back = packet("10.1.0.7", "10.0.0.5", 17, &[0; 8]);
+    assert_eq!(b.send(&[back])[0].1.spi, new.inbound.spi);
+}
+
+#[test]
+fn of_two_successors_the_one_that_did_not_prevail_never_sends() {
+    let old = child(1, GCM, path(Encapsulation::Udp, false));
+    let (mut a, _) = pair(&old, Config::default());
+    let rekey = |old: u64, new: u64, takeover| Command::RekeySa {
+        old: ChildSaId(old),
+        new: Box::new(child(new, GCM, path(Encapsulation::Udp, false))),
+        takeover,
+    };
+    let sends = |a: &mut Gateway| a.send(&[udp(false, 100)])[0].1.spi & 0xff;
+    a.apply(&rekey(1, 2, Takeover::WithRemoval));
+    a.apply(&rekey(1, 3, Takeover::Now));
+    assert_eq!(sends(&mut a), 3);
+    a.apply(&Command::Retire { id: ChildSaId(1) });
+    assert_eq!(sends(&mut a), 3);
+    a.apply(&Command::RemoveSa { id: ChildSaId(1) });
+    assert_eq!(sends(&mut a), 3);
+    // If the peer leaves it, it is there when the other one goes.
+    a.apply(&Command::RemoveSa { id: ChildSaId(3) });
+    assert_eq!(sends(&mut a), 2);
+}
+
+#[test]
 fn a_refused_command_changes_nothing() {
     let sa = child(1, GCM, path(Encapsulation::Esp, false));
     let (mut a, mut b) = pair(&sa, Config::default());

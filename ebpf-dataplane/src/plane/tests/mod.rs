@@ -243,6 +243,7 @@ fn sa(side: usize, v6: bool, encapsulation: Encapsulation, id: u64) -> ChildSa {
         remote_ts: subnet(1 - side),
         share: Share::Whole,
         replay_window: 4096,
+        allowances: Default::default(),
         lifetime: std::time::Duration::from_secs(3600),
     }
 }
@@ -572,6 +573,14 @@ fn rekey_under_traffic(
     let streams = [(0, 1), (1, 0)].map(|(from, to)| Stream::start(pair, from, to));
     for id in 2..12u64 {
         std::thread::sleep(Duration::from_millis(60));
+        // The responder's own rekey has crossed, and does not prevail.
+        engines[0]
+            .apply(Command::RekeySa {
+                old: ChildSaId(id - 1),
+                new: Box::new(make(0, id + 100)),
+                takeover: Takeover::WithRemoval,
+            })
+            .unwrap();
         // The responder has the new inbound SA before the initiator sends on it.
         for (side, engine) in engines.iter_mut().enumerate().rev() {
             engine
@@ -584,13 +593,19 @@ fn rekey_under_traffic(
         }
         // The initiator's delete reaches the responder behind the last packet of the old pair; the
         // responder then sends on the new one, and the initiator hears of it behind its last packet.
+        let [initiator, responder] = &mut *engines;
         let old = ChildSaId(id - 1);
-        for (side, stream) in streams.iter().enumerate() {
-            stream.wait();
-            engines[1 - side]
-                .apply(Command::RemoveSa { id: old })
-                .unwrap();
+        streams[0].wait();
+        responder.apply(Command::Retire { id: old }).unwrap();
+        streams[1].wait();
+        for engine in [responder, &mut *initiator] {
+            engine.apply(Command::RemoveSa { id: old }).unwrap();
         }
+        let crossed = ChildSaId(id + 100);
+        let stats = initiator.sa_stats().unwrap();
+        let stats = stats.iter().find(|stats| stats.id == crossed).unwrap();
+        assert_eq!(stats.outbound.packets, 0, "it never sends");
+        initiator.apply(Command::RemoveSa { id: crossed }).unwrap();
     }
     for stream in streams {
         let lost = stream.thread.join().is_err();

@@ -398,6 +398,7 @@ pub fn sa(
         local_ts: subnet(side),
         remote_ts: subnet(1 - side),
         replay_window: 4096,
+        allowances: Default::default(),
         lifetime: Duration::from_secs(3600),
     }
 }

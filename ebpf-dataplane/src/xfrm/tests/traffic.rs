@@ -185,6 +185,13 @@ fn rekey_under_traffic(test: &str, userspace_peer: bool, encapsulation: Encapsul
         // Either end initiates in turn.
         let initiator = (id % 2) as usize;
         let responder = 1 - initiator;
+        // The responder's own rekey has crossed, and does not prevail.
+        let crossed = ChildSaId(id + 100);
+        gateways[initiator].apply(Command::RekeySa {
+            old: ChildSaId(id - 1),
+            new: Box::new(sa(initiator, false, encapsulation, GCM, crossed.0)),
+            takeover: Takeover::WithRemoval,
+        });
         for (side, takeover) in [
             (responder, Takeover::WithRemoval),
             (initiator, Takeover::Now),
@@ -213,12 +220,16 @@ fn rekey_under_traffic(test: &str, userspace_peer: bool, encapsulation: Encapsul
                 && sending.0.outbound.packets == receiving.0.inbound.packets
                 && receiving.0.outbound.packets > 10
         });
+        let old = ChildSaId(id - 1);
+        gateways[responder].apply(Command::Retire { id: old });
+        std::thread::sleep(Duration::from_millis(50));
         for side in [responder, initiator] {
-            gateways[side].apply(Command::RemoveSa {
-                id: ChildSaId(id - 1),
-            });
-            std::thread::sleep(Duration::from_millis(50));
+            gateways[side].apply(Command::RemoveSa { id: old });
         }
+        let stats = gateways[initiator].stats();
+        let unused = stats.iter().find(|stats| stats.id == crossed).unwrap();
+        assert_eq!(unused.outbound.packets, 0, "it never sends");
+        gateways[initiator].apply(Command::RemoveSa { id: crossed });
     }
     for stream in streams {
         stream.finish();

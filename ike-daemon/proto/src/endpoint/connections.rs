@@ -318,6 +318,11 @@ impl<R: Random> Endpoint<R> {
         let needless = self
             .of_connection(connection)
             .filter(|(_, sa)| matches!(sa.phase, Phase::InitSent(_)));
+        let crossed: Vec<u64> = self
+            .of_connection(connection)
+            .filter(|(other, sa)| *other != spi && sa.identities() == peers && sa.crosses(new))
+            .map(|(other, _)| other)
+            .collect();
         // "deletes … any other IKE SAs … authenticated using the same identities" (section 2.4).
         let of_peer = peers.iter().flat_map(|(_, peer)| self.index.of_peer(peer));
         let stale = of_peer
@@ -327,7 +332,7 @@ impl<R: Random> Endpoint<R> {
         let replaced: Vec<u64> = needless
             .chain(stale)
             .map(|(other, _)| other)
-            .filter(|other| *other != spi)
+            .filter(|other| *other != spi && !crossed.contains(other))
             .collect();
         for other in replaced {
             self.with_sa(now, other, |sa, cx| sa.abandon(cx, DownReason::Replaced));
@@ -335,6 +340,19 @@ impl<R: Random> Endpoint<R> {
         if let Ok(config) = self.connection(connection) {
             self.refresh_policy(&config);
         }
+        for other in crossed {
+            self.drop_duplicate(now, spi, other);
+        }
+    }
+
+    /// Both ends set an IKE SA up at once. Both know the SPIs, so both choose the same one.
+    fn drop_duplicate(&mut self, now: Instant, one: u64, other: u64) {
+        let spis = |spi: u64| {
+            let entry = self.sas.get(&spi)?;
+            Some((entry.sa.common.spi_i, entry.sa.common.spi_r))
+        };
+        let redundant = if spis(one) < spis(other) { one } else { other };
+        self.with_sa(now, redundant, |sa, cx| sa.drop_duplicate(cx));
     }
 
     /// A negotiation failed: tell people, and try again where that is wanted.
@@ -351,6 +369,9 @@ impl<R: Random> Endpoint<R> {
             return;
         };
         let (first, max) = (self.settings.retry_first, self.settings.retry_max);
+        let tries = self
+            .connection(name)
+            .map_or(0, |config| config.keying_tries);
         let Some(slot) = self.slots.get_mut(name) else {
             return;
         };
@@ -361,9 +382,18 @@ impl<R: Random> Endpoint<R> {
         let after = first.saturating_mul(1 << slot.failures.min(16)).min(max);
         slot.failures += 1;
         slot.hold_until = Some(now + after);
-        if slot.persistent {
-            self.schedule(now, name, after);
+        if !slot.persistent {
+            return;
         }
+        if tries != 0 && slot.failures >= tries {
+            slot.persistent = false;
+            slot.failures = 0;
+            return self.out.notice(Notice::GaveUp {
+                connection: name.clone(),
+                tries,
+            });
+        }
+        self.schedule(now, name, after);
     }
 
     /// An IKE SA of the connection is gone.
@@ -405,6 +435,7 @@ impl<R: Random> Endpoint<R> {
                 | DownReason::DeadPeer
                 | DownReason::Expired
                 | DownReason::ProtocolError
+                | DownReason::OutOfStep
         );
         if again && slot.persistent {
             self.schedule(now, connection, after);

@@ -17,7 +17,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use espada_common::sa::{ChildSaId, Command, Event};
+use espada_common::sa::{ChildSaId, ChildSaStats, Command, Event};
 
 use self::connections::Slot;
 use self::cookie::CookieJar;
@@ -29,7 +29,9 @@ use self::stateless::RateLimiter;
 use crate::config::{ConnectionConfig, DpdAction, EndpointConfig, PskSecret, StartAction};
 use crate::crypto::Random;
 use crate::notice::{DownReason, Notice};
+use crate::sa::collision::Estate;
 use crate::sa::context::DynRandom;
+use crate::sa::protect::unknown_esp_spi;
 use crate::sa::{Cx, Datagram, Effect, IkeSa, Outbox, init};
 use crate::status::{ConnectionStatus, EndpointCounters, IkeDrop};
 use crate::wire::{ExchangeType, Header, NotifyType};
@@ -219,6 +221,9 @@ impl<R: Random> Endpoint<R> {
         if first && header.flags.is_initiator() && header.responder_spi == 0 {
             return self.first_request(now, &datagram);
         }
+        if let Some(spi) = unknown_esp_spi(&datagram) {
+            return self.unknown_esp_spi(now, remote, spi);
+        }
         let ours = if header.flags.is_initiator() {
             header.responder_spi
         } else {
@@ -248,6 +253,19 @@ impl<R: Random> Endpoint<R> {
                 NotifyType::INVALID_IKE_SPI,
                 &[],
             );
+        }
+    }
+
+    /// An INVALID_SPI notify that nothing protects: "only a 'hint' that something might be wrong
+    /// (because it could easily be forged)" (section 1.5). The peer is asked whether it lives.
+    fn unknown_esp_spi(&mut self, now: Instant, remote: SocketAddr, spi: u32) {
+        let there = self.index.of_address(remote.ip());
+        let meant = there
+            .filter_map(|ours| self.sas.get(&ours).map(|entry| &entry.sa))
+            .find(|sa| sa.is_established() && sa.sends_with(spi));
+        match meant.map(IkeSa::local_spi) {
+            Some(ours) => self.with_sa(now, ours, |sa, cx| sa.hint(cx, remote)),
+            None => self.out.drop(IkeDrop::Unauthenticated),
         }
     }
 
@@ -301,6 +319,23 @@ impl<R: Random> Endpoint<R> {
         };
         entry.sa.heard(last_inbound.min(now));
         self.keep_unchanged(entry);
+    }
+
+    /// Says what a pair has carried so far, so that one is rekeyed whose data plane does not tell by
+    /// itself ([`Event::Expire`]).
+    pub fn handle_volume(&mut self, now: Instant, stats: &ChildSaStats) {
+        let owner = self.out.owner(stats.id).and_then(|spi| self.sas.get(&spi));
+        let Some(sa) = owner.map(|entry| &entry.sa) else {
+            return;
+        };
+        let used_up = [&stats.inbound, &stats.outbound]
+            .into_iter()
+            .filter_map(|half| sa.used_up(stats.id, half.bytes, half.packets))
+            .max();
+        if let Some(hard) = used_up {
+            let id = stats.id;
+            self.handle_event(now, &Event::Expire { id, hard });
+        }
     }
 
     /// The next datagram to send.
@@ -461,12 +496,35 @@ impl<R: Random> Endpoint<R> {
                     Effect::Failed { refusal, retry } => self.failed(now, &refusal, retry),
                     Effect::Down { connection, reason } => self.down(now, &connection, reason),
                     Effect::Adopt { sa, from } => {
-                        self.saving.handed_over(from, sa.local_spi());
+                        let spi = sa.local_spi();
+                        if let Some(from) = from {
+                            self.saving.handed_over(from, spi);
+                        }
                         self.keep(Entry::new(*sa, None));
+                        self.with_sa(now, spi, |sa, cx| sa.go_on(cx));
+                    }
+                    Effect::Inherit {
+                        from,
+                        to,
+                        connection,
+                        estate,
+                    } => self.inherit(now, from, to, &connection, *estate),
+                    Effect::Redundant { spi } => {
+                        self.with_sa(now, spi, |sa, cx| sa.yield_to_rival(cx));
                     }
                 }
             }
         }
+    }
+
+    /// A successor of the IKE SA `from` takes over what that leaves.
+    fn inherit(&mut self, now: Instant, from: u64, to: u64, name: &Arc<str>, estate: Estate) {
+        if self.sas.contains_key(&to) {
+            self.saving.handed_over(from, to);
+            return self.with_sa(now, to, |sa, cx| sa.prevail(cx, estate, name));
+        }
+        estate.abandon(&mut self.out, name);
+        self.down(now, name, DownReason::PeerDeleted);
     }
 
     /// Another major version: IKEv1 is told apart, later ones are answered.

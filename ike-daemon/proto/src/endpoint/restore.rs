@@ -202,7 +202,7 @@ impl<R: Random> Endpoint<R> {
         if let Some(Pending::Child(request)) = established.pending() {
             self.out.reserve(request.id);
         }
-        if !established.is_deleting() && !established.superseded {
+        if established.is_current() {
             self.out.notice(established.taken_over(&common));
             self.start_at(&established.config.name, None);
         }

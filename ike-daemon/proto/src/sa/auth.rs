@@ -396,7 +396,9 @@ impl AuthSent {
                     &[],
                     Role::Initiator,
                 ) {
-                    Ok(new) => established.install_child(common, cx, new, None, began),
+                    Ok(new) => {
+                        established.install_child(common, cx, new, None, began);
+                    }
                     Err(error) => {
                         let refusal = explain::protocol(&config, common, &error.to_string());
                         return established.give_up(common, cx, refusal);

@@ -4,14 +4,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use espada_common::sa::{
-    ChildSa, ChildSaId, Encapsulation, EspSuite, HalfSa, Mode, Path, SecretBytes, Share, Takeover,
-    TrafficSelector,
+    Allowance, Allowances, ChildSa, ChildSaId, Encapsulation, EspSuite, HalfSa, Mode, Path,
+    SecretBytes, Share, Takeover, TrafficSelector,
 };
 
 use super::auth::by_side;
 use super::context::{Common, Cx};
 use super::{cp, explain, resource};
-use crate::config::ConnectionConfig;
+use crate::config::{ConnectionConfig, Volume};
+use crate::crypto::Random;
 use crate::crypto::keys::{ChildKeys, DirectionKeys, IkeKeys};
 use crate::crypto::prf::PrfError;
 use crate::proposal::{self, DhGroup, EspChoice, Groups, Protocol, Transform, WireProposal};
@@ -320,6 +321,8 @@ pub(crate) struct Child {
     /// When it is rekeyed, unless that is under way.
     pub rekey_at: Option<Instant>,
     pub expires: Instant,
+    /// What it may carry.
+    pub allowances: Allowances,
     /// Another took over.
     pub replaced: bool,
 }
@@ -368,6 +371,7 @@ impl Child {
             since: cx.now,
             rekey_at: Some(rekey_at),
             expires: cx.now + config.child_lifetime.hard,
+            allowances: allowances(cx, config),
             replaced: false,
         };
         let half = |spi, keys: DirectionKeys| HalfSa {
@@ -387,6 +391,7 @@ impl Child {
             local_ts: new.local_ts,
             remote_ts: new.remote_ts,
             replay_window: config.replay_window,
+            allowances: child.allowances,
             lifetime: config.child_lifetime.hard,
         };
         cx.out.install(common.local_spi(), sa, old);
@@ -429,6 +434,28 @@ impl Child {
             age: now.saturating_duration_since(self.since),
             rekey_in: self.rekey_at.map(|at| at.saturating_duration_since(now)),
         }
+    }
+}
+
+/// What a child SA made now may carry.
+pub(crate) fn allowances(cx: &mut Cx<'_>, config: &ConnectionConfig) -> Allowances {
+    let mut soft = |volume: &Volume| {
+        let mut octets = [0; 8];
+        cx.rng.fill(&mut octets);
+        let less = u64::from_be_bytes(octets) % volume.jitter.saturating_add(1).max(1);
+        volume.soft.saturating_sub(less).max(1)
+    };
+    let hard = |volume: &Volume| volume.hard;
+    let (bytes, packets) = (&config.child_bytes, &config.child_packets);
+    Allowances {
+        soft: Allowance {
+            bytes: bytes.as_ref().map(&mut soft),
+            packets: packets.as_ref().map(&mut soft),
+        },
+        hard: Allowance {
+            bytes: bytes.as_ref().map(hard),
+            packets: packets.as_ref().map(hard),
+        },
     }
 }
 

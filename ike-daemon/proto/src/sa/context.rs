@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use espada_common::sa::{ChildSa, ChildSaId, Command, Path, Takeover};
 
 use super::IkeSa;
+use super::collision::Estate;
 use super::cp::Lease;
 use super::fragment::Message;
 use super::nat::Nat;
@@ -95,11 +96,25 @@ pub(crate) enum Effect {
         connection: Arc<str>,
         reason: DownReason,
     },
-    /// A rekeyed IKE SA takes over.
+    /// A successor of an IKE SA comes up.
     Adopt {
         sa: Box<IkeSa>,
+        /// Our SPI of the one whose child SAs it has, if it has any.
+        from: Option<u64>,
+    },
+    /// Of two successors of an IKE SA one prevails, and takes over what that leaves.
+    Inherit {
         /// Our SPI of the one it replaces.
         from: u64,
+        /// Our SPI of the one that prevails.
+        to: u64,
+        connection: Arc<str>,
+        estate: Box<Estate>,
+    },
+    /// Of two successors of an IKE SA the other one prevails.
+    Redundant {
+        /// Our SPI of it.
+        spi: u64,
     },
 }
 
@@ -216,6 +231,11 @@ impl Outbox {
             self.inbound_spis.remove(&spi);
             self.commands.push_back(Command::RemoveSa { id });
         }
+    }
+
+    /// Has the successor of a pair send.
+    pub fn retire(&mut self, id: ChildSaId) {
+        self.commands.push_back(Command::Retire { id });
     }
 
     /// Moves a pair to another path.

@@ -1,6 +1,6 @@
 //! An IKE SA whose two ends are authenticated: its message IDs, timers and child SAs.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,6 +9,7 @@ use espada_common::sa::{ChildSaId, Mode, Takeover};
 
 use super::auth::down;
 use super::child::{self, Child, NewChild};
+use super::collision::Retired;
 use super::context::{Common, Cx, Effect};
 use super::followup::Awaited;
 use super::fragment::Message;
@@ -18,9 +19,8 @@ use super::protect::{self, Protector};
 use super::rekey::{ChildRequest, IkeRequest, Purpose};
 use super::respond::{Answered, Lingering};
 use super::retransmit::{Due, Retransmit};
-use super::saved::Saved;
 use super::{Datagram, Phase};
-use crate::config::{ConnectionConfig, Lifetime};
+use crate::config::{ConnectionConfig, Lifetime, StartAction};
 use crate::crypto::Random;
 use crate::crypto::keys::IkeKeys;
 use crate::endpoint::Transmit;
@@ -64,6 +64,14 @@ pub(crate) struct Established {
     /// A CREATE_CHILD_SA exchange of the peer's that waits for further key exchanges. It is not
     /// saved: a successor answers STATE_NOT_FOUND, and the peer begins anew.
     pub(super) awaited: Option<Box<Awaited>>,
+    /// One of two successors, and it is not known yet which prevails.
+    pub contested: bool,
+    /// Child SAs that were replaced and receive what is under way.
+    pub(super) retired: Vec<Retired>,
+    /// What is tried again at a later time.
+    pub(super) delayed: Vec<(Instant, Task)>,
+    /// Since when and until when the peer refused with TEMPORARY_FAILURE.
+    pub(super) refusing: Option<(Instant, Instant)>,
     /// The peer refused a child SA for a single processor.
     pub(super) no_more_shares: bool,
     /// When the peer is asked for child SAs for single processors.
@@ -157,120 +165,14 @@ impl Established {
             deleting: false,
             superseded: false,
             awaited: None,
+            contested: false,
+            retired: Vec::new(),
+            delayed: Vec::new(),
+            refusing: None,
             no_more_shares: false,
             shares_due: None,
             mobility: Mobility::default(),
         }
-    }
-
-    /// Goes on where another process has stopped. Its last word to the peer is said again, if it
-    /// still waits for the answer; otherwise the peer is asked at once whether it still has us.
-    pub fn restored(
-        cx: &mut Cx<'_>,
-        config: Arc<ConnectionConfig>,
-        protector: Protector,
-        saved: Saved,
-    ) -> Self {
-        let long_ago = |before: Duration| cx.now.checked_sub(before).unwrap_or(cx.now);
-        Self {
-            last_heard: long_ago(config.dpd.map_or(Duration::ZERO, |dpd| dpd.delay)),
-            last_sent: long_ago(cx.settings.nat_keepalive),
-            config,
-            suite: saved.suite,
-            keys: saved.keys,
-            protector,
-            proof: PeerProof::restored(saved.remote_id, saved.signed),
-            local_id: saved.local_id,
-            since: saved.since,
-            next_id: saved.next_id,
-            expected_id: saved.expected_id,
-            answered: saved.answered,
-            outstanding: saved.outstanding,
-            queue: saved.queue.into(),
-            children: saved.children,
-            rekey_at: saved.rekey_at,
-            expires: saved.expires,
-            deleting: saved.deleting,
-            superseded: saved.superseded,
-            awaited: None,
-            no_more_shares: false,
-            shares_due: None,
-            mobility: Mobility {
-                others: saved.others,
-                ..Mobility::default()
-            },
-        }
-    }
-
-    /// A notice that it goes on.
-    pub fn taken_over(&self, common: &Common) -> Notice {
-        Notice::TakenOver {
-            connection: self.config.name.clone(),
-            role: common.role,
-            initiator_spi: common.spi_i,
-            responder_spi: common.spi_r,
-            local: common.local,
-            remote: common.remote,
-            children: self.children.iter().map(|child| child.id).collect(),
-        }
-    }
-
-    /// After a restart: drops the child SAs that the data plane does not carry any more. Gives
-    /// those that go on, and the one that is carried although its negotiation is still to end.
-    pub fn reconcile(
-        &mut self,
-        common: &Common,
-        cx: &mut Cx<'_>,
-        carried: &HashSet<ChildSaId>,
-    ) -> Vec<(ChildSaId, Mode)> {
-        let (kept, lost): (Vec<Child>, Vec<Child>) = std::mem::take(&mut self.children)
-            .into_iter()
-            .partition(|child| carried.contains(&child.id));
-        self.children = kept;
-        for child in &lost {
-            cx.out.forget(child.id);
-            cx.out.notice(Notice::ChildDown {
-                connection: self.config.name.clone(),
-                id: child.id,
-                reason: DownReason::NotCarried,
-            });
-            let (id, spi_in) = (child.id, child.spi_in);
-            let task = Task::DeleteChild { id, spi_in };
-            let sent =
-                matches!(self.pending(), Some(Pending::DeleteChild { id: other }) if *other == id);
-            self.withdraw(Purpose::Replace(id));
-            if !sent && !self.deleting && !self.queue.contains(&task) {
-                self.queue.push_back(task);
-            }
-        }
-        let mut going_on: Vec<_> = self.children.iter().map(|c| (c.id, c.mode)).collect();
-        if let Some(Pending::Child(request)) = self.pending()
-            && carried.contains(&request.id)
-        {
-            cx.out.expect(request.id);
-            going_on.push((request.id, self.config.mode));
-        } else if !lost.is_empty()
-            && !self.deleting
-            && !self.superseded
-            && !self.carries_everything()
-        {
-            let task = Task::CreateChild {
-                purpose: Purpose::First,
-            };
-            if !self.queue.contains(&task) {
-                self.queue.push_back(task);
-            }
-        }
-        if common.nat.remote {
-            // The peer may have moved after the data plane was told of its path for the last time.
-            child::move_all(common, cx, &self.children);
-        }
-        self.pump(common, cx);
-        going_on
-    }
-
-    pub fn is_deleting(&self) -> bool {
-        self.deleting
     }
 
     /// Tells of the new IKE SA.
@@ -302,13 +204,15 @@ impl Established {
         new: NewChild,
         old: Option<(ChildSaId, Takeover)>,
         began: Instant,
-    ) {
+    ) -> ChildSaId {
         self.plan_shares(cx, &new, old.is_some());
         let rekey_at = rekey_time(cx, &self.config.child_lifetime);
         let child = Child::install(common, cx, &self.config, new, old, rekey_at);
         let elapsed = cx.now.saturating_duration_since(began);
         cx.out.notice(child.up(&self.config, elapsed));
+        let id = child.id;
         self.children.push(child);
+        id
     }
 
     /// Takes a child SA out of the data plane.
@@ -331,6 +235,7 @@ impl Established {
         while let Some(id) = self.children.first().map(|child| child.id) {
             self.remove_child(cx, id, reason);
         }
+        self.remove_retired(cx, true);
     }
 
     /// Removes what hangs on it and asks the peer to forget it.
@@ -338,6 +243,7 @@ impl Established {
         self.remove_children(cx, reason);
         self.deleting = true;
         self.queue.clear();
+        self.delayed.clear();
         self.queue.push_back(Task::DeleteIke);
     }
 
@@ -398,8 +304,12 @@ impl Established {
 
     /// The peer deleted it: its children are gone, our response stays at hand for a while.
     pub fn deleted_by_peer(mut self: Box<Self>, common: &Common, cx: &mut Cx<'_>) -> Phase {
+        if let Some(spi) = self.rival_successor().filter(|_| self.is_current()) {
+            // The peer did not see our rekey: its own is done (section 2.8.2).
+            self.leave_to(common, cx, spi);
+        }
         self.remove_children(cx, DownReason::PeerDeleted);
-        if !self.superseded && !self.deleting {
+        if self.is_current() {
             down(common, cx, &self.config.name, DownReason::PeerDeleted);
         }
         match self.answered {
@@ -553,7 +463,7 @@ impl Established {
         let dpd = self
             .config
             .dpd
-            .filter(|_| idle)
+            .filter(|_| idle && !self.contested)
             .map(|dpd| self.last_heard + dpd.delay);
         let keepalive = common.nat.local.then(|| self.last_sent + keepalive);
         let due = [Some(self.rekey_at), self.shares_due].into_iter().flatten();
@@ -564,7 +474,18 @@ impl Established {
                 .into_iter()
                 .flatten()
         });
-        let single = [outstanding, dpd, keepalive, renewal, Some(self.expires)];
+        let delayed = self.delayed.iter().map(|(at, _)| *at).min();
+        let delayed = delayed.filter(|_| idle);
+        let retirement = self.retirement();
+        let single = [
+            outstanding,
+            dpd,
+            keepalive,
+            renewal,
+            delayed,
+            retirement,
+            Some(self.expires),
+        ];
         single.into_iter().flatten().chain(children).min()
     }
 
@@ -601,8 +522,15 @@ impl Established {
             };
         }
         if cx.now >= self.expires {
+            if self.superseded {
+                // The peer should have deleted it, and may know nothing of it any more.
+                self.remove_children(cx, DownReason::Rekeyed);
+                Self::farewell(common, cx, &mut self.protector, self.next_id);
+                return Phase::Gone;
+            }
             return self.terminate(common, cx, DownReason::Expired);
         }
+        self.remove_retired(cx, false);
         if common.nat.local && cx.now >= self.last_sent + cx.settings.nat_keepalive {
             self.last_sent = cx.now;
             let payload = vec![0xff];
@@ -617,7 +545,7 @@ impl Established {
         if self
             .config
             .dpd
-            .is_some_and(|dpd| cx.now >= self.last_heard + dpd.delay)
+            .is_some_and(|dpd| !self.contested && cx.now >= self.last_heard + dpd.delay)
         {
             self.probe();
         }
@@ -638,6 +566,7 @@ impl Established {
         if self.outstanding.is_some() || self.superseded {
             return;
         }
+        self.resume_delayed(cx.now);
         if cx.now >= self.rekey_at && !self.queue.contains(&Task::RekeyIke) {
             self.queue.push_back(Task::RekeyIke);
         }
@@ -661,6 +590,9 @@ impl Established {
             self.remove_child(cx, id, DownReason::Expired);
             self.queue.push_back(Task::DeleteChild { id, spi_in });
             self.plan_shares_later(cx);
+            if self.config.start == StartAction::Start {
+                self.acquire();
+            }
         }
     }
 
@@ -681,8 +613,9 @@ impl Established {
         let task = Task::CreateChild {
             purpose: Purpose::First,
         };
-        let on_its_way =
-            self.queue.contains(&task) || matches!(self.pending(), Some(Pending::Child(_)));
+        let on_its_way = self.queue.contains(&task)
+            || self.delayed.iter().any(|(_, delayed)| *delayed == task)
+            || matches!(self.pending(), Some(Pending::Child(_)));
         if !self.carries_everything() && !on_its_way && !self.deleting {
             self.queue.push_back(task);
         }
@@ -690,8 +623,11 @@ impl Established {
 
     /// Nobody answers.
     fn dead(mut self: Box<Self>, common: &Common, cx: &mut Cx<'_>) -> Phase {
-        if !self.deleting && !self.superseded {
-            self.remove_children(cx, DownReason::DeadPeer);
+        if let Some(spi) = self.rival_successor() {
+            cx.out.effects.push(Effect::Redundant { spi });
+        }
+        self.remove_children(cx, DownReason::DeadPeer);
+        if self.is_current() {
             down(common, cx, &self.config.name, DownReason::DeadPeer);
         }
         Phase::Gone
@@ -790,6 +726,11 @@ impl Established {
                 IkeDrop::MessageId
             });
         };
+        self.hint(common, cx, datagram.remote, kind);
+    }
+
+    /// Somebody says, unprotected, that something is wrong.
+    pub fn hint(&mut self, common: &Common, cx: &mut Cx<'_>, remote: SocketAddr, kind: NotifyType) {
         cx.out.drop(IkeDrop::Unauthenticated);
         // "MUST NOT … conclude that the other endpoint has failed based on … unprotected" messages,
         // but it may ask (section 2.4); not more often than once in ten seconds.
@@ -797,7 +738,7 @@ impl Established {
         if !self.deleting && !asked {
             cx.out.notice(Notice::UnauthenticatedError {
                 connection: self.config.name.clone(),
-                remote: datagram.remote,
+                remote,
                 notify: kind.to_string(),
             });
             self.probe();
@@ -827,17 +768,17 @@ impl Established {
     }
 
     pub fn fill_status(&self, now: Instant, status: &mut IkeSaStatus) {
-        status.state = if self.deleting {
-            "deleting"
-        } else {
-            "established"
+        status.state = match (self.deleting, self.superseded) {
+            (true, _) => "deleting",
+            (false, true) => "replaced",
+            (false, false) => "established",
         };
         status.suite = self.suite.to_string();
         status.local_id = Some(self.local_id.to_string());
         status.remote_id = Some(self.proof.identity().to_string());
         status.age = now.saturating_duration_since(self.since);
         status.rekey_in =
-            Some(self.rekey_at.saturating_duration_since(now)).filter(|_| !self.deleting);
+            Some(self.rekey_at.saturating_duration_since(now)).filter(|_| self.is_current());
         status.children = self
             .children
             .iter()

@@ -205,7 +205,11 @@ impl Established {
                 let keys = self
                     .successor_keys(&new, &suite, nonces, &awaited.secrets)
                     .ok_or_else(|| NotifyOut::from(NotifyType::NO_PROPOSAL_CHOSEN))?;
-                self.hand_over(common, cx, *new, suite, keys);
+                if matches!(self.pending(), Some(Pending::Ike(_))) {
+                    self.contest(cx, *new, suite, keys, [nonces.0, nonces.1]);
+                } else {
+                    self.hand_over(common, cx, *new, suite, keys);
+                }
                 Ok(())
             }
         }

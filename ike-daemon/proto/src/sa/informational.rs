@@ -54,7 +54,11 @@ impl Established {
                 self.handle_informational(common, cx, datagram, payloads)
             }
             ExchangeType::CREATE_CHILD_SA => {
-                self.answer_create_child(common, cx, datagram, payloads);
+                if self.contested {
+                    cx.out.drop(IkeDrop::Early);
+                } else {
+                    self.answer_create_child(common, cx, datagram, payloads);
+                }
                 Phase::Established(self)
             }
             ExchangeType::IKE_FOLLOWUP_KE => {
@@ -75,6 +79,13 @@ impl Established {
         datagram: &Datagram<'_>,
         payloads: &[Payload<'_>],
     ) -> Phase {
+        let deletes_all = |payload: &Payload<'_>| matches!(payload, Payload::Delete(delete) if delete.protocol == PROTOCOL_IKE);
+        let undecided = self.contested && !payloads.iter().any(deletes_all);
+        if undecided || self.may_be_early(payloads) {
+            // The peer repeats it, and we shall know by then.
+            cx.out.drop(IkeDrop::Early);
+            return Phase::Established(self);
+        }
         let mut writer = Writer::new();
         let mut ours = Vec::new();
         let mut whole = false;
@@ -91,6 +102,15 @@ impl Established {
                     whole = true
                 }
                 _ => {}
+            }
+        }
+        let unknown: Vec<u32> = super::respond::notifies(payloads)
+            .filter_map(super::protect::invalid_spi)
+            .collect();
+        for child in &mut self.children {
+            // The peer lost it; its answer to the rekey tells for certain.
+            if unknown.contains(&child.spi_out) && child.rekey_at.is_some() {
+                child.rekey_at = Some(cx.now);
             }
         }
         if whole {
@@ -110,16 +130,11 @@ impl Established {
     fn delete_child(&mut self, cx: &mut Cx<'_>, spi: u32) -> Option<u32> {
         let child = self.children.iter().find(|child| child.spi_out == spi)?;
         let (id, spi_in) = (child.id, child.spi_in);
-        let replaced = child.replaced;
-        self.remove_child(
-            cx,
-            id,
-            if replaced {
-                DownReason::Rekeyed
-            } else {
-                DownReason::PeerDeleted
-            },
-        );
+        if child.replaced {
+            self.retire_child(cx, id);
+        } else {
+            self.remove_child(cx, id, DownReason::PeerDeleted);
+        }
         let waiting = self.queue.len();
         self.queue
             .retain(|task| !matches!(task, Task::DeleteChild { id: other, .. } if *other == id));
@@ -143,13 +158,16 @@ impl Established {
         match pending {
             Pending::Liveness => self.liveness_answered(common, payloads),
             Pending::DeleteIke => return Phase::Gone,
-            Pending::DeleteChild { id } => self.remove_child(cx, id, DownReason::Rekeyed),
+            Pending::DeleteChild { id } => self.retire_child(cx, id),
             Pending::Child(request) => self.child_answered(common, cx, *request, payloads),
             Pending::Ike(request) => self.rekey_answered(common, cx, *request, payloads),
             Pending::Update(ends) => self.update_answered(common, cx, ends, payloads),
             Pending::Check { cookie, ends } => {
                 return self.check_answered(common, cx, cookie, ends, payloads);
             }
+        }
+        if self.is_out_of_step() && self.is_current() {
+            return self.terminate(common, cx, DownReason::OutOfStep);
         }
         Phase::Established(self)
     }

@@ -2,6 +2,7 @@
 
 pub(crate) mod auth;
 pub(crate) mod child;
+pub(crate) mod collision;
 pub(crate) mod context;
 pub(crate) mod cp;
 pub(crate) mod credential;
@@ -21,6 +22,7 @@ pub(crate) mod psk;
 pub(crate) mod rekey;
 pub(crate) mod resource;
 pub(crate) mod respond;
+pub(crate) mod resumed;
 pub(crate) mod retransmit;
 pub(crate) mod saved;
 
@@ -36,7 +38,7 @@ use crate::config::ConnectionConfig;
 use crate::identity::Identity;
 use crate::notice::DownReason;
 use crate::status::{IkeDrop, IkeSaStatus, Role};
-use crate::wire::Header;
+use crate::wire::{Header, NotifyType};
 
 /// One IKE SA in whatever phase it is.
 pub(crate) struct IkeSa {
@@ -88,9 +90,9 @@ impl IkeSa {
         }
     }
 
-    /// Whether both ends are authenticated and nobody deletes it.
+    /// Whether both ends are authenticated, nobody deletes it and no successor took over.
     pub fn is_established(&self) -> bool {
-        matches!(&self.phase, Phase::Established(established) if !established.is_deleting())
+        matches!(&self.phase, Phase::Established(established) if established.is_current())
     }
 
     /// Whether it is over.
@@ -176,7 +178,7 @@ impl IkeSa {
     pub fn is_active(&self) -> bool {
         match &self.phase {
             Phase::InitSent(_) | Phase::IntermediateSent(_) | Phase::AuthSent(_) => true,
-            Phase::Established(phase) => !phase.is_deleting(),
+            Phase::Established(phase) => phase.is_current(),
             _ => false,
         }
     }
@@ -223,9 +225,59 @@ impl IkeSa {
         }
     }
 
+    /// Takes over what the IKE SA leaves that it was made to replace.
+    pub fn prevail(&mut self, cx: &mut Cx<'_>, estate: collision::Estate, connection: &Arc<str>) {
+        match &mut self.phase {
+            Phase::Established(phase) => phase.prevail(&self.common, cx, estate),
+            _ => estate.abandon(cx.out, connection),
+        }
+    }
+
+    /// Sends what waits to be sent.
+    pub fn go_on(&mut self, cx: &mut Cx<'_>) {
+        self.with_established(cx, |_, _, _| {});
+    }
+
+    /// Whether `newer` was begun by the other end before that end can have known of this one.
+    pub fn crosses(&self, newer: &Self) -> bool {
+        match &self.phase {
+            Phase::Established(phase) => {
+                self.is_established()
+                    && self.common.role != newer.common.role
+                    && newer.common.began <= phase.since
+            }
+            _ => false,
+        }
+    }
+
+    /// Both ends set an IKE SA up at once, and the other one is kept.
+    pub fn drop_duplicate(&mut self, cx: &mut Cx<'_>) {
+        self.with_established(cx, |phase, common, cx| phase.drop_duplicate(common, cx));
+    }
+
+    /// It waits for the peer to delete it.
+    pub fn yield_to_rival(&mut self, cx: &mut Cx<'_>) {
+        self.with_established(cx, |phase, _, cx| phase.yield_to_rival(cx.now));
+    }
+
     /// A child SA is past its hard lifetime.
     pub fn expire_child(&mut self, cx: &mut Cx<'_>, id: ChildSaId) {
         self.with_established(cx, |phase, _, cx| phase.expire_child(cx, id));
+    }
+
+    /// Whether a child SA that has carried this much in one direction is to be rekeyed (false) or
+    /// carries nothing more (true).
+    pub fn used_up(&self, id: ChildSaId, bytes: u64, packets: u64) -> Option<bool> {
+        let Phase::Established(phase) = &self.phase else {
+            return None;
+        };
+        let child = phase.children.iter().find(|child| child.id == id)?;
+        let (soft, hard) = (child.allowances.soft, child.allowances.hard);
+        if hard.is_used_up(bytes, packets) {
+            return Some(true);
+        }
+        // A rekey that is under way need not be asked for.
+        (soft.is_used_up(bytes, packets) && child.rekey_at.is_some()).then_some(false)
     }
 
     /// A child SA is to be rekeyed.
@@ -251,6 +303,22 @@ impl IkeSa {
     /// The host sends from another address now.
     pub fn move_here(&mut self, cx: &mut Cx<'_>, local: IpAddr) {
         self.with_established(cx, |phase, common, cx| phase.move_here(common, cx, local));
+    }
+
+    /// Somebody at the peer's address says, unprotected, that it does not know the SA that a child SA of
+    /// this sends with.
+    pub fn hint(&mut self, cx: &mut Cx<'_>, remote: SocketAddr) {
+        self.with_established(cx, |phase, common, cx| {
+            phase.hint(common, cx, remote, NotifyType::INVALID_SPI);
+        });
+    }
+
+    /// Whether a child SA sends with this SPI.
+    pub fn sends_with(&self, spi: u32) -> bool {
+        match &self.phase {
+            Phase::Established(phase) => phase.children.iter().any(|child| child.spi_out == spi),
+            _ => false,
+        }
     }
 
     /// The peer was heard by other means.

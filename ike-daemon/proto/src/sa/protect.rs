@@ -12,7 +12,8 @@ use crate::proposal::IkeSuite;
 use crate::status::{IkeDrop, Role};
 use crate::wire::payload::Fragment;
 use crate::wire::{
-    ExchangeType, Flags, HEADER_LEN, Header, NotifyType, Payload, PayloadType, Payloads, Writer,
+    ExchangeType, Flags, HEADER_LEN, Header, Notify, NotifyType, Payload, PayloadType, Payloads,
+    Writer,
 };
 
 /// Both directions of an IKE SA.
@@ -260,4 +261,24 @@ pub(crate) fn unprotected_error(datagram: &Datagram<'_>) -> Option<NotifyType> {
     notifies
         .find(|notify| notify.kind.is_error())
         .map(|notify| notify.kind)
+}
+
+/// The SPI in an INVALID_SPI notify without encrypted payload: whoever sent it says that it receives ESP
+/// with it and knows no such SA (RFC 7296 section 1.5).
+pub(crate) fn unknown_esp_spi(datagram: &Datagram<'_>) -> Option<u32> {
+    let header = &datagram.header;
+    if header.exchange != ExchangeType::INFORMATIONAL
+        || header.flags.is_response()
+        || header.next_payload != PayloadType::NOTIFY
+    {
+        return None;
+    }
+    let payloads = Payloads::collect_all(header.next_payload, datagram.body).ok()?;
+    respond::notifies(&payloads).find_map(invalid_spi)
+}
+
+/// The SPI that an INVALID_SPI notify is about.
+pub(crate) fn invalid_spi(notify: &Notify<'_>) -> Option<u32> {
+    let spi = notify.data.try_into().ok().map(u32::from_be_bytes);
+    spi.filter(|_| notify.kind == NotifyType::INVALID_SPI)
 }

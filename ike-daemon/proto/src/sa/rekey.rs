@@ -1,20 +1,17 @@
 //! CREATE_CHILD_SA: new child SAs, and rekeying of child and IKE SAs (RFC 7296 sections 1.3 and 2.8).
-//!
-//! Of two rekeys of the same SA that cross, each end refuses the other's with TEMPORARY_FAILURE
-//! (section 2.25) and tries again after a random time.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use espada_common::sa::{ChildSaId, SecretBytes, Share, Takeover};
 
 use super::child::{self, Agreed, ChildOffer};
+use super::collision::{Rival, later};
 use super::established::{Established, Pending, Task};
 use super::followup::{self, Awaited, AwaitedSa, FollowUp, Step};
-use super::protect::Protector;
 use super::respond::notifies;
 use super::{Common, Cx, Datagram, Effect, IkeSa, Phase, explain, resource};
-use crate::crypto::Random;
+use crate::config::StartAction;
 use crate::crypto::dh::KeyExchange;
 use crate::crypto::keys::{IkeContext, IkeKeys, SkeySeed};
 use crate::notice::DownReason;
@@ -63,6 +60,8 @@ pub(crate) struct ChildRequest {
     pub began: Instant,
     /// The group was the peer's wish.
     pub retried: bool,
+    /// What the peer asked for at the same time, and got.
+    pub rival: Option<Rival<ChildSaId>>,
 }
 
 /// A CREATE_CHILD_SA request of ours for the successor of the IKE SA.
@@ -73,6 +72,8 @@ pub(crate) struct IkeRequest {
     pub follow_up: Option<FollowUp>,
     pub began: Instant,
     pub retried: bool,
+    /// The successor that the peer asked for at the same time, by our SPI.
+    pub rival: Option<Rival<u64>>,
 }
 
 /// An IKE SA that takes over.
@@ -124,15 +125,6 @@ fn wanted_group(notify: &Notify<'_>) -> Option<DhGroup> {
         .ok()
         .map(u16::from_be_bytes);
     id.and_then(DhGroup::from_id)
-}
-
-/// When a rekey that failed for now is tried again: in ten to twenty seconds.
-fn later(cx: &mut Cx<'_>) -> Instant {
-    let mut octets = [0; 2];
-    cx.rng.fill(&mut octets);
-    cx.now
-        + Duration::from_secs(10)
-        + Duration::from_millis(u64::from(u16::from_be_bytes(octets)) * 10 / 66)
 }
 
 impl Established {
@@ -191,6 +183,7 @@ impl Established {
             follow_up: None,
             began: cx.now,
             retried,
+            rival: None,
         }));
         self.request(common, cx, ExchangeType::CREATE_CHILD_SA, &writer, pending);
     }
@@ -217,6 +210,7 @@ impl Established {
             // It goes with the IKE SA.
             return cx.out.release(id);
         }
+        self.count_refusal(cx.now, parts.error.map(|notify| notify.kind));
         if let Some(notify) = parts.error {
             cx.out.release(id);
             let wanted = wanted_group(&notify);
@@ -233,18 +227,19 @@ impl Established {
                     return self.request_child(common, cx, purpose, wanted);
                 }
                 NotifyType::CHILD_SA_NOT_FOUND if old.is_some() => {
-                    // The peer lost it: what we send there is lost as well.
-                    if let Some(id) = old {
-                        self.remove_child(cx, id, DownReason::PeerDeleted);
+                    return self.child_lost(cx, old);
+                }
+                NotifyType::TEMPORARY_FAILURE => {
+                    self.plan_shares_later(cx);
+                    if purpose == Purpose::First {
+                        self.try_later(cx, Task::CreateChild { purpose });
                     }
-                    return self.acquire();
                 }
                 // Another process answers there, or the peer took too long for us.
                 NotifyType::STATE_NOT_FOUND if !request.retried => {
                     let group = self.first_group();
                     return self.request_child(common, cx, purpose, group);
                 }
-                NotifyType::TEMPORARY_FAILURE => self.plan_shares_later(cx),
                 kind if matches!(purpose, Purpose::Processor(_)) => {
                     self.shares_refused(cx, kind);
                 }
@@ -259,6 +254,15 @@ impl Established {
             }
             return self.rekey_child_later(cx, old);
         }
+        let earlier = request.follow_up.as_ref();
+        let nonce_r = earlier.map_or(parts.nonce, |earlier| Some(&earlier.nonce_r[..]));
+        let nonces = [&request.nonce[..], nonce_r.unwrap_or_default()];
+        let answer = earlier.map_or(&parts.offer, |earlier| &earlier.answer);
+        let rival = self.rival_of(&request, answer).cloned();
+        if rival.as_ref().is_some_and(|rival| rival.prevails(nonces)) {
+            cx.out.release(id);
+            return self.queue.push_back(Task::DeleteChild { id, spi_in });
+        }
         match self.finish_child(common, cx, request, &parts) {
             Ok(Step::More { request, link }) => {
                 let mut writer = Writer::new();
@@ -272,10 +276,17 @@ impl Established {
                     Purpose::Replace(old) => self.share_of(old),
                     Purpose::Processor(number) => self.free_share(Some(number)),
                 };
-                let takeover = old.map(|old| (old, Takeover::Now));
+                let there = |id: &ChildSaId| self.children.iter().any(|child| child.id == *id);
+                let rival = rival.map(|rival| rival.made);
+                let from = old.filter(there).or(rival.filter(|_| old.is_some()));
+                let takeover = from.map(|old| (old, Takeover::Now));
                 self.install_child(common, cx, new, takeover, began);
+                if let Some(rival) = rival {
+                    self.await_delete(cx, rival);
+                }
                 if let Some(child) = self.children.iter_mut().find(|child| Some(child.id) == old) {
                     child.replaced = true;
+                    child.rekey_at = None;
                     self.queue.push_back(Task::DeleteChild {
                         id: child.id,
                         spi_in: child.spi_in,
@@ -297,8 +308,27 @@ impl Established {
 
     fn rekey_child_later(&mut self, cx: &mut Cx<'_>, old: Option<ChildSaId>) {
         let at = later(cx);
-        if let Some(child) = self.children.iter_mut().find(|child| Some(child.id) == old) {
+        let mut children = self.children.iter_mut();
+        if let Some(child) = children.find(|child| Some(child.id) == old && !child.replaced) {
             child.rekey_at = Some(at);
+        }
+    }
+
+    /// The peer does not have the child SA that we want to rekey: "silently delete the Child SA (if it
+    /// still exists) and send a request to create a new Child SA from scratch" (section 2.25).
+    fn child_lost(&mut self, cx: &mut Cx<'_>, old: Option<ChildSaId>) {
+        let Some(child) = self.children.iter().find(|child| Some(child.id) == old) else {
+            if self.config.start == StartAction::Start {
+                self.acquire(); // It deleted it while we asked.
+            }
+            return;
+        };
+        if child.replaced {
+            // By a rekey of the peer's, which was done before it saw ours (section 2.8.1).
+            self.retire_child(cx, child.id);
+        } else {
+            self.remove_child(cx, child.id, DownReason::PeerDeleted);
+            self.acquire();
         }
     }
 
@@ -384,12 +414,17 @@ impl Established {
         let Some(nonce_i) = parts.nonce else {
             return Err(NotifyType::INVALID_SYNTAX.into());
         };
-        if self.deleting || self.superseded || matches!(self.pending(), Some(Pending::Ike(_))) {
+        if !self.is_current() || matches!(self.pending(), Some(Pending::Ike(_))) {
             return Err(NotifyType::TEMPORARY_FAILURE.into());
         }
         let mut old = None;
         if let Some(spi) = parts.rekeys {
             let child = self.children.iter().find(|child| child.spi_out == spi);
+            let early = child.is_none() && matches!(self.pending(), Some(Pending::Child(_)));
+            if early || child.is_some_and(|child| self.is_closing(child.id)) {
+                // We delete it; or our request under way may have made it.
+                return Err(NotifyType::TEMPORARY_FAILURE.into());
+            }
             let Some(child) = child.filter(|child| !child.replaced) else {
                 let spi = spi.to_be_bytes().to_vec();
                 return Err(NotifyOut {
@@ -399,10 +434,6 @@ impl Established {
                 });
             };
             let id = child.id;
-            if matches!(self.pending(), Some(Pending::Child(request)) if request.purpose == Purpose::Replace(id))
-            {
-                return Err(NotifyType::TEMPORARY_FAILURE.into());
-            }
             self.withdraw(Purpose::Replace(id));
             old = Some(id);
         }
@@ -471,7 +502,8 @@ impl Established {
         let new = child::derive(&self.keys, agreed, spi_in, nonces, secrets, Role::Responder)
             .map_err(|_| NotifyOut::from(NotifyType::NO_PROPOSAL_CHOSEN))?;
         let takeover = old.map(|old| (old, Takeover::WithRemoval));
-        self.install_child(common, cx, new, takeover, began);
+        let made = self.install_child(common, cx, new, takeover, began);
+        self.note_rival(made, old, [nonces.0, nonces.1]);
         if let Some(child) = self.children.iter_mut().find(|child| Some(child.id) == old) {
             child.replaced = true;
             child.rekey_at = None;
@@ -496,6 +528,7 @@ impl Established {
             follow_up: None,
             began: cx.now,
             retried,
+            rival: None,
         }));
         self.request(common, cx, ExchangeType::CREATE_CHILD_SA, &writer, pending);
     }
@@ -509,7 +542,18 @@ impl Established {
         payloads: &[Payload<'_>],
     ) {
         let parts = Parts::of(payloads);
+        let rival = request.rival.clone();
+        if self.deleting
+            && let Some(rival) = &rival
+        {
+            cx.out.effects.push(Effect::Redundant { spi: rival.made });
+        }
         if let Some(notify) = parts.error {
+            if let Some(rival) = rival.filter(|_| !self.deleting) {
+                // The peer was done with its own rekey before it saw ours.
+                return self.leave_to(common, cx, rival.made);
+            }
+            self.count_refusal(cx.now, Some(notify.kind));
             let wanted = wanted_group(&notify);
             let offered = |group: &DhGroup| {
                 self.config
@@ -537,6 +581,11 @@ impl Established {
             self.rekey_at = later(cx);
             return;
         }
+        let earlier = request.follow_up.as_ref();
+        let nonce_r = earlier.map_or(parts.nonce, |earlier| Some(&earlier.nonce_r[..]));
+        let nonces = [&request.nonce[..], nonce_r.unwrap_or_default()];
+        let prevails = rival.as_ref().filter(|rival| rival.prevails(nonces));
+        let prevails = prevails.map(|rival| rival.made).filter(|_| !self.deleting);
         match self.finish_rekey(common, cx, request, &parts) {
             Ok(Step::More { request, link }) => {
                 let mut writer = Writer::new();
@@ -544,13 +593,25 @@ impl Established {
                 let pending = Pending::Ike(Box::new(request));
                 self.request(common, cx, ExchangeType::IKE_FOLLOWUP_KE, &writer, pending);
             }
+            Ok(Step::Done((new, suite, keys))) if prevails.is_some() => {
+                self.give_back(cx, new, suite, keys);
+                if let Some(spi) = prevails {
+                    self.leave_to(common, cx, spi);
+                }
+            }
             Ok(Step::Done((new, suite, keys))) => {
+                if let Some(rival) = rival {
+                    cx.out.effects.push(Effect::Redundant { spi: rival.made });
+                }
                 self.hand_over(common, cx, new, suite, keys);
                 self.deleting = true;
                 self.queue.clear();
                 self.queue.push_back(Task::DeleteIke);
             }
             Err(refusal) => {
+                if let Some(rival) = rival.filter(|_| !self.deleting) {
+                    self.leave_to(common, cx, rival.made);
+                }
                 cx.out.effects.push(Effect::Failed {
                     refusal,
                     retry: false,
@@ -623,15 +684,11 @@ impl Established {
         let Some(nonce_i) = parts.nonce else {
             return Err(NotifyType::INVALID_SYNTAX.into());
         };
-        let busy = self
-            .queue
-            .iter()
-            .any(|task| matches!(task, Task::CreateChild { .. }))
-            || matches!(
-                self.pending(),
-                Some(Pending::Ike(_) | Pending::Child(_) | Pending::DeleteChild { .. })
-            );
-        if self.deleting || self.superseded || busy {
+        let busy = matches!(
+            self.pending(),
+            Some(Pending::Child(_) | Pending::DeleteChild { .. })
+        );
+        if !self.is_current() || busy || self.rival_successor().is_some() {
             return Err(NotifyType::TEMPORARY_FAILURE.into());
         }
         let offered = &parts.offer.proposals;
@@ -696,8 +753,8 @@ impl Established {
             .ok()
     }
 
-    /// Gives the child SAs to the successor, which the endpoint adopts: "the new IKE SA inherits all
-    /// of the original IKE SA's Child SAs" (section 2.8). The peers stay who they proved to be.
+    /// Gives the child SAs to the successor, which the endpoint adopts. The peers stay who they proved
+    /// to be.
     pub(super) fn hand_over(
         &mut self,
         common: &Common,
@@ -706,47 +763,35 @@ impl Established {
         suite: IkeSuite,
         keys: IkeKeys,
     ) {
-        let Ok(protector) = Protector::new(&suite, &keys, new.role) else {
+        let Some(mut successor) = self.successor(cx, &new, suite, keys) else {
             return;
         };
-        let (config, proof, local_id) = (
-            self.config.clone(),
-            self.proof.clone(),
-            self.local_id.clone(),
-        );
-        let mut successor =
-            Established::new(cx, config, suite, keys, protector, proof, local_id, 0, 0);
-        successor.children = std::mem::take(&mut self.children);
-        successor.mobility.others = std::mem::take(&mut self.mobility.others);
-        successor.plan_shares_later(cx);
-        for child in &successor.children {
-            cx.out.rehome(child.id, new.local_spi());
-        }
-        // Deletes of replaced child SAs go on there; what else waits is done by the rekey.
-        let tasks = std::mem::take(&mut self.queue).into_iter();
-        successor.queue = tasks
-            .filter(|task| {
-                use Task::{CheckAddress, DeleteChild, TellAddresses, UpdateAddresses};
-                matches!(
-                    task,
-                    DeleteChild { .. } | UpdateAddresses | TellAddresses | CheckAddress
-                )
-            })
-            .collect();
+        successor.inherit(&new, cx, self.estate());
         self.superseded = true;
         if self.deleting {
             // It was to go when this came; the peer has the successor by now.
             successor.begin_delete(cx, DownReason::Terminated);
             successor.superseded = true;
-            successor.pump(&new, cx);
         } else {
             successor.announce(&new, cx, false);
         }
         let phase = Phase::Established(Box::new(successor));
         cx.out.effects.push(Effect::Adopt {
             sa: Box::new(IkeSa { common: new, phase }),
-            from: common.local_spi(),
+            from: Some(common.local_spi()),
         });
+    }
+
+    /// Deletes a successor that we asked for and that does not prevail.
+    fn give_back(&self, cx: &mut Cx<'_>, new: Common, suite: IkeSuite, keys: IkeKeys) {
+        let Some(mut successor) = self.successor(cx, &new, suite, keys) else {
+            return;
+        };
+        successor.superseded = true;
+        successor.begin_delete(cx, DownReason::Rekeyed);
+        let phase = Phase::Established(Box::new(successor));
+        let sa = Box::new(IkeSa { common: new, phase });
+        cx.out.effects.push(Effect::Adopt { sa, from: None });
     }
 }
 

@@ -98,10 +98,12 @@ impl Established {
             .any(|share| share == Share::Processor(processor))
     }
 
-    /// Whether a child SA for a processor is not wanted any more since it was queued.
+    /// Whether a child SA is not wanted any more since it was queued.
     pub(super) fn is_needless(&self, purpose: Purpose) -> bool {
-        let Purpose::Processor(number) = purpose else {
-            return false;
+        let number = match purpose {
+            Purpose::Processor(number) => number,
+            Purpose::First => return self.carries_everything(),
+            Purpose::Replace(_) => return false,
         };
         self.no_more_shares || !self.has_fallback() || !self.is_free(number)
     }

@@ -17,6 +17,7 @@ use zeroize::Zeroizing;
 
 use self::codec::Out;
 use super::child::Child;
+use super::collision::Rival;
 use super::context::Common;
 use super::established::{Established, Outstanding, Pending, Task};
 use super::mobike::Ends;
@@ -33,7 +34,7 @@ use crate::wire::ExchangeType;
 use crate::wire::reader::{DecodeError, Reader};
 
 /// Version of the format.
-pub(crate) const VERSION: u8 = 4;
+pub(crate) const VERSION: u8 = 5;
 /// Most octets of a state.
 pub(crate) const MAX_STATE: usize = 16 * 1024;
 /// What states are called in errors.
@@ -97,6 +98,7 @@ pub(crate) struct Saved {
     pub others: Vec<IpAddr>,
     pub deleting: bool,
     pub superseded: bool,
+    pub contested: bool,
 }
 
 /// Writes IKE SAs into one state; `None` if they do not fit. Where all would fit but for the last
@@ -166,6 +168,7 @@ const FRAGMENTATION: u16 = 1 << 10;
 const LEASE: u16 = 1 << 11;
 const MOBIKE_INITIATOR: u16 = 1 << 12;
 const MOBIKE_RESPONDER: u16 = 1 << 13;
+const CONTESTED: u16 = 1 << 14;
 
 fn write_sa(
     out: &mut Out,
@@ -187,6 +190,7 @@ fn write_sa(
         (common.mobike == Some(Role::Responder), MOBIKE_RESPONDER),
         (established.deleting, DELETING),
         (established.superseded, SUPERSEDED),
+        (established.contested, CONTESTED),
         (answered.is_some(), ANSWERED),
         (established.outstanding.is_some(), OUTSTANDING),
         (established.proof.signed(), SIGNED),
@@ -230,8 +234,11 @@ fn write_sa(
     if let Some(outstanding) = &established.outstanding {
         write_outstanding(out, outstanding, clock);
     }
-    out.u16(established.queue.len() as u16);
-    for task in &established.queue {
+    // Whoever goes on need not wait: the peer had time to do what it was busy with.
+    let delayed = established.delayed.iter().map(|(_, task)| task);
+    let tasks: Vec<&Task> = established.queue.iter().chain(delayed).collect();
+    out.u16(tasks.len() as u16);
+    for task in tasks {
         write_task(out, task);
     }
     out.u16(established.children.len() as u16);
@@ -360,6 +367,7 @@ fn read_sa(reader: &mut Reader<'_>, clock: &Clock) -> Result<Saved, DecodeError>
         others,
         deleting: flag(DELETING),
         superseded: flag(SUPERSEDED),
+        contested: flag(CONTESTED),
     })
 }
 
@@ -397,6 +405,10 @@ fn write_outstanding(out: &mut Out, outstanding: &Outstanding, clock: &Clock) {
             out.option(request.follow_up.as_ref(), Out::follow_up);
             out.u64(clock.encode(request.began));
             out.u8(u8::from(request.retried));
+            out.option(request.rival.as_ref(), |out, rival| {
+                out.u64(rival.made.0);
+                out.block(&rival.nonce);
+            });
         }
         Pending::Ike(request) => {
             out.u8(REKEY_IKE);
@@ -406,6 +418,10 @@ fn write_outstanding(out: &mut Out, outstanding: &Outstanding, clock: &Clock) {
             out.option(request.follow_up.as_ref(), Out::follow_up);
             out.u64(clock.encode(request.began));
             out.u8(u8::from(request.retried));
+            out.option(request.rival.as_ref(), |out, rival| {
+                out.u64(rival.made);
+                out.block(&rival.nonce);
+            });
         }
         Pending::Update(ends) => {
             out.u8(UPDATE_ADDRESSES);
@@ -438,6 +454,7 @@ fn read_outstanding(reader: &mut Reader<'_>, clock: &Clock) -> Result<Outstandin
             follow_up: codec::option(reader, codec::follow_up)?,
             began: read_time(reader, clock)?,
             retried: codec::flag(reader)?,
+            rival: codec::option(reader, |reader| read_rival(reader, ChildSaId))?,
         })),
         REKEY_IKE => Pending::Ike(Box::new(IkeRequest {
             spi: reader.u64()?,
@@ -446,6 +463,7 @@ fn read_outstanding(reader: &mut Reader<'_>, clock: &Clock) -> Result<Outstandin
             follow_up: codec::option(reader, codec::follow_up)?,
             began: read_time(reader, clock)?,
             retried: codec::flag(reader)?,
+            rival: codec::option(reader, |reader| read_rival(reader, |spi| spi))?,
         })),
         UPDATE_ADDRESSES => Pending::Update(read_ends(reader)?),
         CHECK_ADDRESS => Pending::Check {
@@ -473,6 +491,16 @@ fn read_ends(reader: &mut Reader<'_>) -> Result<Ends, DecodeError> {
     Ok(Ends {
         local: codec::address(reader)?,
         remote: codec::address(reader)?,
+    })
+}
+
+fn read_rival<T>(
+    reader: &mut Reader<'_>,
+    made: impl Fn(u64) -> T,
+) -> Result<Rival<T>, DecodeError> {
+    Ok(Rival {
+        made: made(reader.u64()?),
+        nonce: codec::block(reader)?.to_vec(),
     })
 }
 

@@ -155,6 +155,10 @@ fn loss_and_reordering_delay_but_do_not_part_them() {
             ..Network::default()
         };
         pair.run(Duration::from_secs(400));
+        // Between two rekeys.
+        assert!(pair.run_until(Duration::from_secs(60), |pair| {
+            pair.a.sas.len() == 1 && pair.b.sas.len() == 1
+        }));
         pair.assert_connected();
         pair.a.endpoint.terminate(pair.now, "site").unwrap();
         pair.run(Duration::from_secs(300));

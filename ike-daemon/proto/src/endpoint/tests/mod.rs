@@ -1,10 +1,12 @@
 mod certificates;
 mod cp;
+mod collisions;
 mod encapsulation;
 mod exchanges;
 mod fragments;
 mod handshake;
 mod lifecycle;
+mod liveness;
 mod loss;
 mod mobike;
 mod nat;

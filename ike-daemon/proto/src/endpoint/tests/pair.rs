@@ -5,12 +5,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use espada_common::sa::{ChildSa, ChildSaId, Command, Mode, Policy, SecretBytes};
+use espada_common::sa::{ChildSa, ChildSaId, Command, Mode, Policy, SecretBytes, Takeover};
 
 use crate::config::*;
 use crate::crypto::Random;
 use crate::proposal::{Proposal, Protocol};
 use crate::refusal::Refusal;
+use crate::sa::Phase;
+use crate::sa::established::Pending;
 use crate::selector;
 use crate::wire::{ExchangeType, HEADER_LEN, Header, PayloadType};
 use crate::{
@@ -82,6 +84,10 @@ pub struct End {
     pub commands: Vec<Command>,
     pub notices: Vec<Notice>,
     pub sas: BTreeMap<ChildSaId, ChildSa>,
+    /// Pairs that send, the one that does so now last.
+    pub sending: Vec<ChildSaId>,
+    /// Pairs that send when another is retired, by that.
+    waiting: HashMap<ChildSaId, ChildSaId>,
     pub policies: BTreeMap<String, Policy>,
     pub sent: Vec<Transmit>,
     pub keepalives: usize,
@@ -131,6 +137,8 @@ impl End {
             commands: Vec::new(),
             notices: Vec::new(),
             sas: BTreeMap::new(),
+            sending: Vec::new(),
+            waiting: HashMap::new(),
             policies: BTreeMap::new(),
             sent: Vec::new(),
             keepalives: 0,
@@ -241,12 +249,28 @@ impl End {
                 }
                 Command::InstallSa(sa) => {
                     assert!(self.sas.insert(sa.id, (**sa).clone()).is_none());
+                    self.sending.push(sa.id);
                 }
-                Command::RekeySa { old, new, .. } => {
+                Command::RekeySa { old, new, takeover } => {
                     assert!(self.sas.contains_key(old), "the rekeyed SA is there");
                     assert!(self.sas.insert(new.id, (**new).clone()).is_none());
+                    match takeover {
+                        Takeover::WithRemoval => drop(self.waiting.insert(*old, new.id)),
+                        Takeover::Now => {
+                            if let Some(waiting) = self.waiting.remove(old) {
+                                self.waiting.insert(new.id, waiting);
+                            }
+                            self.sending.push(new.id);
+                            self.sending.retain(|id| id != old);
+                        }
+                    }
+                }
+                Command::Retire { id } => {
+                    assert!(self.sas.contains_key(id), "the retired SA is there");
+                    self.retire(*id);
                 }
                 Command::RemoveSa { id } => {
+                    self.retire(*id);
                     self.sas.remove(id).expect("an SA that is there");
                 }
                 Command::MovePath { id, path } => {
@@ -269,6 +293,13 @@ impl End {
             .set_addresses(now, addresses.clone(), |_| addresses.first().copied());
         self.address = addresses.remove(0);
         self.also = addresses;
+    }
+
+    fn retire(&mut self, id: ChildSaId) {
+        let successor = self.waiting.remove(&id);
+        let successor = successor.filter(|successor| self.sas.contains_key(successor));
+        self.sending.extend(successor);
+        self.sending.retain(|sending| *sending != id);
     }
 
     pub fn refusals(&self) -> Vec<&Refusal> {
@@ -319,6 +350,11 @@ pub struct Pair {
     /// The boot clock's zero, less what [`Pair::boot`] adds.
     booted: Instant,
     rng: TestRng,
+    /// Packets that each end sends with its SA of the moment at every step: by arrival and number,
+    /// whether A receives it, and the SPI.
+    packets: Option<BTreeMap<(Instant, u64), (bool, u32)>>,
+    /// Packets that arrived when their SA was gone.
+    pub lost: usize,
     /// By arrival and number: to, from, payload.
     flying: BTreeMap<(Instant, u64), (SocketAddr, SocketAddr, Vec<u8>)>,
     count: u64,
@@ -358,6 +394,8 @@ impl Pair {
             kill: None,
             booted: now,
             rng: TestRng(seed * 3),
+            packets: None,
+            lost: 0,
             flying: BTreeMap::new(),
             count: 0,
         };
@@ -453,9 +491,76 @@ impl Pair {
         }
     }
 
+    /// Has both ends send packets at every step from now on, which arrive after the latency.
+    pub fn start_traffic(&mut self) {
+        self.packets = Some(BTreeMap::new());
+    }
+
+    fn send_packets(&mut self) {
+        let Some(packets) = &mut self.packets else {
+            return;
+        };
+        for (end, to_a) in [(&self.a, false), (&self.b, true)] {
+            if let Some(sa) = end.sending.last().and_then(|id| end.sas.get(id)) {
+                self.count += 1;
+                let arrival = (self.now + self.network.latency, self.count);
+                packets.insert(arrival, (to_a, sa.outbound.spi));
+            }
+        }
+        while let Some(entry) = packets.first_entry()
+            && entry.key().0 <= self.now
+        {
+            let (to_a, spi) = entry.remove();
+            let end = if to_a { &self.a } else { &self.b };
+            self.lost += usize::from(!end.sas.values().any(|sa| sa.inbound.spi == spi));
+        }
+    }
+
+    /// Takes the datagram that has waited longest for one end off the network.
+    fn take(&mut self, for_a: bool) -> Option<(SocketAddr, SocketAddr, Vec<u8>)> {
+        self.flush();
+        let to = if for_a {
+            self.a.address
+        } else {
+            self.b.address
+        };
+        let mut flying = self.flying.iter();
+        let key = *flying.find(|(_, (remote, ..))| remote.ip() == to)?.0;
+        self.flying.remove(&key)
+    }
+
+    /// Delivers the datagram that has waited longest for A, or B; false if there is none.
+    pub fn deliver(&mut self, for_a: bool) -> bool {
+        let Some((to, from, payload)) = self.take(for_a) else {
+            return false;
+        };
+        self.now += self.network.latency;
+        let end = if for_a { &mut self.a } else { &mut self.b };
+        end.endpoint.handle_datagram(self.now, to, from, &payload);
+        self.flush();
+        self.send_packets();
+        true
+    }
+
+    /// Takes the datagram that has waited longest for A, or B, to be delivered later.
+    pub fn hold(&mut self, for_a: bool) -> (SocketAddr, SocketAddr, Vec<u8>) {
+        self.take(for_a).expect("a datagram to hold")
+    }
+
+    /// Puts it back, before all others.
+    pub fn release(&mut self, held: (SocketAddr, SocketAddr, Vec<u8>)) {
+        self.flying.insert((self.now, 0), held);
+    }
+
+    /// Loses the datagram that has waited longest for A, or B.
+    pub fn lose(&mut self, for_a: bool) {
+        self.take(for_a).expect("a datagram to lose");
+    }
+
     /// Lets the next thing happen, if it does before `end`.
     fn step(&mut self, end: Instant) -> bool {
         self.flush();
+        self.send_packets();
         let arrival = self.flying.keys().next().map(|(at, _)| *at);
         let timers = [&self.a, &self.b].map(|end| end.down_until.or(end.endpoint.poll_timeout()));
         let Some(next) = timers.into_iter().flatten().chain(arrival).min() else {
@@ -546,6 +651,72 @@ impl Pair {
                     .filter(|sa| sa.state == "established")
                     .count(),
                 1
+            );
+        }
+    }
+
+    /// Both hold the same IKE SAs and child SAs, their data planes carry exactly those, and nothing
+    /// waits for anything.
+    pub fn assert_mirrored(&self, context: &str) {
+        let ike = |end: &End| {
+            let mut spis: Vec<_> = end
+                .endpoint
+                .sas
+                .values()
+                .filter(|entry| !matches!(entry.sa.phase, Phase::Lingering(_)))
+                .map(|entry| {
+                    assert!(
+                        entry.sa.is_established(),
+                        "{context}: {:?}",
+                        end.endpoint.status(self.now)
+                    );
+                    (entry.sa.common.spi_i, entry.sa.common.spi_r)
+                })
+                .collect();
+            spis.sort_unstable();
+            spis
+        };
+        assert_eq!(ike(&self.a), ike(&self.b), "{context}: IKE SAs");
+        for (end, other) in [(&self.a, &self.b), (&self.b, &self.a)] {
+            let owned: Vec<ChildSaId> = end
+                .endpoint
+                .sas
+                .values()
+                .filter_map(|entry| match &entry.sa.phase {
+                    Phase::Established(established) => Some(established),
+                    _ => None,
+                })
+                .flat_map(|established| {
+                    let pending = established.pending();
+                    let idle = matches!(pending, None | Some(Pending::Liveness));
+                    assert!(established.queue.is_empty() && idle, "{context}");
+                    established.children.iter().map(|child| child.id)
+                })
+                .collect();
+            let mut carried: Vec<_> = end.sas.keys().copied().collect();
+            let mut sorted = owned.clone();
+            sorted.sort_unstable();
+            carried.sort_unstable();
+            assert_eq!(
+                sorted, carried,
+                "{context}: the data plane carries what IKE has"
+            );
+            assert_eq!(end.endpoint.out.child_count(), carried.len(), "{context}");
+            for sa in end.sas.values() {
+                let same = other
+                    .sas
+                    .values()
+                    .find(|same| same.inbound.spi == sa.outbound.spi);
+                assert_same(
+                    sa,
+                    same.unwrap_or_else(|| panic!("{context}: a one-sided SA")),
+                );
+            }
+            let sending = end.sending.last().and_then(|id| end.sas.get(id));
+            assert_eq!(
+                sending.is_some(),
+                !end.sas.is_empty(),
+                "{context}: somebody sends"
             );
         }
     }
@@ -657,6 +828,7 @@ pub fn connection(local: &str, remote: &str, ike: &str, esp: &str) -> Connection
             action: DpdAction::Restart,
         }),
         start: StartAction::Start,
+        keying_tries: 0,
         encapsulation: EncapsulationPolicy::Esp,
         replay_window: 4096,
         processors: None,
@@ -665,6 +837,8 @@ pub fn connection(local: &str, remote: &str, ike: &str, esp: &str) -> Connection
         vips: Vec::new(),
         pools: Vec::new(),
         mobike: false,
+        child_bytes: None,
+        child_packets: None,
         origin: SettingOrigin {
             file: "site.toml".to_owned(),
             settings: settings.collect(),

@@ -113,16 +113,6 @@ fn what_expires_is_made_again() {
         let expire = Event::Expire { id, hard: true };
         pair.a.endpoint.handle_event(pair.now, &expire);
         pair.settle();
-        if share == Share::Fallback {
-            // A packet of a processor without one of its own needs it.
-            assert!(!shares(&pair.a).contains(&share));
-            let packet = Event::Acquire {
-                connection: "site".into(),
-                source: "10.1.0.1".parse().unwrap(),
-                destination: "10.2.0.1".parse().unwrap(),
-            };
-            pair.a.endpoint.handle_event(pair.now, &packet);
-        }
         pair.run(Duration::from_secs(30));
         for end in [&pair.a, &pair.b] {
             assert_eq!(shares(end), [Share::Fallback, PROCESSOR_0, PROCESSOR_1]);

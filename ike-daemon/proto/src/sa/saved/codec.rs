@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::time::Instant;
 
 use espada_common::sa::{
-    ChildSaId, Cipher, Encapsulation, EspSuite, GcmIcv, Integrity, Mode, SecretBytes, Share,
-    TrafficSelector,
+    Allowances, ChildSaId, Cipher, Encapsulation, EspSuite, GcmIcv, Integrity, Mode, SecretBytes,
+    Share, TrafficSelector,
 };
 use zeroize::Zeroizing;
 
@@ -417,6 +417,8 @@ pub(super) fn child(
         (list(reader, selector)?, list(reader, selector)?)
     };
     Ok(Child {
+        // Drawn anew by whoever goes on, from the configuration of then.
+        allowances: Allowances::default(),
         id,
         spi_in,
         spi_out,

@@ -7,6 +7,7 @@ pub mod crypto;
 pub mod decap;
 pub mod encap;
 pub mod ip;
+mod plain;
 mod pmtu;
 pub mod sad;
 mod sequence;

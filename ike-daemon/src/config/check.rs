@@ -119,16 +119,19 @@ fn overlap(document: &Document<'_>, earlier: &Found, later: &Found) {
 /// The setting that allows groups 2 and 5 where no proposal has them.
 fn needless_insecure(document: &Document<'_>, found: &Found) {
     let settings = found.connection.settings();
-    let weak = |proposal: &Proposal| proposal.groups.iter().any(|group| group.is_insecure());
     let signatures = matches!(settings.remote_auth, RemoteAuth::PublicKey(_));
     if found.connection.insecure
         && !signatures
-        && !settings.ike.iter().chain(&settings.esp).any(weak)
+        && !settings
+            .ike
+            .iter()
+            .chain(&settings.esp)
+            .any(Proposal::is_insecure)
     {
         document.warning(
             &found.name_span,
             format!(
-                "`{}` has insecure = true, but no proposal uses an insecure group",
+                "`{}` has insecure = true, but no proposal uses an insecure algorithm",
                 found.connection.name()
             ),
             Some("remove insecure = true".to_owned()),

@@ -28,7 +28,13 @@ pub struct SkeySeed {
 impl SkeySeed {
     /// SKEYSEED = prf(Ni | Nr, g^ir), for an IKE SA that does not replace another (section 2.14).
     pub fn initial(prf_new: Prf, context: &IkeContext<'_>, shared_secret: &SecretBytes) -> Self {
-        let nonces = [context.nonce_i, context.nonce_r].concat();
+        let part = |nonce| match prf_new {
+            // "only the first 64 bits of Ni and the first 64 bits of Nr are used in calculating
+            // SKEYSEED" (section 2.14).
+            Prf::AesXcbc | Prf::AesCmac => <[u8]>::get(nonce, ..8).unwrap_or(nonce),
+            _ => nonce,
+        };
+        let nonces = [part(context.nonce_i), part(context.nonce_r)].concat();
         let seed = prf(prf_new, &nonces, &[shared_secret.expose()]);
         Self { prf: prf_new, seed }
     }
@@ -307,6 +313,17 @@ mod tests {
             keys.pr.expose(),
             hex("eb68c2e3bccab46799532437313e52292fc54f29")
         );
+    }
+
+    #[test]
+    fn two_prfs_take_only_the_first_octets_of_the_nonces() {
+        let (shared, context) = (SecretBytes::new(vec![0xab; 32]), context());
+        let nonces = [&NONCE_I[..8], &NONCE_R[..8]].concat();
+        for algorithm in [Prf::AesXcbc, Prf::AesCmac] {
+            let seed = SkeySeed::initial(algorithm, &context, &shared);
+            let expected = prf(algorithm, &nonces, &[shared.expose()]);
+            assert_eq!(seed.seed.expose(), expected.expose());
+        }
     }
 
     /// The old SA's PRF makes SKEYSEED, the new one's the keys.

@@ -5,7 +5,9 @@ use std::path::Path;
 use espada_common::sa::{Mode, TrafficSelector};
 use espada_dataplane::plane::EngineKind;
 use espada_ike::Identity;
-use espada_ike::config::{ConnectionConfig, PskSecret, RemoteAddress, RemoteAuth, RemoteIdentity};
+use espada_ike::config::{
+    ConnectionConfig, Ppk, PskSecret, RemoteAddress, RemoteAuth, RemoteIdentity,
+};
 use espada_ike::proposal::Proposal;
 
 use super::connection::Found;
@@ -136,6 +138,29 @@ fn needless_insecure(document: &Document<'_>, found: &Found) {
             ),
             Some("remove insecure = true".to_owned()),
         );
+    }
+}
+
+/// Gives connections the PPKs that they name.
+pub(super) fn ppks(document: &Document<'_>, connections: &mut [Found], ppks: &[Ppk], file: &Path) {
+    for found in connections {
+        let Some((name, required)) = &found.ppk else {
+            continue;
+        };
+        match ppks.iter().find(|ppk| ppk.id == name.value) {
+            Some(ppk) => found.connection.set_ppk(Ppk {
+                required: *required,
+                ..ppk.clone()
+            }),
+            None => document.error(
+                &name.span,
+                format!("there is no PPK \"{}\" in {}", name.value, file.display()),
+                Some(format!(
+                    "put in there:\n        [[ppk]]\n        id = \"{}\"\n        secret = \"…\"",
+                    name.value
+                )),
+            ),
+        }
     }
 }
 

@@ -4,6 +4,7 @@ mod agree;
 mod certificates;
 mod kernel;
 mod pairs;
+mod ppk;
 mod refuse;
 
 use anyhow::Result;
@@ -52,6 +53,7 @@ fn start_with(
         remote_ts: addr::LAN_A,
         psk: PSK,
         pki: None,
+        ike_extra: "",
         extra: "",
     };
     change(&mut ours, &mut theirs);
@@ -84,6 +86,7 @@ fn start_swapped() -> Result<Pair> {
         remote_ts: addr::LAN_B,
         psk: PSK,
         pki: None,
+        ike_extra: "",
         extra: "",
     };
     let espada = Espada::start(&line.gw_b, &work, &ours, false)?;

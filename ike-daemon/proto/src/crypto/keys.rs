@@ -139,6 +139,22 @@ pub struct IkeKeys {
     pub pr: SecretBytes,
 }
 
+impl IkeKeys {
+    /// SK_d, SK_pi and SK_pr = prf+(PPK, the same without it) (RFC 8784 section 3).
+    pub fn with_ppk(&self, ppk: &SecretBytes) -> Result<Self, PrfError> {
+        let mix = |key: &SecretBytes| {
+            let len = key.expose().len();
+            prf_plus(self.prf, ppk.expose(), &[key.expose()], len)
+        };
+        Ok(Self {
+            d: mix(&self.d)?,
+            pi: mix(&self.pi)?,
+            pr: mix(&self.pr)?,
+            ..self.clone()
+        })
+    }
+}
+
 /// Keys of one direction of a child SA, as `HalfSa` has them.
 #[derive(Clone, Debug)]
 pub struct DirectionKeys {
@@ -429,6 +445,22 @@ mod tests {
         let keymat = prf(Prf::HmacSha256, before.d.expose(), &inputs);
         let key = &child.initiator_to_responder.encryption_key;
         assert_eq!(key.expose(), &keymat.expose()[..20]);
+    }
+
+    #[test]
+    fn a_ppk_goes_into_three_keys() {
+        let (without, ppk) = (keys(&aead()), SecretBytes::new(b"beforehand".to_vec()));
+        let with = without.with_ppk(&ppk).unwrap();
+        for (before, after) in [
+            (&without.d, &with.d),
+            (&without.pi, &with.pi),
+            (&without.pr, &with.pr),
+        ] {
+            let expected = prf(Prf::HmacSha256, b"beforehand", &[before.expose(), &[1]]);
+            assert_eq!(after.expose(), expected.expose());
+        }
+        assert_eq!(with.ei.expose(), without.ei.expose());
+        assert_eq!(with.er.expose(), without.er.expose());
     }
 
     #[test]

@@ -60,6 +60,8 @@ pub(crate) struct Established {
     pub deleting: bool,
     /// A rekeyed IKE SA took over; its end is nothing to tell of.
     pub superseded: bool,
+    /// A PPK is in its keys (RFC 8784).
+    pub ppk: bool,
     /// A CREATE_CHILD_SA exchange of the peer's that waits for further key exchanges. It is not
     /// saved: a successor answers STATE_NOT_FOUND, and the peer begins anew.
     pub(super) awaited: Option<Box<Awaited>>,
@@ -145,6 +147,7 @@ impl Established {
             rekey_at,
             deleting: false,
             superseded: false,
+            ppk: false,
             awaited: None,
             no_more_shares: false,
             shares_due: None,
@@ -180,6 +183,7 @@ impl Established {
             expires: saved.expires,
             deleting: saved.deleting,
             superseded: saved.superseded,
+            ppk: saved.ppk,
             awaited: None,
             no_more_shares: false,
             shares_due: None,

@@ -2,6 +2,7 @@
 
 mod auth;
 mod mode;
+mod ppk;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ pub(crate) use auth::{
     unknown_identity, untrusted, wants_eap, wants_sha1, wrong_identity, wrong_psk,
 };
 pub(crate) use mode::{transport_declined, transport_unwanted, transport_wanted};
+pub(crate) use ppk::{no_ppk, other_ppk};
 
 use super::Datagram;
 use super::child::ChildOffer;

@@ -12,6 +12,7 @@ pub(crate) mod informational;
 pub(crate) mod init;
 pub(crate) mod intermediate;
 pub(crate) mod nat;
+pub(crate) mod ppk;
 pub(crate) mod proof;
 pub(crate) mod protect;
 pub(crate) mod psk;

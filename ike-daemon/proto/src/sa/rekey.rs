@@ -716,6 +716,8 @@ impl Established {
         );
         let mut successor =
             Established::new(cx, config, suite, keys, protector, proof, local_id, 0, 0);
+        // Its keys come of keys that have the PPK in them.
+        successor.ppk = self.ppk;
         successor.children = std::mem::take(&mut self.children);
         successor.plan_shares_later(cx);
         for child in &successor.children {

@@ -93,6 +93,7 @@ pub(crate) struct Saved {
     pub children: Vec<Child>,
     pub deleting: bool,
     pub superseded: bool,
+    pub ppk: bool,
 }
 
 /// Writes IKE SAs into one state; `None` if they do not fit. Where all would fit but for the last
@@ -159,6 +160,7 @@ const OUTSTANDING: u16 = 1 << 7;
 const SIGNED: u16 = 1 << 8;
 const NAT_AGREED: u16 = 1 << 9;
 const FRAGMENTATION: u16 = 1 << 10;
+const PPK: u16 = 1 << 15;
 
 fn write_sa(
     out: &mut Out,
@@ -180,6 +182,7 @@ fn write_sa(
         (answered.is_some(), ANSWERED),
         (established.outstanding.is_some(), OUTSTANDING),
         (established.proof.signed(), SIGNED),
+        (established.ppk, PPK),
     ];
     let set = flags.iter().filter(|(set, _)| *set);
     out.u16(set.fold(0, |flags, (_, flag)| flags | flag));
@@ -326,6 +329,7 @@ fn read_sa(reader: &mut Reader<'_>, clock: &Clock) -> Result<Saved, DecodeError>
         children,
         deleting: flag(DELETING),
         superseded: flag(SUPERSEDED),
+        ppk: flag(PPK),
     })
 }
 

@@ -7,6 +7,7 @@ mod lifecycle;
 mod loss;
 mod nat;
 mod pair;
+mod ppk;
 mod processors;
 mod refusals;
 mod restart;

@@ -599,6 +599,7 @@ pub fn connection(local: &str, remote: &str, ike: &str, esp: &str) -> Connection
         "mode",
         "local.key",
         "remote.cacerts",
+        "ppk",
     ];
     let settings = settings.iter().enumerate().map(|(index, name)| {
         let value = match *name {
@@ -623,6 +624,7 @@ pub fn connection(local: &str, remote: &str, ike: &str, esp: &str) -> Connection
         remote_id: RemoteIdentity::Address,
         local_auth: LocalAuth::Psk,
         remote_auth: RemoteAuth::Psk,
+        ppk: None,
         sha1_signatures: false,
         ike: proposals(Protocol::Ike, ike),
         esp: proposals(Protocol::Esp, esp),

@@ -17,9 +17,20 @@ pub enum Cipher {
     ChaCha20Poly1305,
     /// AES-CBC (RFC 3602). Key length in bits: 128, 192 or 256.
     AesCbc(u16),
+    /// AES-CCM (RFC 4309, RFC 5282). Key length in bits: 128, 192 or 256.
+    AesCcm(u16, GcmIcv),
+    /// AES-CTR (RFC 3686, RFC 5930). Key length in bits: 128, 192 or 256.
+    AesCtr(u16),
+    /// AES-GMAC (RFC 4543), which authenticates and does not encrypt. Key length in bits: 128, 192
+    /// or 256.
+    AesGmac(u16),
+    /// 3DES-CBC (RFC 2451). Insecure: blocks of 64 bits give plaintext away after some gigabytes.
+    TripleDes,
+    /// No encryption (RFC 2410).
+    Null,
 }
 
-/// Octets of an ICV of AES-GCM, each with a transform of its own (RFC 4106 section 8.2).
+/// Octets of an ICV of AES-GCM and AES-CCM, each with a transform of its own (RFC 4106 section 8.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum GcmIcv {
@@ -48,44 +59,81 @@ impl Cipher {
             .flat_map(|icv| BITS.map(|bits| Self::AesGcm(bits, icv)));
         gcm.chain([Self::ChaCha20Poly1305])
             .chain(BITS.map(Self::AesCbc))
+            .chain(
+                ICVS.into_iter()
+                    .flat_map(|icv| BITS.map(|bits| Self::AesCcm(bits, icv))),
+            )
+            .chain(BITS.map(Self::AesCtr))
+            .chain(BITS.map(Self::AesGmac))
+            .chain([Self::TripleDes, Self::Null])
+    }
+
+    /// Whether it is accepted only with `insecure = true`: it hides too little, or nothing.
+    pub const fn is_insecure(self) -> bool {
+        matches!(self, Self::AesGmac(_) | Self::TripleDes | Self::Null)
+    }
+
+    /// Whether it can protect IKE messages as well as ESP.
+    pub const fn fits_ike(self) -> bool {
+        !matches!(self, Self::AesGmac(_) | Self::Null)
     }
 
     /// True for combined-mode ciphers, which take no separate integrity algorithm.
     pub const fn is_aead(self) -> bool {
-        matches!(self, Self::AesGcm(..) | Self::ChaCha20Poly1305)
+        matches!(
+            self,
+            Self::AesGcm(..) | Self::AesCcm(..) | Self::AesGmac(_) | Self::ChaCha20Poly1305
+        )
     }
 
     /// Octets of key material taken from KEYMAT, salt included.
     pub const fn keymat_len(self) -> usize {
         match self {
-            Self::AesGcm(bits, _) => bits as usize / 8 + 4,
+            Self::AesGcm(bits, _) | Self::AesGmac(bits) | Self::AesCtr(bits) => {
+                bits as usize / 8 + 4
+            }
+            Self::AesCcm(bits, _) => bits as usize / 8 + 3,
             Self::ChaCha20Poly1305 => 32 + 4,
             Self::AesCbc(bits) => bits as usize / 8,
+            Self::TripleDes => 24,
+            Self::Null => 0,
         }
     }
 
-    /// Octets of salt at the end of the key material (0 for CBC).
+    /// Octets of salt (of AES-CTR the nonce) at the end of the key material.
     pub const fn salt_len(self) -> usize {
-        if self.is_aead() { 4 } else { 0 }
+        match self {
+            Self::AesCcm(..) => 3,
+            Self::AesCbc(_) | Self::TripleDes | Self::Null => 0,
+            _ => 4,
+        }
     }
 
     /// Octets of IV in every packet.
     pub const fn iv_len(self) -> usize {
-        if self.is_aead() { 8 } else { 16 }
+        match self {
+            Self::AesCbc(_) => 16,
+            Self::Null => 0,
+            _ => 8,
+        }
     }
 
-    /// Octets of ICV that it makes itself (0 for CBC).
+    /// Octets of ICV that it makes itself, 0 where that takes an integrity algorithm.
     pub const fn icv_len(self) -> usize {
         match self {
-            Self::AesGcm(_, icv) => icv.octets(),
-            Self::ChaCha20Poly1305 => 16,
-            Self::AesCbc(_) => 0,
+            Self::AesGcm(_, icv) | Self::AesCcm(_, icv) => icv.octets(),
+            Self::ChaCha20Poly1305 | Self::AesGmac(_) => 16,
+            Self::AesCbc(_) | Self::AesCtr(_) | Self::TripleDes | Self::Null => 0,
         }
     }
 
     /// What the plaintext (trailer included) is padded to, in octets. ESP itself asks for 4.
     pub const fn block_len(self) -> usize {
-        if self.is_aead() { 4 } else { 16 }
+        match self {
+            Self::AesCbc(_) => 16,
+            Self::TripleDes => 8,
+            _ => 4,
+        }
     }
 }
 
@@ -100,15 +148,21 @@ pub enum Integrity {
     HmacSha384_192,
     /// HMAC-SHA2-512-256 (RFC 4868).
     HmacSha512_256,
+    /// AES-XCBC-MAC-96 (RFC 3566).
+    AesXcbc96,
+    /// AES-CMAC-96 (RFC 4494).
+    AesCmac96,
 }
 
 impl Integrity {
     /// All of them.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 6] = [
         Self::HmacSha1_96,
         Self::HmacSha256_128,
         Self::HmacSha384_192,
         Self::HmacSha512_256,
+        Self::AesXcbc96,
+        Self::AesCmac96,
     ];
 
     /// Key octets.
@@ -118,13 +172,14 @@ impl Integrity {
             Self::HmacSha256_128 => 32,
             Self::HmacSha384_192 => 48,
             Self::HmacSha512_256 => 64,
+            Self::AesXcbc96 | Self::AesCmac96 => 16,
         }
     }
 
     /// ICV octets.
     pub const fn icv_len(self) -> usize {
         match self {
-            Self::HmacSha1_96 => 12,
+            Self::HmacSha1_96 | Self::AesXcbc96 | Self::AesCmac96 => 12,
             Self::HmacSha256_128 => 16,
             Self::HmacSha384_192 => 24,
             Self::HmacSha512_256 => 32,
@@ -175,6 +230,11 @@ impl fmt::Display for Cipher {
             Self::AesGcm(bits, icv) => write!(f, "aes{bits}gcm{}", icv.octets()),
             Self::ChaCha20Poly1305 => f.write_str("chacha20poly1305"),
             Self::AesCbc(bits) => write!(f, "aes{bits}"),
+            Self::AesCcm(bits, icv) => write!(f, "aes{bits}ccm{}", icv.octets()),
+            Self::AesCtr(bits) => write!(f, "aes{bits}ctr"),
+            Self::AesGmac(bits) => write!(f, "aes{bits}gmac"),
+            Self::TripleDes => f.write_str("3des"),
+            Self::Null => f.write_str("null"),
         }
     }
 }
@@ -186,6 +246,8 @@ impl fmt::Display for Integrity {
             Self::HmacSha256_128 => "sha256",
             Self::HmacSha384_192 => "sha384",
             Self::HmacSha512_256 => "sha512",
+            Self::AesXcbc96 => "aesxcbc",
+            Self::AesCmac96 => "aescmac",
         })
     }
 }

@@ -49,6 +49,13 @@ pub struct Config<'a> {
     pub psk: &'a str,
 }
 
+/// A PPK (RFC 8784) that both ends have in every configuration, by name and as it is written; it is
+/// used where a connection says so.
+pub const PPK: (&str, &str) = (
+    "alpha",
+    "0x5eaf00d5eaf00d5eaf00d5eaf00d5eaf00d5eaf00d5eaf00d5eaf00d5eaf00d5",
+);
+
 /// Name of the connection in every configuration of the harness.
 pub const CONNECTION: &str = "site";
 
@@ -89,8 +96,9 @@ impl Config<'_> {
     /// The secrets file.
     pub fn render_secrets(&self) -> String {
         format!(
-            "[[psk]]\nids = [\"{}\", \"{}\"]\nsecret = \"{}\"\n",
-            self.local_id, self.remote_id, self.psk
+            "[[psk]]\nids = [\"{}\", \"{}\"]\nsecret = \"{}\"\n\
+             [[ppk]]\nid = \"{}\"\nsecret = \"{}\"\n",
+            self.local_id, self.remote_id, self.psk, PPK.0, PPK.1
         )
     }
 }

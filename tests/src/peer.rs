@@ -44,6 +44,8 @@ pub struct Connection<'a> {
     pub psk: &'a str,
     /// Certificates and keys, for those peers that are given any.
     pub pki: Option<Pki<'a>>,
+    /// More of what is said of the IKE SA (strongSwan only).
+    pub ike_extra: &'a str,
     /// More of what the connection's configuration can say.
     pub extra: &'a str,
 }

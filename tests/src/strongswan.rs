@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use crate::cmd;
+use crate::espada::PPK;
 use crate::netns::Netns;
 use crate::peer::{Connection, Peer};
 use crate::peer_root;
@@ -265,6 +266,7 @@ fn render(connection: &Connection<'_>) -> Result<String> {
     proposals = {ike}
     dpd_delay = 5s
     rekey_time = 0
+    {ike_extra}
     local {{ {local_auth}
             id = {local_id} }}
     remote {{ {remote_auth}
@@ -279,7 +281,9 @@ fn render(connection: &Connection<'_>) -> Result<String> {
 }} }}
 secrets {{ ike-net {{ id-local = {local_id}
                     id-remote = {remote_id}
-                    secret = \"{psk}\" }} }}
+                    secret = \"{psk}\" }}
+          ppk-alpha {{ id = {ppk_id}
+                      secret = {ppk} }} }}
 ",
         local = connection.local,
         remote = connection.remote,
@@ -299,6 +303,9 @@ secrets {{ ike-net {{ id-local = {local_id}
             .as_ref()
             .map_or("auth = psk", |pki| pki.remote),
         psk = connection.psk,
+        ike_extra = connection.ike_extra,
+        ppk_id = PPK.0,
+        ppk = PPK.1,
     ))
 }
 

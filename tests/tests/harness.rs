@@ -30,6 +30,7 @@ fn connection(local: &'static str, remote: &'static str) -> Connection<'static> 
         remote_ts,
         psk: "nine herons",
         pki: None,
+        ike_extra: "",
         extra: "",
     }
 }

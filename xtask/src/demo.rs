@@ -256,6 +256,7 @@ fn start_peer(args: &Args, line: &Line, work: &WorkDir) -> Result<Peer> {
                 remote_ts: addr::LAN_A,
                 psk: PSK,
                 pki: None,
+                ike_extra: "",
                 extra: "",
             };
             Peer::StrongSwan(StrongSwan::start(

@@ -2,11 +2,13 @@
 #![deny(unsafe_code)]
 
 pub mod backend;
+mod block;
 pub mod cbc;
 pub mod chacha;
 pub mod cpu;
 pub mod gcm;
 pub mod hmac;
+pub mod plain;
 mod proof;
 mod sha;
 #[cfg(test)]

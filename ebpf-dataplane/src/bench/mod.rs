@@ -45,8 +45,12 @@ impl Default for Options {
     fn default() -> Self {
         let usual = |suite: &EspSuite| match suite.cipher {
             Cipher::AesGcm(bits, icv) => bits != 192 && icv == GcmIcv::Sixteen,
-            Cipher::AesCbc(bits) => bits != 192,
+            Cipher::AesCbc(bits) => {
+                let aes = [Integrity::AesXcbc96, Integrity::AesCmac96];
+                bits != 192 && !suite.integrity.is_some_and(|it| aes.contains(&it))
+            }
             Cipher::ChaCha20Poly1305 => true,
+            _ => false,
         };
         Self {
             inner_bytes: vec![64, 512, 1400, 8900],

@@ -11,6 +11,7 @@ use espada_crypto::hmac::{self, Algorithm, Hmac, Icv};
 use zeroize::Zeroizing;
 
 use super::ApplyError;
+use super::plain::Plain;
 use crate::umem::Frame;
 
 /// Octets of SPI and sequence number.
@@ -121,10 +122,14 @@ pub fn new(suite: &EspSuite, keys: &HalfSa) -> Result<Box<dyn EspCrypto>, ApplyE
                 esn: suite.esn,
             })
         }
-        (Cipher::AesCbc(_), Some(algorithm)) => {
-            Box::new(CbcHmac::new(Features::proven(), suite, algorithm, keys)?)
-        }
-        (Cipher::AesCbc(_), None) => return Err(unfit),
+        (Cipher::AesCbc(_), integrity) => match integrity.and_then(hmac_algorithm) {
+            Some(algorithm) => {
+                let features = Features::proven();
+                Box::new(CbcHmac::new(features, suite, algorithm, keys)?)
+            }
+            None => Box::new(Plain::new(suite, keys)?),
+        },
+        _ => Box::new(Plain::new(suite, keys)?),
     })
 }
 
@@ -169,7 +174,7 @@ impl EspCrypto for Gcm {
 
 /// RFC 7634 section 2.1: with extended sequence numbers the AAD is the SPI and all 64 bits, although
 /// the header carries only 32 of them.
-fn esn_aad(header: &[u8; ESP_HEADER], seq: u64) -> [u8; 12] {
+pub(super) fn esn_aad(header: &[u8; ESP_HEADER], seq: u64) -> [u8; 12] {
     let mut aad = [0; 12];
     aad[..4].copy_from_slice(&header[..4]);
     aad[4..].copy_from_slice(&seq.to_be_bytes());
@@ -236,10 +241,21 @@ struct CbcHmac {
     esn: bool,
 }
 
+/// The HMAC of an integrity algorithm, if it is one.
+pub(super) fn hmac_algorithm(integrity: Integrity) -> Option<Algorithm> {
+    Some(match integrity {
+        Integrity::HmacSha1_96 => Algorithm::Sha1,
+        Integrity::HmacSha256_128 => Algorithm::Sha256,
+        Integrity::HmacSha384_192 => Algorithm::Sha384,
+        Integrity::HmacSha512_256 => Algorithm::Sha512,
+        Integrity::AesXcbc96 | Integrity::AesCmac96 => return None,
+    })
+}
+
 /// The high 32 bits of a sequence number. RFC 4303 section 2.2.1: with a separate integrity
 /// algorithm those of an extended sequence number are not sent, but the MAC covers them behind the
 /// packet.
-fn high(esn: bool, seq: u64) -> Option<[u8; 4]> {
+pub(super) fn high(esn: bool, seq: u64) -> Option<[u8; 4]> {
     esn.then(|| ((seq >> 32) as u32).to_be_bytes())
 }
 
@@ -247,21 +263,15 @@ impl CbcHmac {
     fn new(
         features: Features,
         suite: &EspSuite,
-        integrity: Integrity,
+        algorithm: Algorithm,
         keys: &HalfSa,
     ) -> Result<Self, ApplyError> {
-        let algorithm = match integrity {
-            Integrity::HmacSha1_96 => Algorithm::Sha1,
-            Integrity::HmacSha256_128 => Algorithm::Sha256,
-            Integrity::HmacSha384_192 => Algorithm::Sha384,
-            Integrity::HmacSha512_256 => Algorithm::Sha512,
-        };
         Ok(Self {
             cipher: AesCbc::new(features, keys.encryption_key.expose())
                 .ok_or(ApplyError::Suite(*suite))?,
             mac: Hmac::new(features, algorithm, keys.integrity_key.expose()),
             iv: IvGenerator::new()?,
-            icv_len: integrity.icv_len(),
+            icv_len: suite.icv_len(),
             esn: suite.esn,
         })
     }
@@ -337,20 +347,20 @@ impl EspCrypto for CbcHmac {
 /// CBC wants IVs that nobody can predict (RFC 3602 section 3), or chosen plaintext can be tested
 /// against earlier blocks. The sequence number encrypted under a random key of its own is that,
 /// never repeats within the SA, and needs no call to the system per packet.
-struct IvGenerator(aes::Aes128);
+pub(super) struct IvGenerator(aes::Aes128);
 
 /// IVs made at a time: one alone waits for each round of its cipher.
 const IV_BATCH: usize = 8;
 
 impl IvGenerator {
-    fn new() -> Result<Self, ApplyError> {
+    pub fn new() -> Result<Self, ApplyError> {
         let mut key = Zeroizing::new([0; 16]);
         getrandom::fill(&mut *key).map_err(|error| ApplyError::Random(error.to_string()))?;
         Ok(Self(aes::Aes128::new((&*key).into())))
     }
 
     /// Replaces sequence numbers by IVs.
-    fn replace(&self, blocks: &mut [Array<u8, U16>]) {
+    pub fn replace(&self, blocks: &mut [Array<u8, U16>]) {
         self.0.encrypt_blocks(blocks);
     }
 }

@@ -9,6 +9,7 @@ pub mod encap;
 mod held;
 pub mod ip;
 mod meter;
+mod plain;
 mod pmtu;
 pub mod sad;
 mod sequence;

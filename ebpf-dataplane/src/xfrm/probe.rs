@@ -20,13 +20,20 @@ pub type Answer = Result<(), String>;
 
 /// Algorithms whose presence differs from kernel to kernel. Key lengths do not, as the kernel's AES
 /// takes all three, and its rfc4106 takes all three ICVs.
-const SUITES: [(Cipher, Option<Integrity>); 6] = [
+const SUITES: [(Cipher, Option<Integrity>); 13] = [
     (Cipher::AesGcm(256, GcmIcv::Sixteen), None),
     (Cipher::ChaCha20Poly1305, None),
     (Cipher::AesCbc(256), Some(Integrity::HmacSha1_96)),
     (Cipher::AesCbc(256), Some(Integrity::HmacSha256_128)),
     (Cipher::AesCbc(256), Some(Integrity::HmacSha384_192)),
     (Cipher::AesCbc(256), Some(Integrity::HmacSha512_256)),
+    (Cipher::AesCbc(256), Some(Integrity::AesXcbc96)),
+    (Cipher::AesCbc(256), Some(Integrity::AesCmac96)),
+    (Cipher::AesCcm(256, GcmIcv::Sixteen), None),
+    (Cipher::AesCtr(256), Some(Integrity::HmacSha256_128)),
+    (Cipher::AesGmac(256), None),
+    (Cipher::TripleDes, Some(Integrity::HmacSha256_128)),
+    (Cipher::Null, Some(Integrity::HmacSha256_128)),
 ];
 
 /// What this kernel offers.
@@ -66,13 +73,21 @@ impl Probe {
 
     /// Whether a suite's algorithms are there.
     pub fn suite(&self, suite: &EspSuite) -> Answer {
-        let same = |known: &EspSuite| {
-            std::mem::discriminant(&known.cipher) == std::mem::discriminant(&suite.cipher)
-                && known.integrity == suite.integrity
+        let kind = |suite: &EspSuite| std::mem::discriminant(&suite.cipher);
+        let of = |cipher: &EspSuite, integrity: Option<Integrity>| {
+            let same = |known: &EspSuite| {
+                kind(known) == kind(cipher) && (integrity.is_none() || known.integrity == integrity)
+            };
+            match self.suites.iter().find(|(known, _)| same(known)) {
+                Some((_, answer)) => answer.clone(),
+                None => Err(format!("the kernel has no ESP suite {suite}")),
+            }
         };
-        match self.suites.iter().find(|(known, _)| same(known)) {
-            Some((_, answer)) => answer.clone(),
-            None => Err(format!("the kernel has no ESP suite {suite}")),
+        // Each integrity algorithm is tried with AES-CBC, and goes with every other cipher too.
+        of(suite, None)?;
+        match suite.integrity {
+            Some(_) => of(&esp(&(Cipher::AesCbc(256), None)), suite.integrity),
+            None => Ok(()),
         }
     }
 

@@ -137,6 +137,8 @@ pub fn integrity_name(integrity: Integrity) -> &'static str {
         Integrity::HmacSha256_128 => "hmac(sha256)",
         Integrity::HmacSha384_192 => "hmac(sha384)",
         Integrity::HmacSha512_256 => "hmac(sha512)",
+        Integrity::AesXcbc96 => "xcbc(aes)",
+        Integrity::AesCmac96 => "cmac(aes)",
     }
 }
 
@@ -146,6 +148,11 @@ pub fn cipher_name(cipher: Cipher) -> &'static str {
         Cipher::AesGcm(..) => "rfc4106(gcm(aes))",
         Cipher::ChaCha20Poly1305 => "rfc7539esp(chacha20,poly1305)",
         Cipher::AesCbc(_) => "cbc(aes)",
+        Cipher::AesCcm(..) => "rfc4309(ccm(aes))",
+        Cipher::AesCtr(_) => "rfc3686(ctr(aes))",
+        Cipher::AesGmac(_) => "rfc4543(gcm(aes))",
+        Cipher::TripleDes => "cbc(des3_ede)",
+        Cipher::Null => "ecb(cipher_null)",
     }
 }
 

@@ -126,6 +126,19 @@ pub struct Credential {
     pub origin: String,
 }
 
+/// A key that both ends have beforehand and mix into those of the SA (RFC 8784).
+#[derive(Clone, Debug)]
+pub struct Ppk {
+    /// What both ends call it.
+    pub id: String,
+    /// The key.
+    pub secret: SecretBytes,
+    /// Without it there is no IKE SA.
+    pub required: bool,
+    /// Where it was read, as `file:line`.
+    pub origin: String,
+}
+
 /// How we prove who we are.
 #[derive(Clone, Debug)]
 pub enum LocalAuth {
@@ -279,6 +292,8 @@ pub struct ConnectionConfig {
     pub local_auth: LocalAuth,
     /// How the peer must prove who it is.
     pub remote_auth: RemoteAuth,
+    /// What goes into the keys besides the key exchange.
+    pub ppk: Option<Arc<Ppk>>,
     /// RSA signatures over SHA-1 are accepted from peers without RFC 7427. Whoever can make
     /// collisions within the time of a handshake could stand in for such a peer.
     pub sha1_signatures: bool,

@@ -6,7 +6,9 @@ use std::path::Path;
 use espada_common::sa::{Mode, TrafficSelector};
 use espada_dataplane::plane::EngineKind;
 use espada_ike::Identity;
-use espada_ike::config::{ConnectionConfig, PskSecret, RemoteAddress, RemoteAuth, RemoteIdentity};
+use espada_ike::config::{
+    ConnectionConfig, Ppk, PskSecret, RemoteAddress, RemoteAuth, RemoteIdentity,
+};
 use espada_ike::proposal::Proposal;
 
 use super::connection::Found;
@@ -148,20 +150,46 @@ fn overlap(document: &Document<'_>, earlier: &Found, later: &Found) {
 /// The setting that allows groups 2 and 5 where no proposal has them.
 fn needless_insecure(document: &Document<'_>, found: &Found) {
     let settings = found.connection.settings();
-    let weak = |proposal: &Proposal| proposal.groups.iter().any(|group| group.is_insecure());
     let signatures = matches!(settings.remote_auth, RemoteAuth::PublicKey(_));
     if found.connection.insecure
         && !signatures
-        && !settings.ike.iter().chain(&settings.esp).any(weak)
+        && !settings
+            .ike
+            .iter()
+            .chain(&settings.esp)
+            .any(Proposal::is_insecure)
     {
         document.warning(
             &found.name_span,
             format!(
-                "`{}` has insecure = true, but no proposal uses an insecure group",
+                "`{}` has insecure = true, but no proposal uses an insecure algorithm",
                 found.connection.name()
             ),
             Some("remove insecure = true".to_owned()),
         );
+    }
+}
+
+/// Gives connections the PPKs that they name.
+pub(super) fn ppks(document: &Document<'_>, connections: &mut [Found], ppks: &[Ppk], file: &Path) {
+    for found in connections {
+        let Some((name, required)) = &found.ppk else {
+            continue;
+        };
+        match ppks.iter().find(|ppk| ppk.id == name.value) {
+            Some(ppk) => found.connection.set_ppk(Ppk {
+                required: *required,
+                ..ppk.clone()
+            }),
+            None => document.error(
+                &name.span,
+                format!("there is no PPK \"{}\" in {}", name.value, file.display()),
+                Some(format!(
+                    "put in there:\n        [[ppk]]\n        id = \"{}\"\n        secret = \"…\"",
+                    name.value
+                )),
+            ),
+        }
     }
 }
 

@@ -36,6 +36,8 @@ const CONNECTION_KEYS: &[&str] = &[
     "replay_window",
     "per_cpu_sas",
     "insecure",
+    "ppk",
+    "ppk_required",
     "ike_lifetime",
     "child_lifetime",
     "vips",
@@ -72,6 +74,8 @@ pub(super) struct Found {
     pub connection: Connection,
     /// A side authenticates with a pre-shared key.
     pub needs_psk: bool,
+    /// The PPK it names, and whether it must be used.
+    pub ppk: Option<(Located<String>, bool)>,
     /// Its name in the file.
     pub name_span: Span,
     /// `per_cpu_sas`, where it is on.
@@ -160,6 +164,16 @@ fn read(
     let local = read_end(table, "local", mode, &mut settings);
     let remote = read_end(table, "remote", mode, &mut settings);
 
+    let ppk = table.string("ppk", "the name of a PPK in the secrets file");
+    let ppk_required = table.boolean("ppk_required");
+    if let (None, Some(required)) = (&ppk, &ppk_required) {
+        document.error(
+            &required.span,
+            format!("`{}` without `ppk`", table.name("ppk_required")),
+            Some("name the PPK: ppk = \"NAME\"".to_owned()),
+        );
+    }
+    settings.note(table, "ppk", "ppk");
     let both = table.choice("auth", &auth::METHODS);
     let ends = [&local, &remote].into_iter().flatten();
     for auth in [&both].into_iter().chain(ends.map(|end| &end.files.auth)) {
@@ -316,6 +330,7 @@ fn read(
         remote_id,
         local_auth: local_auth?,
         remote_auth: remote_auth?,
+        ppk: None,
         sha1_signatures: insecure,
         ike,
         esp,
@@ -342,6 +357,13 @@ fn read(
     };
     Some(Found {
         needs_psk: methods.0 == Method::Psk || methods.1 == Method::Psk,
+        ppk: ppk.map(|ppk| {
+            let name = Located {
+                value: ppk.value.to_owned(),
+                span: ppk.span,
+            };
+            (name, ppk_required.is_none_or(|required| required.value))
+        }),
         connection: Connection {
             config,
             remote: peer,

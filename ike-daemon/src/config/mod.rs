@@ -19,11 +19,12 @@ mod tests_pool;
 use std::net::IpAddr;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use espada_common::sa::{Cipher, EspSuite, Mode};
 use espada_ike::config::{
-    ConnectionConfig, EncapsulationPolicy, EndpointConfig, PskSecret, RemoteAddress,
+    ConnectionConfig, EncapsulationPolicy, EndpointConfig, Ppk, PskSecret, RemoteAddress,
 };
 use zeroize::Zeroizing;
 
@@ -34,6 +35,7 @@ use espada_dataplane::esp;
 use espada_dataplane::plane::EngineKind;
 use espada_dataplane::userspace;
 use espada_dataplane::xfrm::{self, Mark, OffloadMode};
+use secrets::Secrets;
 
 /// Which engines carry ESP.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -163,6 +165,11 @@ impl Connection {
     /// Everything but the peer's address, which `remote` says.
     pub fn settings(&self) -> &ConnectionConfig {
         &self.config
+    }
+
+    /// Mixes a key that both ends have beforehand into those of its SAs.
+    pub(super) fn set_ppk(&mut self, ppk: Ppk) {
+        self.config.ppk = Some(Arc::new(ppk));
     }
 
     /// Whether it asks for something that only the kernel's IPsec carries.
@@ -351,7 +358,7 @@ fn parse(
         .map(|table| read_ike(&table))
         .unwrap_or_default();
     let pools = pool::read_all(&top);
-    let connections = connection::read_all(&top, policy, &pools);
+    let mut connections = connection::read_all(&top, policy, &pools);
     check::connections(&document, &connections, &dataplane);
 
     let secrets_path = top.string("secrets", "the path of a file with pre-shared keys");
@@ -359,14 +366,17 @@ fn parse(
         Some(path) => file.with_file_name(path.value),
         None => file.with_file_name("secrets.toml"),
     };
-    let needed = connections.iter().any(|found| found.needs_psk);
+    let needed = connections
+        .iter()
+        .any(|found| found.needs_psk || found.ppk.is_some());
     let (secrets, secret_diagnostics) = if !needed {
-        (Some(Vec::new()), Vec::new())
+        (Some(Secrets::default()), Vec::new())
     } else {
         secrets::load(&secrets_path, policy)
     };
     if let Some(secrets) = &secrets {
-        check::secrets(&document, &connections, secrets, &secrets_path);
+        check::secrets(&document, &connections, &secrets.psks, &secrets_path);
+        check::ppks(&document, &mut connections, &secrets.ppks, &secrets_path);
     }
 
     let mut failed = document.has_errors();
@@ -386,7 +396,7 @@ fn parse(
             .into_iter()
             .map(|found| found.connection)
             .collect(),
-        secrets: secrets.unwrap_or_default(),
+        secrets: secrets.unwrap_or_default().psks,
         warnings: diagnostics,
     })
 }

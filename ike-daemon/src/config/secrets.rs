@@ -1,4 +1,4 @@
-//! `secrets.toml`: pre-shared keys, readable by their owner only. Nothing read here is ever
+//! `secrets.toml`: pre-shared keys and PPKs, readable by their owner only. Nothing read here is ever
 //! quoted in a message.
 
 use std::fs::File;
@@ -8,21 +8,27 @@ use std::path::Path;
 
 use espada_common::sa::SecretBytes;
 use espada_ike::Identity;
-use espada_ike::config::PskSecret;
+use espada_ike::config::{Ppk, PskSecret};
 use toml::de::DeValue;
 use zeroize::Zeroizing;
 
 use super::SecretsPolicy;
-use super::document::{Diagnostic, Document, Severity, Table};
+use super::document::{Diagnostic, Document, Severity, Span, Table};
 
 /// Longest secrets file that is read, in octets.
 const MAX_SECRETS: u64 = 1 << 20;
 
+/// What the file holds.
+#[derive(Default)]
+pub(super) struct Secrets {
+    /// Keys to authenticate with.
+    pub psks: Vec<PskSecret>,
+    /// Keys that go into those of the SA (RFC 8784); `required` is for each connection to say.
+    pub ppks: Vec<Ppk>,
+}
+
 /// Secrets, if they could be read, and what there is to say about the file.
-pub(super) fn load(
-    path: &Path,
-    policy: SecretsPolicy,
-) -> (Option<Vec<PskSecret>>, Vec<Diagnostic>) {
+pub(super) fn load(path: &Path, policy: SecretsPolicy) -> (Option<Secrets>, Vec<Diagnostic>) {
     let place = path.display().to_string();
     let complaint = |severity, message: String, help: Option<String>| {
         let place = place.clone();
@@ -129,42 +135,89 @@ pub(super) fn exposure(
     Ok(())
 }
 
-fn parse(name: &str, text: &Zeroizing<String>) -> (Vec<PskSecret>, Vec<Diagnostic>) {
+fn parse(name: &str, text: &Zeroizing<String>) -> (Secrets, Vec<Diagnostic>) {
     let document = Document::new(name, text, false);
     let mut root = document.parse();
-    let mut secrets = Vec::new();
+    let mut secrets = Secrets::default();
     {
         let top = Table::new(&document, root.get_ref(), &(0..0), "");
-        top.only(&["psk"]);
-        match top
-            .value("psk")
-            .map(|value| (value.span(), value.get_ref()))
-        {
-            Some((_, DeValue::Array(entries))) => {
-                for entry in entries.iter() {
-                    match entry.get_ref() {
-                        DeValue::Table(table) => {
-                            let table = Table::new(&document, table, &entry.span(), "psk");
-                            secrets.extend(read_psk(&table));
-                        }
-                        _ => document.error(
-                            &entry.span(),
-                            "`psk` must be written as [[psk]] tables",
-                            None,
-                        ),
-                    }
-                }
-            }
-            Some((span, _)) => document.error(
-                &span,
-                "`psk` must be written as [[psk]] tables",
-                Some("write [[psk]] with two brackets: there may be several".to_owned()),
-            ),
-            None => {}
-        }
+        top.only(&["psk", "ppk"]);
+        each(&top, "psk", |table| secrets.psks.extend(read_psk(table)));
+        each(&top, "ppk", |table| secrets.ppks.extend(read_ppk(table)));
     }
     wipe(&mut root);
     (secrets, document.into_diagnostics())
+}
+
+/// Every table of an array of tables.
+fn each(top: &Table<'_, '_>, name: &str, mut read: impl FnMut(&Table<'_, '_>)) {
+    let document = top.document();
+    let wrong = || format!("`{name}` must be written as [[{name}]] tables");
+    match top.value(name).map(|value| (value.span(), value.get_ref())) {
+        Some((_, DeValue::Array(entries))) => {
+            for entry in entries.iter() {
+                match entry.get_ref() {
+                    DeValue::Table(table) => {
+                        read(&Table::new(document, table, &entry.span(), name));
+                    }
+                    _ => document.error(&entry.span(), wrong(), None),
+                }
+            }
+        }
+        Some((span, _)) => document.error(
+            &span,
+            wrong(),
+            Some(format!(
+                "write [[{name}]] with two brackets: there may be several"
+            )),
+        ),
+        None => {}
+    }
+}
+
+fn read_ppk(table: &Table<'_, '_>) -> Option<Ppk> {
+    let document = table.document();
+    table.only(&["id", "secret"]);
+    let (id, secret) = (table.string("id", "a name"), read_secret(table, "ppk"));
+    if table.value("id").is_none() {
+        let help = "both ends call the key by the same name, as in id = \"site-2026\"";
+        document.error(&table.span(), "`ppk.id` is missing", Some(help.to_owned()));
+    }
+    let (id, (octets, span)) = (id?, secret?);
+    if octets.len() < 32 {
+        document.warning(
+            &span,
+            format!(
+                "a PPK of {} octets: RFC 8784 asks for 256 bits of entropy, as quantum computers halve it",
+                octets.len()
+            ),
+            Some("make one with `head -c 32 /dev/urandom | base64` and set it on both sides".to_owned()),
+        );
+    }
+    Some(Ppk {
+        id: id.value.to_owned(),
+        secret: SecretBytes::new(octets),
+        required: true,
+        origin: document.origin(&table.span()),
+    })
+}
+
+/// The octets of a table's `secret`, and where it stands.
+fn read_secret(table: &Table<'_, '_>, name: &str) -> Option<(Vec<u8>, Span)> {
+    let document = table.document();
+    let Some(secret) = table.string("secret", "a string") else {
+        if table.value("secret").is_none() {
+            document.error(&table.span(), format!("`{name}.secret` is missing"), None);
+        }
+        return None;
+    };
+    match decode_secret(secret.value) {
+        Ok(octets) => Some((octets, secret.span)),
+        Err(why) => {
+            document.error(&secret.span, why, None);
+            None
+        }
+    }
 }
 
 fn read_psk(table: &Table<'_, '_>) -> Option<PskSecret> {
@@ -187,22 +240,10 @@ fn read_psk(table: &Table<'_, '_>) -> Option<PskSecret> {
             }
         }
     }
-    let Some(secret) = table.string("secret", "a string") else {
-        if table.value("secret").is_none() {
-            document.error(&table.span(), "`psk.secret` is missing", None);
-        }
-        return None;
-    };
-    let octets = match decode_secret(secret.value) {
-        Ok(octets) => octets,
-        Err(why) => {
-            document.error(&secret.span, why, None);
-            return None;
-        }
-    };
+    let (octets, span) = read_secret(table, "psk")?;
     if octets.len() < 16 {
         document.warning(
-            &secret.span,
+            &span,
             format!("a pre-shared key of {} octets can be guessed from one captured handshake", octets.len()),
             Some("make a strong one with `head -c 32 /dev/urandom | base64` and set it on both sides".to_owned()),
         );
@@ -312,10 +353,35 @@ fn read_open(file: File, limit: u64) -> io::Result<Zeroizing<String>> {
 mod tests {
     use super::*;
 
+    #[test]
+    fn ppks_have_a_name_and_much_entropy() {
+        let parse = |text: &str| {
+            let (secrets, diagnostics) = parse("secrets.toml", &Zeroizing::new(text.to_owned()));
+            let shown: Vec<String> = diagnostics.iter().map(ToString::to_string).collect();
+            (secrets.ppks, shown.join("\n"))
+        };
+        let key = "0x".to_owned() + &"5a".repeat(32);
+        let text = format!(
+            "[[psk]]\nsecret = \"0123456789abcdef\"\n[[ppk]]\nid = \"alpha\"\nsecret = \"{key}\"\n"
+        );
+        let (ppks, shown) = parse(&text);
+        assert_eq!(shown, "");
+        assert_eq!(
+            (&ppks[0].id[..], ppks[0].secret.expose()),
+            ("alpha", &[0x5a; 32][..])
+        );
+        let (_, shown) = parse("[[ppk]]\nsecret = \"short\"\n");
+        assert!(shown.contains("`ppk.id` is missing"), "{shown}");
+        let (_, shown) = parse("[[ppk]]\nid = \"a\"\nsecret = \"short\"\n");
+        assert!(shown.contains("warning: a PPK of 5 octets"), "{shown}");
+        let (_, shown) = parse("ppk = 1\n");
+        assert!(shown.contains("[[ppk]] with two brackets"), "{shown}");
+    }
+
     fn parse_text(text: &str) -> (Vec<PskSecret>, String) {
         let (secrets, diagnostics) = parse("secrets.toml", &Zeroizing::new(text.to_owned()));
         let shown: Vec<String> = diagnostics.iter().map(ToString::to_string).collect();
-        (secrets, shown.join("\n"))
+        (secrets.psks, shown.join("\n"))
     }
 
     #[test]

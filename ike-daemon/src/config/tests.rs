@@ -476,7 +476,7 @@ fn insecure_groups_need_a_word() {
     let config = load_text(&format!("{AZURE}\ninsecure = true\n"), Some(AZURE_SECRETS)).unwrap();
     assert_eq!(
         warnings(&config),
-        ["`azure` has insecure = true, but no proposal uses an insecure group"]
+        ["`azure` has insecure = true, but no proposal uses an insecure algorithm"]
     );
 }
 

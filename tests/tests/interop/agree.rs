@@ -14,7 +14,7 @@ use super::{Pair, start, start_swapped, start_with};
 
 /// Who begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Begins {
+pub(super) enum Begins {
     Espada,
     StrongSwan,
 }
@@ -29,7 +29,7 @@ struct Suites {
 }
 
 /// A case of the matrix against this machine's strongSwan with its userspace ESP.
-fn libipsec(name: &str, test: impl FnOnce() -> Result<()>) -> Result<()> {
+pub(super) fn libipsec(name: &str, test: impl FnOnce() -> Result<()>) -> Result<()> {
     matrix::case("auto", "strongswan5-libipsec", name, "", || {
         if let Some(reason) = strongswan::missing() {
             return Ok(Outcome::Skipped(reason));
@@ -39,7 +39,7 @@ fn libipsec(name: &str, test: impl FnOnce() -> Result<()>) -> Result<()> {
     })
 }
 
-fn bring_up(pair: &Pair, begins: Begins) -> Result<()> {
+pub(super) fn bring_up(pair: &Pair, begins: Begins) -> Result<()> {
     match begins {
         Begins::Espada => pair.espada.up().map(drop),
         Begins::StrongSwan => pair.strongswan.initiate(),

@@ -84,6 +84,7 @@ fn start(sides: Sides) -> Result<Pair> {
             files,
             settings: sides.settings,
         }),
+        ike_extra: "",
         extra: "",
     };
     let strongswan = StrongSwan::start(&line.gw_b, &work, &theirs, Kind::Libipsec, false)?;

@@ -6,6 +6,7 @@ mod certificates;
 mod kernel;
 mod pairs;
 mod pvpn;
+mod ppk;
 mod refuse;
 
 use anyhow::Result;
@@ -54,6 +55,7 @@ fn start_with(
         remote_ts: addr::LAN_A,
         psk: PSK,
         pki: None,
+        ike_extra: "",
         extra: "",
     };
     change(&mut ours, &mut theirs);
@@ -86,6 +88,7 @@ fn start_swapped() -> Result<Pair> {
         remote_ts: addr::LAN_B,
         psk: PSK,
         pki: None,
+        ike_extra: "",
         extra: "",
     };
     let espada = Espada::start(&line.gw_b, &work, &ours, false)?;

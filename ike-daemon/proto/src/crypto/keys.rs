@@ -28,7 +28,13 @@ pub struct SkeySeed {
 impl SkeySeed {
     /// SKEYSEED = prf(Ni | Nr, g^ir), for an IKE SA that does not replace another (section 2.14).
     pub fn initial(prf_new: Prf, context: &IkeContext<'_>, shared_secret: &SecretBytes) -> Self {
-        let nonces = [context.nonce_i, context.nonce_r].concat();
+        let part = |nonce| match prf_new {
+            // "only the first 64 bits of Ni and the first 64 bits of Nr are used in calculating
+            // SKEYSEED" (section 2.14).
+            Prf::AesXcbc | Prf::AesCmac => <[u8]>::get(nonce, ..8).unwrap_or(nonce),
+            _ => nonce,
+        };
+        let nonces = [part(context.nonce_i), part(context.nonce_r)].concat();
         let seed = prf(prf_new, &nonces, &[shared_secret.expose()]);
         Self { prf: prf_new, seed }
     }
@@ -131,6 +137,22 @@ pub struct IkeKeys {
     pub pi: SecretBytes,
     /// SK_pr, for the responder's AUTH payload.
     pub pr: SecretBytes,
+}
+
+impl IkeKeys {
+    /// SK_d, SK_pi and SK_pr = prf+(PPK, the same without it) (RFC 8784 section 3).
+    pub fn with_ppk(&self, ppk: &SecretBytes) -> Result<Self, PrfError> {
+        let mix = |key: &SecretBytes| {
+            let len = key.expose().len();
+            prf_plus(self.prf, ppk.expose(), &[key.expose()], len)
+        };
+        Ok(Self {
+            d: mix(&self.d)?,
+            pi: mix(&self.pi)?,
+            pr: mix(&self.pr)?,
+            ..self.clone()
+        })
+    }
 }
 
 /// Keys of one direction of a child SA, as `HalfSa` has them.
@@ -309,6 +331,17 @@ mod tests {
         );
     }
 
+    #[test]
+    fn two_prfs_take_only_the_first_octets_of_the_nonces() {
+        let (shared, context) = (SecretBytes::new(vec![0xab; 32]), context());
+        let nonces = [&NONCE_I[..8], &NONCE_R[..8]].concat();
+        for algorithm in [Prf::AesXcbc, Prf::AesCmac] {
+            let seed = SkeySeed::initial(algorithm, &context, &shared);
+            let expected = prf(algorithm, &nonces, &[shared.expose()]);
+            assert_eq!(seed.seed.expose(), expected.expose());
+        }
+    }
+
     /// The old SA's PRF makes SKEYSEED, the new one's the keys.
     #[test]
     fn rekeyed_keys() {
@@ -412,6 +445,22 @@ mod tests {
         let keymat = prf(Prf::HmacSha256, before.d.expose(), &inputs);
         let key = &child.initiator_to_responder.encryption_key;
         assert_eq!(key.expose(), &keymat.expose()[..20]);
+    }
+
+    #[test]
+    fn a_ppk_goes_into_three_keys() {
+        let (without, ppk) = (keys(&aead()), SecretBytes::new(b"beforehand".to_vec()));
+        let with = without.with_ppk(&ppk).unwrap();
+        for (before, after) in [
+            (&without.d, &with.d),
+            (&without.pi, &with.pi),
+            (&without.pr, &with.pr),
+        ] {
+            let expected = prf(Prf::HmacSha256, b"beforehand", &[before.expose(), &[1]]);
+            assert_eq!(after.expose(), expected.expose());
+        }
+        assert_eq!(with.ei.expose(), without.ei.expose());
+        assert_eq!(with.er.expose(), without.er.expose());
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! Pseudorandom functions (RFC 7296 sections 2.13 and 3.3.2; RFC 2104, RFC 4868).
 
 use espada_common::sa::SecretBytes;
+use espada_crypto::plain::AesMac;
 use hmac::{Hmac, KeyInit, Mac};
 use ring::hmac as ring_hmac;
 use sha1::Sha1;
-use zeroize::Zeroize;
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::proposal::Prf;
 
@@ -26,6 +27,7 @@ pub enum PrfError {
 /// A PRF with its key, ready for any number of inputs.
 pub(crate) enum KeyedPrf {
     Sha1(Box<Hmac<Sha1>>),
+    Aes(AesMac),
     Ring(ring_hmac::Key),
 }
 
@@ -37,6 +39,8 @@ impl KeyedPrf {
                 let mac = Hmac::<Sha1>::new_from_slice(key).unwrap_or_else(|_| unreachable!());
                 return Self::Sha1(Box::new(mac));
             }
+            Prf::AesXcbc => return Self::Aes(aes(key, AesMac::xcbc)),
+            Prf::AesCmac => return Self::Aes(aes(key, AesMac::cmac)),
             Prf::HmacSha256 => ring_hmac::HMAC_SHA256,
             Prf::HmacSha384 => ring_hmac::HMAC_SHA384,
             Prf::HmacSha512 => ring_hmac::HMAC_SHA512,
@@ -56,6 +60,11 @@ impl KeyedPrf {
                 out.extend_from_slice(&tag);
                 tag.as_mut_slice().zeroize();
             }
+            Self::Aes(mac) => {
+                let mut sum = mac.sum(inputs);
+                out.extend_from_slice(&sum);
+                sum.zeroize();
+            }
             Self::Ring(key) => {
                 let mut context = ring_hmac::Context::with_key(key);
                 for input in inputs {
@@ -65,6 +74,22 @@ impl KeyedPrf {
             }
         }
     }
+}
+
+/// A PRF of AES-128 with a key of any length: AES-XCBC-PRF-128 fills a short one up with zeros (RFC
+/// 4434 section 2), everything else that is no AES key is replaced by its MAC under a key of zeros
+/// (RFC 4434, RFC 4615 section 3).
+fn aes(key: &[u8], mac: fn(&[u8; 16]) -> AesMac) -> AesMac {
+    if let Ok(key) = key.try_into() {
+        return mac(key);
+    }
+    let mut fixed = Zeroizing::new([0; 16]);
+    let under_zeros = mac(&fixed);
+    match (&under_zeros, fixed.get_mut(..key.len())) {
+        (AesMac::Xcbc(_), Some(head)) => head.copy_from_slice(key),
+        _ => *fixed = under_zeros.sum(&[key]),
+    }
+    mac(&fixed)
 }
 
 /// `prf(key, inputs[0] | inputs[1] | …)`.
@@ -94,7 +119,7 @@ pub fn prf_plus(
     let keyed = KeyedPrf::new(prf, key);
     // Reserved at once, so that no copy of key material is left behind by growth.
     let mut out = Vec::with_capacity(usize::from(rounds) * block);
-    let mut previous = zeroize::Zeroizing::new(Vec::with_capacity(block));
+    let mut previous = Zeroizing::new(Vec::with_capacity(block));
     for round in 1..=rounds {
         let counter = [round];
         let mut message: Vec<&[u8]> = Vec::with_capacity(inputs.len() + 2);
@@ -140,6 +165,25 @@ mod tests {
             let tag = prf(algorithm, b"Jefe", &[b"what do ya want ", b"for nothing?"]);
             assert_eq!(tag.expose(), hex(expected), "{algorithm:?}");
             assert_eq!(tag.expose().len(), algorithm.output_len());
+        }
+    }
+
+    /// RFC 4434 section 2 and RFC 4615 section 4: keys of the block's length, longer and shorter.
+    #[test]
+    fn aes_prfs_take_keys_of_any_length() {
+        let message: Vec<u8> = (0..20).collect();
+        let key = hex("000102030405060708090a0b0c0d0e0fedcb");
+        let cases = [
+            (Prf::AesXcbc, 16, "47f51b4564966215b8985c63055ed308"),
+            (Prf::AesXcbc, 10, "0fa087af7d866e7653434e602fdde835"),
+            (Prf::AesXcbc, 18, "8cd3c93ae598a9803006ffb67c40e9e4"),
+            (Prf::AesCmac, 18, "84a348a4a45d235babfffc0d2b4da09a"),
+            (Prf::AesCmac, 16, "980ae87b5f4c9c5214f5b6a8455e4c2d"),
+            (Prf::AesCmac, 10, "290d9e112edb09ee141fcf64c0b72f3d"),
+        ];
+        for (algorithm, len, expected) in cases {
+            let sum = prf(algorithm, &key[..len], &[&message]);
+            assert_eq!(sum.expose(), hex(expected), "{algorithm:?} {len}");
         }
     }
 

@@ -14,6 +14,7 @@ use cbc::cipher::{
 };
 use espada_common::sa::{Cipher, GcmIcv, Integrity, SecretBytes};
 use espada_crypto::gcm;
+use espada_crypto::plain::{Ccm, Ctr, TripleDes};
 use ring::aead;
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
@@ -82,20 +83,89 @@ pub struct IkeCipher {
 enum Kind {
     Aead {
         key: Aead,
-        salt: Zeroizing<[u8; 4]>,
+        salt: Zeroizing<Vec<u8>>,
         next_iv: Option<u64>,
     },
-    Cbc {
-        key: SecretBytes,
+    Split {
+        cipher: Split,
         mac: KeyedPrf,
         icv_len: usize,
+        /// Where IVs are counted and not random.
+        next_iv: Option<u64>,
     },
+}
+
+/// A cipher beside an integrity algorithm.
+enum Split {
+    Cbc(SecretBytes),
+    TripleDes(TripleDes),
+    Ctr(Box<Ctr>),
+}
+
+impl Split {
+    /// `None` where the key is none of the cipher's.
+    fn new(cipher: Cipher, key: &SecretBytes) -> Option<Self> {
+        let octets = key.expose();
+        match cipher {
+            Cipher::AesCbc(128 | 192 | 256) => Some(Self::Cbc(key.clone())),
+            Cipher::TripleDes => Some(Self::TripleDes(TripleDes::new(octets.try_into().ok()?))),
+            Cipher::AesCtr(128 | 192 | 256) => {
+                let (key, nonce) = octets.split_last_chunk()?;
+                Ctr::new(key, *nonce).map(|ctr| Self::Ctr(Box::new(ctr)))
+            }
+            _ => None,
+        }
+    }
+
+    /// What the plaintext is padded to.
+    fn block(&self) -> usize {
+        match self {
+            Self::Cbc(_) => BLOCK,
+            Self::TripleDes(_) => 8,
+            // "requires no padding" (RFC 5930 section 2.4).
+            Self::Ctr(_) => 1,
+        }
+    }
+
+    fn encrypt(&self, algorithm: Cipher, iv: &[u8], text: &mut [u8]) -> Result<(), SkError> {
+        let short = short(iv);
+        match (self, short) {
+            (Self::Cbc(key), _) => return cbc_encrypt(algorithm, key.expose(), iv, text),
+            (Self::TripleDes(cipher), Some(iv)) => cipher.encrypt(iv, text),
+            (Self::Ctr(cipher), Some(iv)) => {
+                cipher.apply(iv, text);
+                Some(())
+            }
+            (_, None) => None,
+        }
+        .ok_or(SkError::NoSuchKey(algorithm))
+    }
+
+    fn decrypt(&self, algorithm: Cipher, iv: &[u8], text: &mut [u8]) -> Result<(), SkError> {
+        let short = short(iv);
+        match (self, short) {
+            (Self::Cbc(key), _) => return cbc_decrypt(algorithm, key.expose(), iv, text),
+            (Self::TripleDes(cipher), Some(iv)) => cipher.decrypt(iv, text),
+            (Self::Ctr(cipher), Some(iv)) => {
+                cipher.apply(iv, text);
+                Some(())
+            }
+            (_, None) => None,
+        }
+        .ok_or(SkError::NoSuchKey(algorithm))
+    }
+}
+
+/// An IV of 8 octets.
+fn short(iv: &[u8]) -> Option<&[u8; 8]> {
+    iv.try_into().ok()
 }
 
 enum Aead {
     Ring(Box<aead::LessSafeKey>),
     /// What ring does not have: AES-192-GCM and short ICVs.
     Gcm(Box<gcm::Single>),
+    Ccm(Ccm),
 }
 
 impl Aead {
@@ -108,36 +178,39 @@ impl Aead {
                 return Some(Self::Gcm(Box::new(gcm::Single::new(key, icv).ok()?)));
             }
             Cipher::ChaCha20Poly1305 => &aead::CHACHA20_POLY1305,
-            Cipher::AesCbc(_) => return None,
+            Cipher::AesCcm(_, icv) => return Ccm::new(key, icv).map(Self::Ccm),
+            _ => return None,
         };
         let key = aead::UnboundKey::new(algorithm, key).ok()?;
         Some(Self::Ring(Box::new(aead::LessSafeKey::new(key))))
     }
 
     /// Encrypts in place and writes the ICV, all that there is room for.
-    fn seal(&self, nonce: [u8; 12], aad: &[u8], text: &mut [u8], icv: &mut [u8]) -> Option<()> {
+    fn seal(&self, parts: Parts<'_>, aad: &[u8], text: &mut [u8], icv: &mut [u8]) -> Option<()> {
         match self {
             Self::Ring(key) => {
-                let nonce = aead::Nonce::assume_unique_for_key(nonce);
+                let nonce = aead::Nonce::assume_unique_for_key(parts.nonce()?);
                 let tag = key.seal_in_place_separate_tag(nonce, aead::Aad::from(aad), text);
                 icv.copy_from_slice(tag.ok()?.as_ref().get(..icv.len())?);
                 Some(())
             }
-            Self::Gcm(cipher) => cipher.seal(&nonce, aad, text, icv),
+            Self::Gcm(cipher) => cipher.seal(&parts.nonce()?, aad, text, icv),
+            Self::Ccm(cipher) => cipher.seal(&parts.nonce()?, aad, text, icv),
         }
     }
 
     /// Decrypts in place what has the right ICV.
-    fn open(&self, nonce: [u8; 12], aad: &[u8], text: &mut [u8], icv: &[u8]) -> Option<()> {
+    fn open(&self, parts: Parts<'_>, aad: &[u8], text: &mut [u8], icv: &[u8]) -> Option<()> {
         match self {
             Self::Ring(key) => {
-                let nonce = aead::Nonce::assume_unique_for_key(nonce);
+                let nonce = aead::Nonce::assume_unique_for_key(parts.nonce()?);
                 let (aad, tag) = (aead::Aad::from(aad), icv.try_into().ok()?);
                 key.open_in_place_separate_tag(nonce, aad, tag, text, 0..)
                     .ok()
                     .map(|_| ())
             }
-            Self::Gcm(cipher) => cipher.open(&nonce, aad, text, icv),
+            Self::Gcm(cipher) => cipher.open(&parts.nonce()?, aad, text, icv),
+            Self::Ccm(cipher) => cipher.open(&parts.nonce()?, aad, text, icv),
         }
     }
 }
@@ -160,10 +233,19 @@ impl IkeCipher {
             });
         }
         let kind = match (cipher, integrity) {
-            (Cipher::AesGcm(128 | 192 | 256, _) | Cipher::ChaCha20Poly1305, None) => {
-                aead_kind(cipher, key)?
-            }
-            (Cipher::AesCbc(128 | 192 | 256), Some(integrity)) => {
+            _ if !cipher.fits_ike() => return Err(SkError::Combination(cipher)),
+            (
+                Cipher::AesGcm(128 | 192 | 256, _)
+                | Cipher::AesCcm(128 | 192 | 256, _)
+                | Cipher::ChaCha20Poly1305,
+                None,
+            ) => aead_kind(cipher, key)?,
+            (
+                Cipher::AesCbc(128 | 192 | 256)
+                | Cipher::AesCtr(128 | 192 | 256)
+                | Cipher::TripleDes,
+                Some(integrity),
+            ) => {
                 let expected = integrity.key_len();
                 let got = integrity_key.expose().len();
                 if got != expected {
@@ -173,20 +255,23 @@ impl IkeCipher {
                         got,
                     });
                 }
-                Kind::Cbc {
-                    key: encryption_key.clone(),
-                    // The integrity algorithms are the same HMACs as the PRFs, truncated.
+                let split = Split::new(cipher, encryption_key);
+                Kind::Split {
+                    cipher: split.ok_or(SkError::NoSuchKey(cipher))?,
+                    // The integrity algorithms are the same MACs as the PRFs, truncated.
                     mac: KeyedPrf::new(Prf::of_integrity(integrity), integrity_key.expose()),
                     icv_len: integrity.icv_len(),
+                    next_iv: Some(0),
                 }
             }
             (
-                Cipher::AesGcm(128 | 192 | 256, _)
-                | Cipher::ChaCha20Poly1305
-                | Cipher::AesCbc(128 | 192 | 256),
+                Cipher::AesGcm(bits, _)
+                | Cipher::AesCcm(bits, _)
+                | Cipher::AesCbc(bits)
+                | Cipher::AesCtr(bits),
                 _,
-            ) => return Err(SkError::Combination(cipher)),
-            _ => return Err(SkError::NoSuchKey(cipher)),
+            ) if !matches!(bits, 128 | 192 | 256) => return Err(SkError::NoSuchKey(cipher)),
+            _ => return Err(SkError::Combination(cipher)),
         };
         Ok(Self { cipher, kind })
     }
@@ -195,15 +280,14 @@ impl IkeCipher {
     /// IVs are random.
     pub(crate) fn next_iv(&self) -> Option<u64> {
         match &self.kind {
-            Kind::Aead { next_iv, .. } => *next_iv,
-            Kind::Cbc { .. } => Some(0),
+            Kind::Aead { next_iv, .. } | Kind::Split { next_iv, .. } => *next_iv,
         }
     }
 
     /// Goes on where another with the same keys has stopped.
     pub(crate) fn resume(&mut self, iv: Option<u64>) {
-        if let Kind::Aead { next_iv, .. } = &mut self.kind {
-            *next_iv = iv;
+        match &mut self.kind {
+            Kind::Aead { next_iv, .. } | Kind::Split { next_iv, .. } => *next_iv = iv,
         }
     }
 
@@ -216,7 +300,7 @@ impl IkeCipher {
     pub fn icv_len(&self) -> usize {
         match &self.kind {
             Kind::Aead { .. } => self.cipher.icv_len(),
-            Kind::Cbc { icv_len, .. } => *icv_len,
+            Kind::Split { icv_len, .. } => *icv_len,
         }
     }
 
@@ -224,9 +308,9 @@ impl IkeCipher {
     fn ciphertext_len(&self, plaintext_len: usize) -> usize {
         match &self.kind {
             Kind::Aead { .. } => plaintext_len.saturating_add(1),
-            Kind::Cbc { .. } => plaintext_len
+            Kind::Split { cipher, .. } => plaintext_len
                 .saturating_add(1)
-                .checked_next_multiple_of(BLOCK)
+                .checked_next_multiple_of(cipher.block())
                 .unwrap_or(usize::MAX),
         }
     }
@@ -242,7 +326,9 @@ impl IkeCipher {
         let ciphertext = body_len.saturating_sub(self.iv_len() + self.icv_len());
         match &self.kind {
             Kind::Aead { .. } => ciphertext.saturating_sub(1),
-            Kind::Cbc { .. } => (ciphertext - ciphertext % BLOCK).saturating_sub(1),
+            Kind::Split { cipher, .. } => {
+                (ciphertext - ciphertext % cipher.block()).saturating_sub(1)
+            }
         }
     }
 
@@ -270,17 +356,28 @@ impl IkeCipher {
                 let counter = next_iv.ok_or(SkError::IvExhausted)?;
                 *next_iv = counter.checked_add(1);
                 iv.copy_from_slice(&counter.to_be_bytes());
-                let nonce = nonce(salt, iv)?;
+                let parts = Parts { salt, iv };
                 let mut icv = [0; AEAD_ICV];
                 let icv = icv.get_mut(..icv_len).unwrap_or_default();
-                key.seal(nonce, prefix, ciphertext, icv)
+                key.seal(parts, prefix, ciphertext, icv)
                     .ok_or(SkError::IvExhausted)?;
                 body.extend_from_slice(icv);
             }
-            Kind::Cbc { key, mac, icv_len } => {
-                // "Senders MUST select a new unpredictable IV for every message" (section 3.14).
-                random.fill(iv);
-                cbc_encrypt(self.cipher, key.expose(), iv, ciphertext)?;
+            Kind::Split {
+                cipher,
+                mac,
+                icv_len,
+                next_iv,
+            } => {
+                if let Split::Ctr(_) = cipher {
+                    let counter = next_iv.ok_or(SkError::IvExhausted)?;
+                    *next_iv = counter.checked_add(1);
+                    iv.copy_from_slice(&counter.to_be_bytes());
+                } else {
+                    // "Senders MUST select a new unpredictable IV for every message" (section 3.14).
+                    random.fill(iv);
+                }
+                cipher.encrypt(self.cipher, iv, ciphertext)?;
                 let icv = icv(mac, prefix, &body);
                 body.extend_from_slice(icv.get(..*icv_len).unwrap_or_default());
             }
@@ -291,10 +388,9 @@ impl IkeCipher {
     /// The plaintext, padding removed, of a body that stands after `prefix` at the message's end.
     pub fn open(&self, prefix: &[u8], body: &[u8]) -> Result<Zeroizing<Vec<u8>>, SkError> {
         let least = self.sealed_len(0);
-        let block = if matches!(self.kind, Kind::Cbc { .. }) {
-            BLOCK
-        } else {
-            1
+        let block = match &self.kind {
+            Kind::Split { cipher, .. } => cipher.block(),
+            Kind::Aead { .. } => 1,
         };
         let length = SkError::Length {
             cipher: self.cipher,
@@ -316,11 +412,16 @@ impl IkeCipher {
                     .and_then(|ciphertext| rest.split_at_checked(ciphertext))
                     .ok_or(length)?;
                 let mut buffer = Zeroizing::new(ciphertext.to_vec());
-                key.open(nonce(salt, iv)?, prefix, &mut buffer, icv)
+                key.open(Parts { salt, iv }, prefix, &mut buffer, icv)
                     .ok_or(SkError::Authentication)?;
                 buffer
             }
-            Kind::Cbc { key, mac, icv_len } => {
+            Kind::Split {
+                cipher,
+                mac,
+                icv_len,
+                ..
+            } => {
                 let authentic = body
                     .len()
                     .checked_sub(*icv_len)
@@ -333,7 +434,7 @@ impl IkeCipher {
                 }
                 let ciphertext = authentic.get(iv.len()..).unwrap_or_default();
                 let mut buffer = Zeroizing::new(ciphertext.to_vec());
-                cbc_decrypt(self.cipher, key.expose(), iv, &mut buffer)?;
+                cipher.decrypt(self.cipher, iv, &mut buffer)?;
                 buffer
             }
         };
@@ -360,7 +461,9 @@ impl fmt::Debug for IkeCipher {
 
 fn aead_kind(cipher: Cipher, material: &[u8]) -> Result<Kind, SkError> {
     let parts = material
-        .split_last_chunk::<4>()
+        .len()
+        .checked_sub(cipher.salt_len())
+        .and_then(|at| material.split_at_checked(at))
         .and_then(|(key, salt)| Some((Aead::new(cipher, key)?, salt)));
     let (key, salt) = parts.ok_or(SkError::KeyLength {
         cipher,
@@ -369,22 +472,27 @@ fn aead_kind(cipher: Cipher, material: &[u8]) -> Result<Kind, SkError> {
     })?;
     Ok(Kind::Aead {
         key,
-        salt: Zeroizing::new(*salt),
+        salt: Zeroizing::new(salt.to_vec()),
         // Counted from 0: the keys are of this direction of this SA alone.
         next_iv: Some(0),
     })
 }
 
-/// Salt | IV (RFC 5282 section 4, RFC 7634 section 2).
-fn nonce(salt: &[u8; 4], iv: &[u8]) -> Result<[u8; 12], SkError> {
-    let mut nonce = [0; 12];
-    let (head, tail) = nonce.split_at_mut(salt.len());
-    head.copy_from_slice(salt);
-    if tail.len() != iv.len() {
-        return Err(SkError::Authentication);
+/// What a nonce is made of.
+struct Parts<'a> {
+    salt: &'a [u8],
+    iv: &'a [u8],
+}
+
+impl Parts<'_> {
+    /// Salt | IV (RFC 5282 section 4, RFC 7634 section 2).
+    fn nonce<const N: usize>(&self) -> Option<[u8; N]> {
+        let mut nonce = [0; N];
+        let (head, tail) = nonce.split_at_mut_checked(self.salt.len())?;
+        head.copy_from_slice(self.salt);
+        (tail.len() == self.iv.len()).then(|| tail.copy_from_slice(self.iv))?;
+        Some(nonce)
     }
-    tail.copy_from_slice(iv);
-    Ok(nonce)
 }
 
 /// HMAC over the whole message so far, not yet truncated.
@@ -447,7 +555,7 @@ mod tests {
     use super::*;
     use crate::crypto::test_util::{TestRandom, hex};
 
-    const SUITES: [(Cipher, Option<Integrity>); 11] = [
+    const SUITES: [(Cipher, Option<Integrity>); 18] = [
         (Cipher::AesGcm(128, GcmIcv::Sixteen), None),
         (Cipher::AesGcm(256, GcmIcv::Sixteen), None),
         (Cipher::ChaCha20Poly1305, None),
@@ -459,6 +567,13 @@ mod tests {
         (Cipher::AesGcm(128, GcmIcv::Eight), None),
         (Cipher::AesGcm(192, GcmIcv::Twelve), None),
         (Cipher::AesGcm(256, GcmIcv::Twelve), None),
+        (Cipher::AesCbc(128), Some(Integrity::AesXcbc96)),
+        (Cipher::AesCbc(256), Some(Integrity::AesCmac96)),
+        (Cipher::AesCtr(192), Some(Integrity::HmacSha256_128)),
+        (Cipher::AesCtr(256), Some(Integrity::AesXcbc96)),
+        (Cipher::TripleDes, Some(Integrity::HmacSha1_96)),
+        (Cipher::AesCcm(128, GcmIcv::Eight), None),
+        (Cipher::AesCcm(256, GcmIcv::Sixteen), None),
     ];
 
     fn counting(from: u8, len: usize) -> SecretBytes {
@@ -612,12 +727,18 @@ mod tests {
         let (algorithm, integrity) = SUITES[3];
         let cipher = cipher(algorithm, integrity);
         let seal_raw = |padded: &[u8]| {
-            let Kind::Cbc { key, mac, icv_len } = &cipher.kind else {
+            let Kind::Split {
+                cipher: split,
+                mac,
+                icv_len,
+                ..
+            } = &cipher.kind
+            else {
                 unreachable!()
             };
             let mut body = [&[9; 16][..], padded].concat();
             let (iv, data) = body.split_at_mut(16);
-            cbc_encrypt(algorithm, key.expose(), iv, data).unwrap();
+            split.encrypt(algorithm, iv, data).unwrap();
             let icv = icv(mac, b"prefix", &body);
             body.extend_from_slice(&icv[..*icv_len]);
             body

@@ -296,6 +296,9 @@ fn fits(config: &ConnectionConfig, secrets: &[PskSecret], saved: &Saved) -> Resu
             saved.local_id, saved.remote_id
         ));
     }
+    if !saved.ppk && config.ppk.as_ref().is_some_and(|ppk| ppk.required) {
+        return Err("it has no PPK in its keys, and ppk_required is set".to_owned());
+    }
     let suite = &saved.suite;
     let chosen = chosen(
         Protocol::Ike,

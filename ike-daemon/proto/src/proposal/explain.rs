@@ -89,7 +89,11 @@ impl Mismatch {
             return None;
         }
         let ours = local.transforms(Groups::Negotiated);
-        let is_secure = |supported: &Supported| !matches!(supported, Supported::Group(group) | Supported::Additional(_, group) if group.is_insecure());
+        let is_secure = |supported: &Supported| match supported {
+            Supported::Group(group) | Supported::Additional(_, group) => !group.is_insecure(),
+            Supported::Cipher(cipher) => !cipher.is_insecure(),
+            _ => true,
+        };
         // One of ours that the peer sent, or else the first of the peer's that we can do.
         let mut used: Vec<DhGroup> = Vec::new();
         let pick = |kind: TransformType, used: &[DhGroup]| {
@@ -101,7 +105,14 @@ impl Mismatch {
                 .iter()
                 .find(|own| theirs.contains(own))
                 .and_then(|own| own.known());
-            let possible = || theirs.iter().filter_map(|transform| transform.known());
+            let fits = |supported: &Supported| {
+                !matches!(supported, Supported::Cipher(cipher)
+                    if self.protocol == Protocol::Ike && !cipher.fits_ike())
+            };
+            let possible = || {
+                let known = theirs.iter().filter_map(|transform| transform.known());
+                known.filter(fits)
+            };
             kept.or_else(|| possible().find(is_secure))
                 .or_else(|| possible().next())
         };
@@ -179,9 +190,7 @@ pub struct Suggestion {
 impl Suggestion {
     /// Whether it can only be configured together with `insecure = true`.
     pub fn needs_insecure(&self) -> bool {
-        let additional = self.proposal.additional.iter().flatten().flatten();
-        let mut groups = self.proposal.groups.iter().chain(additional);
-        groups.any(|group| group.is_insecure())
+        self.proposal.is_insecure()
     }
 }
 

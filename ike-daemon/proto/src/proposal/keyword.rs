@@ -57,25 +57,79 @@ const KEYWORDS: &[(Supported, &[&str])] = &[
         &["aes128gcm8", "aes128gcm64"],
     ),
     (
+        Supported::Cipher(Cipher::AesCcm(256, GcmIcv::Sixteen)),
+        &["aes256ccm16", "aes256ccm128", "aes256ccm"],
+    ),
+    (
+        Supported::Cipher(Cipher::AesCcm(256, GcmIcv::Twelve)),
+        &["aes256ccm12", "aes256ccm96"],
+    ),
+    (
+        Supported::Cipher(Cipher::AesCcm(256, GcmIcv::Eight)),
+        &["aes256ccm8", "aes256ccm64"],
+    ),
+    (
+        Supported::Cipher(Cipher::AesCcm(192, GcmIcv::Sixteen)),
+        &["aes192ccm16", "aes192ccm128", "aes192ccm"],
+    ),
+    (
+        Supported::Cipher(Cipher::AesCcm(192, GcmIcv::Twelve)),
+        &["aes192ccm12", "aes192ccm96"],
+    ),
+    (
+        Supported::Cipher(Cipher::AesCcm(192, GcmIcv::Eight)),
+        &["aes192ccm8", "aes192ccm64"],
+    ),
+    (
+        Supported::Cipher(Cipher::AesCcm(128, GcmIcv::Sixteen)),
+        &["aes128ccm16", "aes128ccm128", "aes128ccm"],
+    ),
+    (
+        Supported::Cipher(Cipher::AesCcm(128, GcmIcv::Twelve)),
+        &["aes128ccm12", "aes128ccm96"],
+    ),
+    (
+        Supported::Cipher(Cipher::AesCcm(128, GcmIcv::Eight)),
+        &["aes128ccm8", "aes128ccm64"],
+    ),
+    (Supported::Cipher(Cipher::AesCtr(256)), &["aes256ctr"]),
+    (Supported::Cipher(Cipher::AesCtr(192)), &["aes192ctr"]),
+    (Supported::Cipher(Cipher::AesCtr(128)), &["aes128ctr"]),
+    (Supported::Cipher(Cipher::AesGmac(256)), &["aes256gmac"]),
+    (Supported::Cipher(Cipher::AesGmac(192)), &["aes192gmac"]),
+    (Supported::Cipher(Cipher::AesGmac(128)), &["aes128gmac"]),
+    (Supported::Cipher(Cipher::TripleDes), &["3des", "3des_cbc"]),
+    (Supported::Cipher(Cipher::Null), &["null"]),
+    (
         Supported::Integrity(Integrity::HmacSha256_128),
-        &["sha256", "sha2_256"],
+        &["sha256", "sha2_256", "sha2", "hmac_sha2_256"],
     ),
     (
         Supported::Integrity(Integrity::HmacSha384_192),
-        &["sha384", "sha2_384"],
+        &["sha384", "sha2_384", "hmac_sha2_384"],
     ),
     (
         Supported::Integrity(Integrity::HmacSha512_256),
-        &["sha512", "sha2_512"],
+        &["sha512", "sha2_512", "hmac_sha2_512"],
     ),
     (
         Supported::Integrity(Integrity::HmacSha1_96),
-        &["sha1", "sha"],
+        &["sha1", "sha", "hmac_sha1"],
+    ),
+    (
+        Supported::Integrity(Integrity::AesXcbc96),
+        &["aesxcbc", "aes_xcbc", "aes_xcbc_96"],
+    ),
+    (
+        Supported::Integrity(Integrity::AesCmac96),
+        &["aescmac", "aes_cmac", "aes_cmac_96"],
     ),
     (Supported::Prf(Prf::HmacSha256), &["prfsha256"]),
     (Supported::Prf(Prf::HmacSha384), &["prfsha384"]),
     (Supported::Prf(Prf::HmacSha512), &["prfsha512"]),
     (Supported::Prf(Prf::HmacSha1), &["prfsha1"]),
+    (Supported::Prf(Prf::AesXcbc), &["prfaesxcbc"]),
+    (Supported::Prf(Prf::AesCmac), &["prfaescmac"]),
     (
         Supported::Group(DhGroup::Curve25519),
         &["x25519", "curve25519"],
@@ -86,6 +140,11 @@ const KEYWORDS: &[(Supported, &[&str])] = &[
     (Supported::Group(DhGroup::Modp2048), &["modp2048"]),
     (Supported::Group(DhGroup::Modp3072), &["modp3072"]),
     (Supported::Group(DhGroup::Modp4096), &["modp4096"]),
+    (Supported::Group(DhGroup::Modp6144), &["modp6144"]),
+    (Supported::Group(DhGroup::Modp8192), &["modp8192"]),
+    (Supported::Group(DhGroup::Curve448), &["x448", "curve448"]),
+    (Supported::Group(DhGroup::Brainpool256), &["ecp256bp"]),
+    (Supported::Group(DhGroup::Brainpool384), &["ecp384bp"]),
     (
         Supported::Group(DhGroup::MlKem512),
         &["mlkem512", "ml_kem_512"],
@@ -120,6 +179,8 @@ pub enum Note {
     TrailingExclamation,
     /// A group that needs `insecure = true`.
     InsecureGroup(DhGroup),
+    /// A cipher that needs `insecure = true`.
+    InsecureCipher(Cipher),
     /// An integrity algorithm beside AEAD ciphers only.
     IntegrityWithAead(Integrity),
     /// A PRF for ESP.
@@ -129,7 +190,7 @@ pub enum Note {
 impl Note {
     /// Whether it is about security rather than spelling.
     pub fn is_warning(self) -> bool {
-        matches!(self, Self::InsecureGroup(_))
+        matches!(self, Self::InsecureGroup(_) | Self::InsecureCipher(_))
     }
 }
 
@@ -145,6 +206,9 @@ impl fmt::Display for Note {
                 group.id(),
                 weakness(*group)
             ),
+            Self::InsecureCipher(cipher) => {
+                write!(f, "{cipher} is insecure: {}", exposure(*cipher))
+            }
             Self::IntegrityWithAead(integrity) => write!(
                 f,
                 "{integrity} is not used as integrity algorithm: the cipher is an AEAD and \
@@ -157,6 +221,16 @@ impl fmt::Display for Note {
                 )
             }
         }
+    }
+}
+
+fn exposure(cipher: Cipher) -> &'static str {
+    match cipher {
+        Cipher::TripleDes => {
+            "after some gigabytes under one key its blocks of 64 bits repeat and give plaintext away \
+             (Sweet32), and its tables can leak the key to other programs on this machine"
+        }
+        _ => "it does not encrypt: whoever is on the way reads everything",
     }
 }
 
@@ -200,6 +274,11 @@ pub enum KeywordError {
     NoMethod {
         /// As written.
         keyword: String,
+    },
+    /// A cipher that needs `insecure = true`.
+    InsecureCipher {
+        /// The cipher.
+        cipher: Cipher,
     },
     /// A keyword that has no meaning for this protocol.
     Misplaced {
@@ -256,6 +335,11 @@ impl fmt::Display for KeywordError {
                 "\"{keyword}\": what follows \"ke1_\" to \"ke7_\" must be \"none\" or one of those {}",
                 ValidKeywords(Some(TransformType::KeyExchange))
             ),
+            Self::InsecureCipher { cipher } => write!(
+                f,
+                "\"{cipher}\" is insecure: {}. If it must be, set insecure = true for this connection",
+                exposure(*cipher)
+            ),
             Self::Misplaced { keyword, protocol } => {
                 write!(
                     f,
@@ -304,29 +388,39 @@ fn lookup(keyword: &str) -> Option<Supported> {
     if let Some((supported, _)) = direct {
         return Some(*supported);
     }
-    if let Some(cipher) = libreswan_gcm(keyword) {
+    if let Some(cipher) = libreswan(keyword) {
         return Some(Supported::Cipher(cipher));
     }
     let number = keyword
-        .strip_prefix("group")
+        .strip_prefix("dh group")
+        .or_else(|| keyword.strip_prefix("group"))
         .or_else(|| keyword.strip_prefix("dh"))?;
-    DhGroup::from_id(number.parse().ok()?).map(Supported::Group)
+    DhGroup::from_id(number.trim().parse().ok()?).map(Supported::Group)
 }
 
-/// libreswan's names of AES-GCM, with the key length behind them: `aes_gcm256`, `aes_gcm_c_256`,
-/// `aes_gcm_8-256`.
-fn libreswan_gcm(keyword: &str) -> Option<Cipher> {
+/// libreswan's names, with the key length behind them: `aes_gcm256`, `aes_gcm_c_256`,
+/// `aes_gcm_8-256`, `aes_ccm_a-128`, `aes_ctr256`, `null_auth_aes_gmac-256`.
+fn libreswan(keyword: &str) -> Option<Cipher> {
     let (name, bits) = [128, 192, 256].into_iter().find_map(|bits| {
         let name = keyword.strip_suffix(&bits.to_string())?;
         Some((name.strip_suffix(['_', '-']).unwrap_or(name), bits))
     })?;
-    let icv = match name {
-        "aes_gcm" | "aes_gcm_16" | "aes_gcm_c" => GcmIcv::Sixteen,
-        "aes_gcm_12" | "aes_gcm_b" => GcmIcv::Twelve,
-        "aes_gcm_8" | "aes_gcm_a" => GcmIcv::Eight,
-        _ => return None,
+    let icv = |name| match name {
+        "" | "_16" | "_c" => Some(GcmIcv::Sixteen),
+        "_12" | "_b" => Some(GcmIcv::Twelve),
+        "_8" | "_a" => Some(GcmIcv::Eight),
+        _ => None,
     };
-    Some(Cipher::AesGcm(bits, icv))
+    match name {
+        "aes_cbc" => Some(Cipher::AesCbc(bits)),
+        "aes_ctr" => Some(Cipher::AesCtr(bits)),
+        "null_auth_aes_gmac" | "aes_gmac" => Some(Cipher::AesGmac(bits)),
+        _ => match (name.strip_prefix("aes_gcm"), name.strip_prefix("aes_ccm")) {
+            (Some(rest), _) => Some(Cipher::AesGcm(bits, icv(rest)?)),
+            (_, Some(rest)) => Some(Cipher::AesCcm(bits, icv(rest)?)),
+            _ => None,
+        },
+    }
 }
 
 /// The keywords of a proposal. libreswan's key length is part of the keyword before it.
@@ -335,8 +429,10 @@ fn split(words: &str) -> Vec<String> {
     for word in words.split('-') {
         match keywords.last_mut() {
             Some(cipher)
-                if cipher.to_ascii_lowercase().starts_with("aes_gcm")
-                    && matches!(word, "128" | "192" | "256") =>
+                if matches!(word, "128" | "192" | "256")
+                    && ["aes_", "null_auth_aes_"]
+                        .iter()
+                        .any(|start| cipher.to_ascii_lowercase().starts_with(start)) =>
             {
                 cipher.push('-');
                 cipher.push_str(word);
@@ -355,9 +451,10 @@ fn reject(written: &str, keyword: &str) -> KeywordError {
         };
     }
     let group = keyword
-        .strip_prefix("group")
+        .strip_prefix("dh group")
+        .or_else(|| keyword.strip_prefix("group"))
         .or_else(|| keyword.strip_prefix("dh"));
-    if group.is_some_and(|number| number.parse::<u16>().is_ok()) {
+    if group.is_some_and(|number| number.trim().parse::<u16>().is_ok()) {
         let kind = TransformType::KeyExchange;
         return KeywordError::Unsupported {
             keyword: written.to_owned(),
@@ -442,7 +539,21 @@ pub(super) fn parse(
             continue;
         }
         match lookup(&keyword).ok_or_else(|| reject(written, &keyword))? {
-            Supported::Cipher(cipher) => push(&mut proposal.ciphers, cipher),
+            Supported::Cipher(cipher) if protocol == Protocol::Ike && !cipher.fits_ike() => {
+                return Err(KeywordError::Misplaced {
+                    keyword: written.to_owned(),
+                    protocol,
+                });
+            }
+            Supported::Cipher(cipher) if cipher.is_insecure() && !insecure => {
+                return Err(KeywordError::InsecureCipher { cipher });
+            }
+            Supported::Cipher(cipher) => {
+                if cipher.is_insecure() {
+                    push(&mut notes, Note::InsecureCipher(cipher));
+                }
+                push(&mut proposal.ciphers, cipher);
+            }
             Supported::Integrity(integrity) => push(&mut proposal.integrities, integrity),
             Supported::Prf(prf) if protocol == Protocol::Ike => push(&mut proposal.prfs, prf),
             Supported::Prf(prf) => notes.push(Note::PrfInEsp(prf)),

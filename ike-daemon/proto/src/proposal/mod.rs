@@ -32,15 +32,21 @@ pub enum Prf {
     HmacSha384,
     /// PRF_HMAC_SHA2_512 (RFC 4868).
     HmacSha512,
+    /// PRF_AES128_XCBC (RFC 4434).
+    AesXcbc,
+    /// PRF_AES128_CMAC (RFC 4615).
+    AesCmac,
 }
 
 impl Prf {
     /// All of them.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 6] = [
         Self::HmacSha1,
         Self::HmacSha256,
         Self::HmacSha384,
         Self::HmacSha512,
+        Self::AesXcbc,
+        Self::AesCmac,
     ];
 
     /// Octets it puts out; also the preferred key length (RFC 7296 section 2.13).
@@ -50,6 +56,7 @@ impl Prf {
             Self::HmacSha256 => 32,
             Self::HmacSha384 => 48,
             Self::HmacSha512 => 64,
+            Self::AesXcbc | Self::AesCmac => 16,
         }
     }
 
@@ -60,6 +67,8 @@ impl Prf {
             Integrity::HmacSha256_128 => Self::HmacSha256,
             Integrity::HmacSha384_192 => Self::HmacSha384,
             Integrity::HmacSha512_256 => Self::HmacSha512,
+            Integrity::AesXcbc96 => Self::AesXcbc,
+            Integrity::AesCmac96 => Self::AesCmac,
         }
     }
 }
@@ -72,6 +81,8 @@ impl fmt::Display for Prf {
             Self::HmacSha256 => "prfsha256",
             Self::HmacSha384 => "prfsha384",
             Self::HmacSha512 => "prfsha512",
+            Self::AesXcbc => "prfaesxcbc",
+            Self::AesCmac => "prfaescmac",
         })
     }
 }
@@ -90,14 +101,24 @@ pub enum DhGroup {
     Modp3072 = 15,
     /// 4096-bit MODP (RFC 3526).
     Modp4096 = 16,
+    /// 6144-bit MODP (RFC 3526).
+    Modp6144 = 17,
+    /// 8192-bit MODP (RFC 3526).
+    Modp8192 = 18,
     /// NIST P-256 (RFC 5903).
     Ecp256 = 19,
     /// NIST P-384 (RFC 5903).
     Ecp384 = 20,
     /// NIST P-521 (RFC 5903).
     Ecp521 = 21,
+    /// brainpoolP256r1 (RFC 6954).
+    Brainpool256 = 28,
+    /// brainpoolP384r1 (RFC 6954).
+    Brainpool384 = 29,
     /// Curve25519 (RFC 8031).
     Curve25519 = 31,
+    /// Curve448 (RFC 8031).
+    Curve448 = 32,
     /// ML-KEM-512 (FIPS 203).
     MlKem512 = 35,
     /// ML-KEM-768 (FIPS 203).
@@ -108,16 +129,21 @@ pub enum DhGroup {
 
 impl DhGroup {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 17] = [
         Self::Modp1024,
         Self::Modp1536,
         Self::Modp2048,
         Self::Modp3072,
         Self::Modp4096,
+        Self::Modp6144,
+        Self::Modp8192,
         Self::Ecp256,
         Self::Ecp384,
         Self::Ecp521,
+        Self::Brainpool256,
+        Self::Brainpool384,
         Self::Curve25519,
+        Self::Curve448,
         Self::MlKem512,
         Self::MlKem768,
         Self::MlKem1024,
@@ -142,10 +168,13 @@ impl DhGroup {
             Self::Modp2048 => 256,
             Self::Modp3072 => 384,
             Self::Modp4096 => 512,
-            Self::Ecp256 => 64,
-            Self::Ecp384 => 96,
+            Self::Modp6144 => 768,
+            Self::Modp8192 => 1024,
+            Self::Ecp256 | Self::Brainpool256 => 64,
+            Self::Ecp384 | Self::Brainpool384 => 96,
             Self::Ecp521 => 132,
             Self::Curve25519 => 32,
+            Self::Curve448 => 56,
             Self::MlKem512 => 800,
             Self::MlKem768 => 1184,
             Self::MlKem1024 => 1568,
@@ -181,10 +210,15 @@ impl fmt::Display for DhGroup {
             Self::Modp2048 => "modp2048",
             Self::Modp3072 => "modp3072",
             Self::Modp4096 => "modp4096",
+            Self::Modp6144 => "modp6144",
+            Self::Modp8192 => "modp8192",
             Self::Ecp256 => "ecp256",
             Self::Ecp384 => "ecp384",
             Self::Ecp521 => "ecp521",
+            Self::Brainpool256 => "ecp256bp",
+            Self::Brainpool384 => "ecp384bp",
             Self::Curve25519 => "x25519",
+            Self::Curve448 => "x448",
             Self::MlKem512 => "mlkem512",
             Self::MlKem768 => "mlkem768",
             Self::MlKem1024 => "mlkem1024",
@@ -314,7 +348,8 @@ pub struct Proposal {
 impl Proposal {
     /// Reads strongSwan's keywords, as in `aes256-sha256-modp2048` or `aes256gcm16-prfsha256-x25519`.
     ///
-    /// `insecure` is the setting of that name: without it, groups 2 and 5 are refused.
+    /// `insecure` is the setting of that name: without it, groups 2 and 5 and ciphers that hide too
+    /// little are refused.
     pub fn parse(protocol: Protocol, text: &str, insecure: bool) -> Result<Parsed, KeywordError> {
         keyword::parse(protocol, text, insecure)
     }
@@ -327,6 +362,14 @@ impl Proposal {
     /// [`parse`](Self::parse) of an ESP proposal, without the notes.
     pub fn parse_esp(text: &str, insecure: bool) -> Result<Self, KeywordError> {
         keyword::parse(Protocol::Esp, text, insecure).map(|parsed| parsed.proposal)
+    }
+
+    /// Whether it has something that is accepted only with `insecure = true`.
+    pub fn is_insecure(&self) -> bool {
+        let additional = self.additional.iter().flatten().flatten();
+        let mut groups = self.groups.iter().chain(additional);
+        groups.any(|group| group.is_insecure())
+            || self.ciphers.iter().any(|cipher| cipher.is_insecure())
     }
 
     /// What is offered and accepted for the IKE SA where nothing is configured.

@@ -101,6 +101,21 @@ fn reads_keywords_and_their_aliases() {
             "aes256gcm8-aes192gcm16-prfsha256-x25519",
             "aes256gcm8-aes192gcm16-prfsha256-x25519",
         ),
+        (
+            Protocol::Ike,
+            "aes_ccm_a-128-aes_ccm256-prfaesxcbc-DH group 32-dh28",
+            "aes128ccm8-aes256ccm16-prfaesxcbc-x448-ecp256bp",
+        ),
+        (
+            Protocol::Ike,
+            "3des-aes_ctr-192-aes_cbc-256-aes_cmac_96-group18-ecp384bp",
+            "3des-aes192ctr-aes256-aescmac-modp8192-ecp384bp",
+        ),
+        (
+            Protocol::Esp,
+            "null_auth_aes_gmac-256-null-hmac_sha2_512-aes_xcbc-ml_kem_768",
+            "aes256gmac-null-sha512-aesxcbc-mlkem768",
+        ),
         (Protocol::Esp, "aes256-sha1-noesn", "aes256-sha1"),
         (
             Protocol::Esp,
@@ -149,17 +164,22 @@ fn refusals_name_the_keyword_and_the_cure() {
         (
             Protocol::Ike,
             "3des-sha1-modp2048",
-            "\"3des\" (encryption) is known but not supported",
+            "\"3des\" is insecure: after some gigabytes",
         ),
         (
             Protocol::Esp,
-            "aes256ctr-sha256",
-            "\"aes256ctr\" (encryption) is known but not supported",
+            "null-sha256",
+            "\"null\" is insecure: it does not encrypt",
+        ),
+        (
+            Protocol::Ike,
+            "aes256gmac-prfsha256-x25519",
+            "\"aes256gmac\" has no meaning in an IKE proposal",
         ),
         (
             Protocol::Esp,
-            "aes192ccm16",
-            "\"aes192ccm16\" (encryption) is known but not supported",
+            "camellia256-sha256",
+            "\"camellia256\" (encryption) is known but not supported",
         ),
         (Protocol::Esp, "aes_gcm", "unknown keyword \"aes_gcm\""),
         (
@@ -545,10 +565,10 @@ fn unknown_algorithms_are_named_and_never_suggested() {
     let theirs = raw(
         Protocol::Ike,
         &[
-            (1, 3, 0),
-            (1, 13, 256),
+            (1, 2, 0),
+            (1, 23, 256),
             (1, 999, 64),
-            (2, 8, 0),
+            (2, 1, 0),
             (3, 1, 0),
             (4, 36, 0),
             (4, 77, 0),
@@ -563,8 +583,8 @@ fn unknown_algorithms_are_named_and_never_suggested() {
     .unwrap_err();
     let text = mismatch.to_string();
     for name in [
-        "3des, aes256ctr, encryption 999 with key length 64",
-        "prfaescmac",
+        "des, camellia256, encryption 999 with key length 64",
+        "prfmd5",
         "md5",
         "mlkem768, DH group 77",
         "ADDKE1",

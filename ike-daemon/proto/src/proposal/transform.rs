@@ -86,16 +86,30 @@ pub struct Transform {
 /// "NONE" of the types integrity and key exchange.
 pub(super) const NONE: u16 = 0;
 
+const ENCR_3DES: u16 = 3;
+const ENCR_NULL: u16 = 11;
 const ENCR_AES_CBC: u16 = 12;
+const ENCR_AES_CTR: u16 = 13;
+const ENCR_AES_CCM_8: u16 = 14;
+const ENCR_AES_CCM_12: u16 = 15;
+const ENCR_AES_CCM_16: u16 = 16;
 const ENCR_AES_GCM_8: u16 = 18;
 const ENCR_AES_GCM_12: u16 = 19;
 const ENCR_AES_GCM_16: u16 = 20;
+const ENCR_NULL_AUTH_AES_GMAC: u16 = 21;
 const ENCR_CHACHA20_POLY1305: u16 = 28;
 
 impl From<Cipher> for Transform {
     fn from(cipher: Cipher) -> Self {
         let (id, key_len) = match cipher {
             Cipher::AesCbc(bits) => (ENCR_AES_CBC, Some(bits)),
+            Cipher::AesCtr(bits) => (ENCR_AES_CTR, Some(bits)),
+            Cipher::AesCcm(bits, GcmIcv::Eight) => (ENCR_AES_CCM_8, Some(bits)),
+            Cipher::AesCcm(bits, GcmIcv::Twelve) => (ENCR_AES_CCM_12, Some(bits)),
+            Cipher::AesCcm(bits, GcmIcv::Sixteen) => (ENCR_AES_CCM_16, Some(bits)),
+            Cipher::AesGmac(bits) => (ENCR_NULL_AUTH_AES_GMAC, Some(bits)),
+            Cipher::TripleDes => (ENCR_3DES, None),
+            Cipher::Null => (ENCR_NULL, None),
             Cipher::AesGcm(bits, GcmIcv::Eight) => (ENCR_AES_GCM_8, Some(bits)),
             Cipher::AesGcm(bits, GcmIcv::Twelve) => (ENCR_AES_GCM_12, Some(bits)),
             Cipher::AesGcm(bits, GcmIcv::Sixteen) => (ENCR_AES_GCM_16, Some(bits)),
@@ -117,6 +131,8 @@ impl From<Prf> for Transform {
             Prf::HmacSha256 => 5,
             Prf::HmacSha384 => 6,
             Prf::HmacSha512 => 7,
+            Prf::AesXcbc => 4,
+            Prf::AesCmac => 8,
         };
         Self {
             kind: TransformType::Prf,
@@ -133,6 +149,8 @@ impl From<Integrity> for Transform {
             Integrity::HmacSha256_128 => 12,
             Integrity::HmacSha384_192 => 13,
             Integrity::HmacSha512_256 => 14,
+            Integrity::AesXcbc96 => 5,
+            Integrity::AesCmac96 => 8,
         };
         Self {
             kind: TransformType::Integrity,
@@ -232,11 +250,9 @@ impl fmt::Display for Supported {
 /// of them are recognised in configurations. Ciphers with a key length have it in place of `*`.
 const NAMED: &[(TransformType, u16, &str)] = &[
     (TransformType::Encryption, 2, "des"),
-    (TransformType::Encryption, 3, "3des"),
     (TransformType::Encryption, 5, "idea"),
     (TransformType::Encryption, 6, "cast*"),
     (TransformType::Encryption, 7, "blowfish*"),
-    (TransformType::Encryption, 11, "null"),
     (TransformType::Encryption, ENCR_AES_CBC, "aes*"),
     (TransformType::Encryption, 13, "aes*ctr"),
     (TransformType::Encryption, 14, "aes*ccm8"),
@@ -268,31 +284,21 @@ const NAMED: &[(TransformType, u16, &str)] = &[
     (TransformType::Encryption, 31, "chacha20poly1305iiv"),
     (TransformType::Prf, 1, "prfmd5"),
     (TransformType::Prf, 3, "prftiger"),
-    (TransformType::Prf, 4, "prfaesxcbc"),
-    (TransformType::Prf, 8, "prfaescmac"),
     (TransformType::Integrity, 1, "md5"),
     (TransformType::Integrity, 3, "desmac"),
-    (TransformType::Integrity, 5, "aesxcbc"),
     (TransformType::Integrity, 6, "md5_128"),
     (TransformType::Integrity, 7, "sha1_160"),
-    (TransformType::Integrity, 8, "aescmac"),
     (TransformType::Integrity, 9, "aes128gmac"),
     (TransformType::Integrity, 10, "aes192gmac"),
     (TransformType::Integrity, 11, "aes256gmac"),
     (TransformType::KeyExchange, 1, "modp768"),
-    (TransformType::KeyExchange, 17, "modp6144"),
-    (TransformType::KeyExchange, 18, "modp8192"),
     (TransformType::KeyExchange, 22, "modp1024s160"),
     (TransformType::KeyExchange, 23, "modp2048s224"),
     (TransformType::KeyExchange, 24, "modp2048s256"),
     (TransformType::KeyExchange, 25, "ecp192"),
     (TransformType::KeyExchange, 26, "ecp224"),
     (TransformType::KeyExchange, 27, "ecp224bp"),
-    (TransformType::KeyExchange, 28, "ecp256bp"),
-    (TransformType::KeyExchange, 29, "ecp384bp"),
     (TransformType::KeyExchange, 30, "ecp512bp"),
-    (TransformType::KeyExchange, 32, "x448"),
-    (TransformType::KeyExchange, 32, "curve448"),
     (TransformType::KeyExchange, 33, "gost3410-256"),
     (TransformType::KeyExchange, 34, "gost3410-512"),
 ];

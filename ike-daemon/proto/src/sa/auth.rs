@@ -13,6 +13,7 @@ use super::fragment::Message;
 use super::init::fail;
 use super::intermediate::IntAuth;
 use super::mobike;
+use super::ppk::{self, Asked};
 use super::proof::{self, Covered, Evidence};
 use super::protect::{self, Protector};
 use super::retransmit::{Due, Retransmit};
@@ -45,6 +46,8 @@ pub(crate) struct Handshake {
     pub keys: IkeKeys,
     pub transcript: Transcript,
     pub wanted: Wanted,
+    /// Both ends would use a PPK.
+    pub ppk: bool,
 }
 
 impl Transcript {
@@ -87,6 +90,8 @@ pub(crate) struct AuthSent {
     pub suite: IkeSuite,
     pub local_id: Identity,
     keys: IkeKeys,
+    /// The same with our PPK, if the peer may use it.
+    with_ppk: Option<IkeKeys>,
     protector: Protector,
     transcript: Transcript,
     /// What we proved ourselves with.
@@ -107,6 +112,7 @@ impl AuthSent {
             keys,
             mut transcript,
             wanted,
+            ppk: agreed,
         } = handshake;
         transcript.int_auth.finish(message_id);
         let local_id = local_identity(&config, common.local);
@@ -146,20 +152,41 @@ impl AuthSent {
         if let RemoteIdentity::Is(identity) = &config.remote_id {
             writer.add(PayloadType::IDR, |out| out.extend(id_body(identity)));
         }
+        let ppk = config.ppk.as_deref().filter(|_| agreed);
+        let with_ppk = match ppk.map(|ppk| keys.with_ppk(&ppk.secret)).transpose() {
+            Ok(keys) => keys,
+            Err(error) => return fail(cx, explain::protocol(&config, common, &error.to_string())),
+        };
         let claim = Claim {
             local_id: &local_id,
             remote_id: &expected,
             id_body: &body,
             role: Role::Initiator,
-            keys: &keys,
+            keys: with_ppk.as_ref().unwrap_or(&keys),
             transcript: &transcript,
         };
-        let proved_with =
+        let mut proved_with =
             match credential::write_auth(&mut writer, &config, common, cx, claim, &wanted) {
                 Ok(proved_with) => proved_with,
                 Err(refusal) => return fail(cx, refusal),
             };
         cp::write_request(&mut writer, &config);
+        if let Some(ppk) = ppk {
+            proved_with.push_str(&format!(" and the PPK \"{}\" at {}", ppk.id, ppk.origin));
+            ppk::write_identity(&mut writer, ppk);
+            if !ppk.required {
+                let claim = Claim {
+                    keys: &keys,
+                    ..claim
+                };
+                match credential::proof(&config, common, cx, claim, &wanted) {
+                    Ok(proof) => {
+                        writer.notify(Notify::new(NotifyType::NO_PPK_AUTH, &proof.data));
+                    }
+                    Err(refusal) => return fail(cx, refusal),
+                }
+            }
+        }
         let child_spi = cx.child_spi();
         let offer = proposal::offer(&config.esp, &child_spi.to_be_bytes(), Groups::Ignored);
         child::write_mode(&mut writer, config.mode);
@@ -184,6 +211,7 @@ impl AuthSent {
             suite,
             local_id,
             keys,
+            with_ppk,
             protector,
             transcript,
             child_spi,
@@ -314,6 +342,16 @@ impl AuthSent {
             return fail(cx, refusal);
         };
         let identity = Identity::from_wire(idr.kind, idr.data);
+        let used = Asked::of(payloads).identity.is_some();
+        let keys = match (used, &self.with_ppk) {
+            (true, Some(keys)) => keys,
+            (false, _) if !self.config.ppk.as_ref().is_some_and(|ppk| ppk.required) => &self.keys,
+            (false, _) => return fail(cx, explain::no_ppk(&self.config, common)),
+            (true, None) => {
+                let what = "the peer uses a PPK that we did not name";
+                return fail(cx, explain::protocol(&self.config, common, what));
+            }
+        };
         let failure = if !proof::accepts_identity(&self.config, common.remote.ip(), &identity) {
             Err(explain::wrong_identity(&self.config, common, &identity))
         } else {
@@ -325,7 +363,7 @@ impl AuthSent {
             };
             let covered = Covered {
                 signer: Role::Responder,
-                keys: &self.keys,
+                keys,
                 transcript: &self.transcript,
             };
             proof::verify(&self.config, common, cx, &self.local_id, &evidence, covered)
@@ -334,13 +372,15 @@ impl AuthSent {
             config,
             suite,
             local_id,
-            keys,
+            keys: without,
+            with_ppk,
             mut protector,
             transcript,
             child_spi,
             message_id,
             ..
         } = *self;
+        let keys = with_ppk.filter(|_| used).unwrap_or(without);
         let next_id = message_id.saturating_add(1);
         let proof = match failure {
             Ok(proof) => proof,
@@ -374,6 +414,7 @@ impl AuthSent {
             0,
         );
         (common.mobike, established.mobility) = mobike::agree(&config, payloads, Role::Initiator);
+        established.ppk = used;
         established.announce(common, cx, false);
         let result = match refused {
             Some(notify) => Err(explain::child_refused(

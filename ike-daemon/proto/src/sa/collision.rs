@@ -10,6 +10,7 @@
 //! as if it had been lost.
 
 use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -266,9 +267,12 @@ impl Established {
             self.proof.clone(),
             self.local_id.clone(),
         );
-        Some(Self::new(
+        let mut successor = Self::new(
             cx, config, suite, keys, protector, proof, local_id, 0, 0,
-        ))
+        );
+        // Its keys come of keys that have the PPK in them.
+        successor.ppk = self.ppk;
+        Some(successor)
     }
 
     /// Everything that goes to the successor. "The new IKE SA inherits all of the original IKE SA's

@@ -121,6 +121,14 @@ pub(crate) struct Claim<'a> {
     pub transcript: &'a Transcript,
 }
 
+/// An AUTH payload.
+pub(crate) struct Proof {
+    method: u8,
+    pub data: Vec<u8>,
+    /// In words, what it is made with.
+    with: String,
+}
+
 /// Writes our AUTH payload; gives in words what we proved ourselves with.
 pub(crate) fn write_auth(
     writer: &mut Writer,
@@ -130,6 +138,21 @@ pub(crate) fn write_auth(
     claim: Claim<'_>,
     wanted: &Wanted,
 ) -> Result<String, Arc<Refusal>> {
+    let proof = proof(config, common, cx, claim, wanted)?;
+    writer.add(PayloadType::AUTH, |out| {
+        Typed::new(proof.method, &proof.data).encode(out)
+    });
+    Ok(proof.with)
+}
+
+/// Our proof of who we are.
+pub(crate) fn proof(
+    config: &ConnectionConfig,
+    common: &Common,
+    cx: &Cx<'_>,
+    claim: Claim<'_>,
+    wanted: &Wanted,
+) -> Result<Proof, Arc<Refusal>> {
     let prf = claim.keys.prf;
     let signed = claim
         .transcript
@@ -141,10 +164,11 @@ pub(crate) fn write_auth(
                 return Err(explain::no_secret(config, common, local, remote));
             };
             let auth = psk_auth(prf, secret.secret.expose(), signed);
-            writer.add(PayloadType::AUTH, |out| {
-                Typed::new(method::PSK, auth.expose()).encode(out)
-            });
-            Ok(format!("the pre-shared key at {}", secret.origin))
+            Ok(Proof {
+                method: method::PSK,
+                data: auth.expose().to_vec(),
+                with: format!("the pre-shared key at {}", secret.origin),
+            })
         }
         LocalAuth::PublicKey(credential) => {
             let scheme = Scheme::choose(credential, wanted)
@@ -162,9 +186,6 @@ pub(crate) fn write_auth(
                 data.extend(identifier);
             }
             data.extend(signature);
-            writer.add(PayloadType::AUTH, |out| {
-                Typed::new(scheme.method, &data).encode(out)
-            });
             let what = match credential.certificates.first() {
                 Some(certificate) => format!(
                     "the certificate of \"{}\" issued by \"{}\"",
@@ -173,10 +194,14 @@ pub(crate) fn write_auth(
                 ),
                 None => "a raw public key".to_owned(),
             };
-            Ok(format!(
-                "{what} at {}, signing by {}",
-                credential.origin, scheme.algorithm
-            ))
+            Ok(Proof {
+                method: scheme.method,
+                data,
+                with: format!(
+                    "{what} at {}, signing by {}",
+                    credential.origin, scheme.algorithm
+                ),
+            })
         }
     }
 }

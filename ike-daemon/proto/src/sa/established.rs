@@ -61,6 +61,8 @@ pub(crate) struct Established {
     pub deleting: bool,
     /// A rekeyed IKE SA took over; its end is nothing to tell of.
     pub superseded: bool,
+    /// A PPK is in its keys (RFC 8784).
+    pub ppk: bool,
     /// A CREATE_CHILD_SA exchange of the peer's that waits for further key exchanges. It is not
     /// saved: a successor answers STATE_NOT_FOUND, and the peer begins anew.
     pub(super) awaited: Option<Box<Awaited>>,
@@ -164,6 +166,7 @@ impl Established {
             rekey_at,
             deleting: false,
             superseded: false,
+            ppk: false,
             awaited: None,
             contested: false,
             retired: Vec::new(),

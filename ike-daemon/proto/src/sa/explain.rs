@@ -3,6 +3,7 @@
 mod auth;
 mod cp;
 mod mode;
+mod ppk;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ pub(crate) use auth::{
 };
 pub(crate) use cp::{address_not_asked, no_address, no_address_left};
 pub(crate) use mode::{transport_declined, transport_unwanted, transport_wanted};
+pub(crate) use ppk::{no_ppk, other_ppk};
 
 use super::Datagram;
 use super::child::ChildOffer;

@@ -11,6 +11,7 @@ use super::fragment;
 use super::intermediate::{self, IntAuth};
 use super::mobike;
 use super::nat::{self, Nat};
+use super::ppk;
 use super::retransmit::{Due, Retransmit};
 use super::{Datagram, IkeSa, Phase, explain, protect, respond};
 use crate::config::{ConnectionConfig, EncapsulationPolicy};
@@ -137,6 +138,9 @@ impl InitSent {
         if nat::prefers_udp(&self.config) {
             nat::write_preference(&mut writer);
         }
+        if self.config.ppk.is_some() {
+            ppk::write_support(&mut writer);
+        }
         self.request = writer.message(protect::header(common, ExchangeType::IKE_SA_INIT, false, 0));
         self.retransmit = Retransmit::start(cx.now, &cx.settings.retransmission);
         cx.out
@@ -239,6 +243,10 @@ impl InitSent {
             let what = "the peer wants further key exchanges without knowing IKE_INTERMEDIATE";
             return fail(cx, explain::protocol(&self.config, common, what));
         }
+        let ppk = self.config.ppk.is_some() && ppk::supported(&payloads);
+        if !ppk && self.config.ppk.as_ref().is_some_and(|it| it.required) {
+            return fail(cx, explain::no_ppk(&self.config, common));
+        }
         let found = nat::detect(
             respond::notifies(&payloads),
             header.initiator_spi,
@@ -295,6 +303,7 @@ impl InitSent {
                 int_auth: IntAuth::default(),
             },
             wanted,
+            ppk,
         };
         intermediate::proceed(common, cx, handshake, 0)
     }

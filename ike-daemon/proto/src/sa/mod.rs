@@ -16,6 +16,7 @@ pub(crate) mod intermediate;
 pub(crate) mod mobike;
 pub(crate) mod nat;
 pub(crate) mod pool;
+pub(crate) mod ppk;
 pub(crate) mod proof;
 pub(crate) mod protect;
 pub(crate) mod psk;

@@ -12,6 +12,7 @@ use super::fragment::{self, Message};
 use super::intermediate::{self, IntAuth};
 use super::mobike;
 use super::nat::{self, Nat};
+use super::ppk::{self, Asked};
 use super::proof::{self, Covered, Evidence, PeerProof, accepts_identity, accepts_method};
 use super::protect::{self, Protector};
 use super::{Datagram, IkeSa, Phase, cp, explain};
@@ -78,6 +79,8 @@ pub(crate) struct InitReplied {
     pub(super) protector: Protector,
     pub(super) transcript: Transcript,
     wanted: Wanted,
+    /// Both ends would use a PPK.
+    ppk: bool,
     /// IKE_INTERMEDIATE exchanges that were done, and what was answered last.
     pub(super) done: u32,
     pub(super) answered: Option<Answered>,
@@ -256,6 +259,10 @@ pub(crate) fn accept(
     if agreed {
         nat::write_preference(&mut writer);
     }
+    let ppk = ppk::supported(payloads) && candidates.iter().any(|config| config.ppk.is_some());
+    if ppk {
+        ppk::write_support(&mut writer);
+    }
     let response = writer.message(protect::header(&common, ExchangeType::IKE_SA_INIT, true, 0));
     cx.out
         .transmit(common.local, common.remote, response.clone());
@@ -272,6 +279,7 @@ pub(crate) fn accept(
             int_auth: IntAuth::default(),
         },
         wanted,
+        ppk,
         done: 0,
         answered: None,
         expires: cx.now + cx.settings.half_open.timeout,
@@ -292,6 +300,7 @@ struct AuthRequest<'a> {
     initial_contact: bool,
     /// All of them.
     payloads: &'a [Payload<'a>],
+    ppk: Asked<'a>,
 }
 
 impl InitReplied {
@@ -424,6 +433,7 @@ impl InitReplied {
                 offer,
                 initial_contact,
                 payloads: &payloads,
+                ppk: Asked::of(&payloads),
             },
         )
     }
@@ -478,6 +488,14 @@ impl InitReplied {
             (Some((config, ..)), _) | (None, Some((config, _))) => config.clone(),
             (None, None) => return Phase::Gone,
         };
+        let decided = request.ppk.decide(&config, common, self.ppk, &self.keys);
+        let decision = match decided {
+            Ok(decision) => decision,
+            Err(refusal) => {
+                let kind = NotifyType::AUTHENTICATION_FAILED;
+                return self.refuse(common, cx, datagram, kind, &[], refusal);
+            }
+        };
         let local_id = local_identity(&config, common.local);
         let body = id_body(&local_id);
         let mut writer = Writer::new();
@@ -488,7 +506,7 @@ impl InitReplied {
             remote_id: &identity,
             id_body: &body,
             role: Role::Responder,
-            keys: &self.keys,
+            keys: &decision.keys,
             transcript: &self.transcript,
         };
         let written = credential::write_auth(&mut writer, &config, common, cx, claim, &self.wanted);
@@ -496,13 +514,16 @@ impl InitReplied {
             let kind = NotifyType::AUTHENTICATION_FAILED;
             return self.refuse(common, cx, datagram, kind, &[], refusal);
         }
+        if decision.used {
+            ppk::write_agreement(&mut writer);
+        }
         let Self {
             suite,
-            keys,
             protector,
             transcript,
             ..
         } = *self;
+        let keys = decision.keys;
 
         nat::tell(common, cx, &config);
         let began = common.began;
@@ -523,6 +544,7 @@ impl InitReplied {
         if common.mobike.is_some() {
             mobike::write_support(&mut writer, cx, &config, common.local.ip());
         }
+        established.ppk = decision.used;
         established.announce(common, cx, request.initial_contact);
         let nonces = (&transcript.nonce_i[..], &transcript.nonce_r[..]);
         let child_spi = cx.child_spi();
@@ -604,13 +626,18 @@ impl InitReplied {
             certificates: &request.certificates,
             legacy: self.wanted.hashes.is_none(),
         };
-        let covered = Covered {
-            signer: Role::Initiator,
-            keys: &self.keys,
-            transcript: &self.transcript,
-        };
         let verify = |config: &Arc<ConnectionConfig>| {
             let local_id = local_identity(config, common.local);
+            let decision = request.ppk.decide(config, common, self.ppk, &self.keys)?;
+            let mut evidence = evidence.clone();
+            if let Some(data) = decision.auth {
+                evidence.auth.data = data;
+            }
+            let covered = Covered {
+                signer: Role::Initiator,
+                keys: &decision.keys,
+                transcript: &self.transcript,
+            };
             proof::verify(config, common, cx, &local_id, &evidence, covered)
         };
         let mut proven: Option<PeerProof> = None;

@@ -9,6 +9,7 @@ use espada_common::sa::{ChildSaId, Mode};
 use super::child::{self, Child};
 use super::context::{Common, Cx};
 use super::established::{Established, Pending, Task};
+use super::mobike::Mobility;
 use super::proof::PeerProof;
 use super::protect::Protector;
 use super::rekey::Purpose;
@@ -50,6 +51,7 @@ impl Established {
             expires: saved.expires,
             deleting: saved.deleting,
             superseded: saved.superseded,
+            ppk: saved.ppk,
             awaited: None,
             contested: saved.contested,
             retired: Vec::new(),

@@ -99,6 +99,7 @@ pub(crate) struct Saved {
     pub deleting: bool,
     pub superseded: bool,
     pub contested: bool,
+    pub ppk: bool,
 }
 
 /// Writes IKE SAs into one state; `None` if they do not fit. Where all would fit but for the last
@@ -169,6 +170,7 @@ const LEASE: u16 = 1 << 11;
 const MOBIKE_INITIATOR: u16 = 1 << 12;
 const MOBIKE_RESPONDER: u16 = 1 << 13;
 const CONTESTED: u16 = 1 << 14;
+const PPK: u16 = 1 << 15;
 
 fn write_sa(
     out: &mut Out,
@@ -194,6 +196,7 @@ fn write_sa(
         (answered.is_some(), ANSWERED),
         (established.outstanding.is_some(), OUTSTANDING),
         (established.proof.signed(), SIGNED),
+        (established.ppk, PPK),
     ];
     let set = flags.iter().filter(|(set, _)| *set);
     out.u16(set.fold(0, |flags, (_, flag)| flags | flag));
@@ -368,6 +371,7 @@ fn read_sa(reader: &mut Reader<'_>, clock: &Clock) -> Result<Saved, DecodeError>
         deleting: flag(DELETING),
         superseded: flag(SUPERSEDED),
         contested: flag(CONTESTED),
+        ppk: flag(PPK),
     })
 }
 

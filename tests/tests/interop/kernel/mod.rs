@@ -115,6 +115,7 @@ impl<K: Kind> Pair<K> {
             remote_ts: local_subnets[0],
             psk: PSK,
             pki: None,
+            ike_extra: "",
             extra: &match case.mode {
                 Mode::Tunnel => extra.to_owned(),
                 Mode::Transport => format!("{extra}\n{}", K::TRANSPORT),

@@ -245,6 +245,7 @@ fn strongswan_pair(line: &Line, work: &WorkDir) -> Result<[StrongSwan; 2]> {
         remote_ts: addr::LAN_A,
         psk: espada::PSK,
         pki: None,
+        ike_extra: "",
         extra: "",
     };
     let a = Connection {

@@ -11,6 +11,7 @@ mod loss;
 mod mobike;
 mod nat;
 mod pair;
+mod ppk;
 mod processors;
 mod refusals;
 mod restart;

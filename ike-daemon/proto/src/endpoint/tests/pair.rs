@@ -793,6 +793,7 @@ pub fn connection(local: &str, remote: &str, ike: &str, esp: &str) -> Connection
         "remote.cacerts",
         "vips",
         "pools",
+        "ppk",
     ];
     let settings = settings.iter().enumerate().map(|(index, name)| {
         let value = match *name {
@@ -817,6 +818,7 @@ pub fn connection(local: &str, remote: &str, ike: &str, esp: &str) -> Connection
         remote_id: RemoteIdentity::Address,
         local_auth: LocalAuth::Psk,
         remote_auth: RemoteAuth::Psk,
+        ppk: None,
         sha1_signatures: false,
         ike: proposals(Protocol::Ike, ike),
         esp: proposals(Protocol::Esp, esp),

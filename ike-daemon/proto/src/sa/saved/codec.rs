@@ -20,11 +20,13 @@ use crate::sa::fragment::Message;
 use crate::wire::reader::{DecodeError, Reader};
 use crate::wire::{PayloadType, Payloads};
 
-const INTEGRITIES: [Integrity; 4] = [
+const INTEGRITIES: [Integrity; 6] = [
     Integrity::HmacSha1_96,
     Integrity::HmacSha256_128,
     Integrity::HmacSha384_192,
     Integrity::HmacSha512_256,
+    Integrity::AesXcbc96,
+    Integrity::AesCmac96,
 ];
 
 /// Collects a state.
@@ -135,6 +137,13 @@ impl Out {
             Cipher::AesCbc(bits) => (3, bits),
             Cipher::AesGcm(bits, GcmIcv::Eight) => (4, bits),
             Cipher::AesGcm(bits, GcmIcv::Twelve) => (5, bits),
+            Cipher::AesCcm(bits, GcmIcv::Sixteen) => (6, bits),
+            Cipher::AesCcm(bits, GcmIcv::Twelve) => (7, bits),
+            Cipher::AesCcm(bits, GcmIcv::Eight) => (8, bits),
+            Cipher::AesCtr(bits) => (9, bits),
+            Cipher::AesGmac(bits) => (10, bits),
+            Cipher::TripleDes => (11, 192),
+            Cipher::Null => (12, 0),
         };
         self.u8(kind);
         self.u16(bits);
@@ -312,6 +321,13 @@ fn cipher(reader: &mut Reader<'_>) -> Result<(Cipher, Option<Integrity>), Decode
         (3, bits @ (128 | 192 | 256)) => Cipher::AesCbc(bits),
         (4, bits @ (128 | 192 | 256)) => Cipher::AesGcm(bits, GcmIcv::Eight),
         (5, bits @ (128 | 192 | 256)) => Cipher::AesGcm(bits, GcmIcv::Twelve),
+        (6, bits @ (128 | 192 | 256)) => Cipher::AesCcm(bits, GcmIcv::Sixteen),
+        (7, bits @ (128 | 192 | 256)) => Cipher::AesCcm(bits, GcmIcv::Twelve),
+        (8, bits @ (128 | 192 | 256)) => Cipher::AesCcm(bits, GcmIcv::Eight),
+        (9, bits @ (128 | 192 | 256)) => Cipher::AesCtr(bits),
+        (10, bits @ (128 | 192 | 256)) => Cipher::AesGmac(bits),
+        (11, 192) => Cipher::TripleDes,
+        (12, 0) => Cipher::Null,
         _ => return Err(invalid("an unknown cipher")),
     };
     let integrity = match reader.u8()? {

@@ -5,8 +5,8 @@ mod agree;
 mod certificates;
 mod kernel;
 mod pairs;
-mod pvpn;
 mod ppk;
+mod pvpn;
 mod refuse;
 
 use anyhow::Result;

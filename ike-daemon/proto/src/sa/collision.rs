@@ -267,9 +267,7 @@ impl Established {
             self.proof.clone(),
             self.local_id.clone(),
         );
-        let mut successor = Self::new(
-            cx, config, suite, keys, protector, proof, local_id, 0, 0,
-        );
+        let mut successor = Self::new(cx, config, suite, keys, protector, proof, local_id, 0, 0);
         // Its keys come of keys that have the PPK in them.
         successor.ppk = self.ppk;
         Some(successor)

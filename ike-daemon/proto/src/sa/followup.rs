@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use espada_common::sa::{ChildSaId, SecretBytes};
 
 use super::child::{Agreed, ChildOffer};
-use super::established::Established;
+use super::established::{Established, Pending};
 use super::rekey::{NotifyOut, Parts, exchange_keys, write_ke};
 use super::{Common, Cx, Datagram};
 use crate::crypto::Random;

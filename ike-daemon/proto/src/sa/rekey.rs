@@ -657,6 +657,7 @@ impl Established {
                 nonce: request.nonce,
                 began: request.began,
                 retried: request.retried,
+                rival: request.rival,
             };
             return Ok(Step::More { request, link });
         }

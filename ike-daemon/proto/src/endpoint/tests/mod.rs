@@ -1,6 +1,6 @@
 mod certificates;
-mod cp;
 mod collisions;
+mod cp;
 mod encapsulation;
 mod exchanges;
 mod fragments;

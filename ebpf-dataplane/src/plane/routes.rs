@@ -1,7 +1,7 @@
 //! Routes that bring protected traffic to the tunnel interface, visible in `ip route` under a
 //! protocol number of our own.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, btree_map};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -127,10 +127,10 @@ impl Routes {
         link: u32,
     ) -> Result<(), BackendError> {
         for address in policy.addresses.iter().copied() {
-            if !self.addresses.contains_key(&address) {
+            if let btree_map::Entry::Vacant(place) = self.addresses.entry(address) {
                 netlink.address_add(link, address)?;
                 tracing::info!(connection = %policy.connection, %address, "virtual address");
-                self.addresses.insert(address, link);
+                place.insert(link);
             }
         }
         Ok(())

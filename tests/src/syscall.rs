@@ -127,22 +127,37 @@ fn owned_socket(family: i32, kind: i32, protocol: i32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Puts an IP packet on the wire as it stands, past routing and firewall of the sender.
-pub fn send_on_link(ifindex: u32, mac: [u8; 6], packet: &[u8]) -> io::Result<()> {
-    let ethertype = match packet.first().map(|byte| byte >> 4) {
-        Some(4) => libc::ETH_P_IP as u16,
-        Some(6) => libc::ETH_P_IPV6 as u16,
-        _ => return Err(io::Error::from(io::ErrorKind::InvalidInput)),
-    };
-    let socket = owned_socket(libc::AF_PACKET, libc::SOCK_DGRAM, 0)?;
-    // SAFETY: sockaddr_ll is plain data, for which all zeros is a valid value.
-    let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-    to.sll_family = libc::AF_PACKET as u16;
-    to.sll_protocol = ethertype.to_be();
-    to.sll_ifindex = ifindex as i32;
-    to.sll_halen = 6;
-    to.sll_addr[..6].copy_from_slice(&mac);
-    send_to(&socket, packet, &to)
+/// Sends IP packets on a link as if they came from somewhere beyond it.
+#[derive(Debug)]
+pub struct LinkSender {
+    socket: OwnedFd,
+    to: libc::sockaddr_ll,
+}
+
+impl LinkSender {
+    /// On a device of the calling thread's namespace, to an Ethernet address. One for many packets: to
+    /// close such a socket takes the kernel many milliseconds.
+    pub fn open(ifindex: u32, mac: [u8; 6]) -> io::Result<Self> {
+        let socket = owned_socket(libc::AF_PACKET, libc::SOCK_DGRAM, 0)?;
+        // SAFETY: sockaddr_ll is plain data, for which all zeros is a valid value.
+        let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+        to.sll_family = libc::AF_PACKET as u16;
+        to.sll_ifindex = ifindex as i32;
+        to.sll_halen = 6;
+        to.sll_addr[..6].copy_from_slice(&mac);
+        Ok(Self { socket, to })
+    }
+
+    /// Sends a packet of either family.
+    pub fn send(&mut self, packet: &[u8]) -> io::Result<()> {
+        let ethertype = match packet.first().map(|byte| byte >> 4) {
+            Some(4) => libc::ETH_P_IP as u16,
+            Some(6) => libc::ETH_P_IPV6 as u16,
+            _ => return Err(io::Error::from(io::ErrorKind::InvalidInput)),
+        };
+        self.to.sll_protocol = ethertype.to_be();
+        send_to(&self.socket, packet, &self.to)
+    }
 }
 
 /// Sends an IPv4 packet with the header it has, routed as the namespace of the calling thread routes.

@@ -262,10 +262,10 @@ impl Line {
         let mac = self.gw_a.mac(WAN_DEVICE)?;
         let port = switch.ifindex("to-a")?;
         switch.enter(|| {
+            let mut link = crate::syscall::LinkSender::open(port, mac)?;
             let mut sent = 0;
             while let Some(packet) = next() {
-                crate::syscall::send_on_link(port, mac, &packet)
-                    .context("cannot inject a packet")?;
+                link.send(&packet).context("cannot inject a packet")?;
                 sent += 1;
             }
             Ok(sent)

@@ -122,11 +122,11 @@ fn unknown_keys_name_the_nearest() {
         r#"gw.toml:11:1: error: unknown key `windwo` in connection.azure
     11 | windwo = 1
        | ^^^^^^
-    help: known keys here: local, remote, auth, ike, esp, mode, dpd, start, encapsulation, replay_window, per_cpu_sas, insecure, ike_lifetime, child_lifetime
+    help: known keys here: local, remote, auth, ike, esp, mode, dpd, start, keying_tries, encapsulation, replay_window, per_cpu_sas, insecure, ppk, ppk_required, ike_lifetime, child_lifetime, vips, pools, mobike, child_bytes, child_packets
 gw.toml:12:1: error: unknown key `espp` in connection.azure; did you mean `esp`?
     12 | espp = "aes256"
        | ^^^^
-    help: known keys here: local, remote, auth, ike, esp, mode, dpd, start, encapsulation, replay_window, per_cpu_sas, insecure, ike_lifetime, child_lifetime
+    help: known keys here: local, remote, auth, ike, esp, mode, dpd, start, keying_tries, encapsulation, replay_window, per_cpu_sas, insecure, ppk, ppk_required, ike_lifetime, child_lifetime, vips, pools, mobike, child_bytes, child_packets
 2 errors"#
     );
     let local = r#"local = { adress = "%default", subnets = ["10.0.0.0/24"] }"#;
@@ -143,11 +143,11 @@ gw.toml:12:1: error: unknown key `espp` in connection.azure; did you mean `esp`?
         r#"gw.toml:1:1: error: unknown key `colour` at the top of the file
     1 | colour = 1
       | ^^^^^^
-    help: known keys here: dataplane, ike, connection, secrets
+    help: known keys here: dataplane, ike, connection, pool, secrets
 gw.toml:2:2: error: unknown key `dataplan` at the top of the file; did you mean `dataplane`?
     2 | [dataplan]
       |  ^^^^^^^^
-    help: known keys here: dataplane, ike, connection, secrets
+    help: known keys here: dataplane, ike, connection, pool, secrets
 2 errors"#
     );
 }

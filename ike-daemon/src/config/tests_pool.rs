@@ -1,6 +1,7 @@
 //! Virtual addresses and pools as they are configured.
 
 use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt;
 
 use super::*;
 
@@ -8,6 +9,13 @@ fn parsed(text: &str) -> Result<GatewayConfig, String> {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("gw.toml");
     std::fs::write(&file, text).unwrap();
+    let secrets = folder.path().join("secrets.toml");
+    std::fs::write(
+        &secrets,
+        "[[psk]]\nids = []\nsecret = \"a long enough secret\"\n",
+    )
+    .unwrap();
+    std::fs::set_permissions(&secrets, std::fs::Permissions::from_mode(0o600)).unwrap();
     let prefix = format!("{}/", folder.path().display());
     load(&file, SecretsPolicy::IfReadable).map_err(|error| error.to_string().replace(&prefix, ""))
 }

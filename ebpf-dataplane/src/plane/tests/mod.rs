@@ -467,8 +467,11 @@ fn netns_traffic_without_sa_is_dropped_and_asked_for() {
             "exec",
             &pair.names[0],
             "ping",
+            // The first few wait for the SA.
             "-c",
-            "1",
+            "20",
+            "-i",
+            "0.01",
             "-W",
             "1",
             "10.2.0.1",

@@ -12,7 +12,7 @@ mod syscall;
 mod tests;
 mod veth;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use espada_common::abi::esp::{
@@ -419,6 +419,27 @@ impl EbpfEngine {
         }
     }
 
+    /// Has a pair's packets take its way, whose device is settled.
+    fn follow_way(&mut self, id: ChildSaId, way: &Way) {
+        let Some(known) = self.pairs.get(&id) else {
+            return;
+        };
+        let mut entry = known.entry;
+        entry.max_inner = max_inner(known.esn, &entry::path(&entry), way.mtu);
+        entry.link = way.interface;
+        if entry == known.entry {
+            return;
+        }
+        self.maps.settle();
+        if let Err(error) = self.maps.insert_pair(&entry) {
+            tracing::warn!(%error, "path MTU not set");
+            return;
+        }
+        if let Some(known) = self.pairs.get_mut(&id) {
+            known.entry = entry;
+        }
+    }
+
     /// Whether a driver transmits frames of XDP programs. One that does not drops them without a word.
     fn takes_frames(&self, index: u32) -> bool {
         match device::xdp_support(index) {
@@ -565,28 +586,16 @@ impl Engine for EbpfEngine {
 
     fn set_way(&mut self, id: ChildSaId, way: &Way) {
         self.settle_device(way.interface);
-        let Some(known) = self.pairs.get(&id) else {
-            return;
-        };
-        let mut entry = known.entry;
-        entry.max_inner = max_inner(known.esn, &entry::path(&entry), way.mtu);
-        entry.link = way.interface;
-        if entry == known.entry {
-            return;
-        }
-        self.maps.settle();
-        if let Err(error) = self.maps.insert_pair(&entry) {
-            tracing::warn!(%error, "path MTU not set");
-            return;
-        }
-        if let Some(known) = self.pairs.get_mut(&id) {
-            known.entry = entry;
-        }
+        self.follow_way(id, way);
     }
 
     fn set_ways(&mut self, ways: &BTreeMap<ChildSaId, Way>) {
+        let links: BTreeSet<u32> = ways.values().map(|way| way.interface).collect();
+        for link in links {
+            self.settle_device(link);
+        }
         for (id, way) in ways {
-            Engine::set_way(self, *id, way);
+            self.follow_way(*id, way);
         }
     }
 

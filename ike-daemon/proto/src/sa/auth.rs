@@ -269,13 +269,8 @@ impl AuthSent {
             || !header.flags.is_response()
             || header.message_id != self.message_id
         {
-            if let Some(kind) = protect::unprotected_error(datagram) {
+            if protect::tell_unprotected_error(cx, datagram, &self.config.name) {
                 cx.out.drop(IkeDrop::Unauthenticated);
-                cx.out.notice(Notice::UnauthenticatedError {
-                    connection: self.config.name.clone(),
-                    remote: datagram.remote,
-                    notify: kind.to_string(),
-                });
             } else {
                 cx.out.drop(IkeDrop::Unexpected);
             }

@@ -18,7 +18,6 @@ use crate::config::ConnectionConfig;
 use crate::crypto::dh::KeyExchange;
 use crate::crypto::keys::{IkeContext, IkeKeys, SkeySeed};
 use crate::crypto::prf::{PrfError, prf};
-use crate::notice::Notice;
 use crate::proposal::IkeSuite;
 use crate::status::{IkeDrop, Role};
 use crate::wire::id::KeyExchangeData;
@@ -216,13 +215,8 @@ impl IntermediateSent {
             || !header.flags.is_response()
             || header.message_id != self.message_id
         {
-            if let Some(kind) = protect::unprotected_error(datagram) {
+            if protect::tell_unprotected_error(cx, datagram, &self.handshake.config.name) {
                 cx.out.drop(IkeDrop::Unauthenticated);
-                cx.out.notice(Notice::UnauthenticatedError {
-                    connection: self.handshake.config.name.clone(),
-                    remote: datagram.remote,
-                    notify: kind.to_string(),
-                });
             } else if header.message_id < self.message_id && header.flags.is_response() {
                 cx.out.drop(IkeDrop::Retransmission);
             } else {

@@ -1,5 +1,7 @@
 //! Messages inside the encrypted payload (RFC 7296 section 3.14).
 
+use std::sync::Arc;
+
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
@@ -8,6 +10,7 @@ use super::fragment::{self, Message, PAYLOAD_HEADER_LEN, Piece, Reassembly};
 use super::{Datagram, respond};
 use crate::crypto::keys::IkeKeys;
 use crate::crypto::sk::{IkeCipher, SkError};
+use crate::notice::Notice;
 use crate::proposal::IkeSuite;
 use crate::status::{IkeDrop, Role};
 use crate::wire::payload::Fragment;
@@ -261,6 +264,23 @@ pub(crate) fn unprotected_error(datagram: &Datagram<'_>) -> Option<NotifyType> {
     notifies
         .find(|notify| notify.kind.is_error())
         .map(|notify| notify.kind)
+}
+
+/// Whether a message is an error notify that nothing proves; people are told of one.
+pub(crate) fn tell_unprotected_error(
+    cx: &mut Cx<'_>,
+    datagram: &Datagram<'_>,
+    connection: &Arc<str>,
+) -> bool {
+    let Some(kind) = unprotected_error(datagram) else {
+        return false;
+    };
+    cx.out.notice(Notice::UnauthenticatedError {
+        connection: connection.clone(),
+        remote: datagram.remote,
+        notify: kind.to_string(),
+    });
+    true
 }
 
 /// The SPI in an INVALID_SPI notify without encrypted payload: whoever sent it says that it receives ESP

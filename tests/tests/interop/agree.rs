@@ -152,6 +152,8 @@ agreeing! {
         "chacha20poly1305-prfsha256-ecp256", "aes256-sha512", "", [Espada];
     modp3072_sha384: Wan::Switch,
         "aes192-sha384-modp3072", "aes192-sha384", "", [Espada];
+    brainpool512_sha512: Wan::Switch,
+        "aes256-sha512-ecp512bp", "aes256gcm16", "", [Espada, StrongSwan];
     espada_behind_nat: Wan::Nat,
         "aes256gcm16-prfsha256-x25519", "aes256gcm16", "", [Espada];
 }

@@ -13,6 +13,7 @@ use subtle::ConstantTimeEq;
 use x25519_dalek::{PublicKey, StaticSecret};
 use zeroize::Zeroizing;
 
+use super::brainpool512::BrainpoolP512r1;
 use super::{Random, ecp, mlkem, modp};
 use crate::proposal::DhGroup;
 
@@ -52,6 +53,7 @@ enum Private {
     P521(ecp::Secret<NistP521>),
     Bp256(ecp::Secret<BrainpoolP256r1>),
     Bp384(ecp::Secret<BrainpoolP384r1>),
+    Bp512(ecp::Secret<BrainpoolP512r1>),
     X25519(StaticSecret),
     X448(Zeroizing<[u8; 56]>),
     MlKem(Box<mlkem::Secret>),
@@ -131,6 +133,11 @@ impl KeyExchange {
                 let secret = ecp::Secret::generate(random);
                 let public = secret.public_value();
                 (Private::Bp384(secret), public)
+            }
+            DhGroup::Brainpool512 => {
+                let secret = ecp::Secret::generate(random);
+                let public = secret.public_value();
+                (Private::Bp512(secret), public)
             }
             DhGroup::Ecp256 => {
                 let secret = ecp::Secret::generate(random);
@@ -220,6 +227,7 @@ impl KeyExchange {
             Private::P521(secret) => secret.shared_secret(peer).ok_or(invalid),
             Private::Bp256(secret) => secret.shared_secret(peer).ok_or(invalid),
             Private::Bp384(secret) => secret.shared_secret(peer).ok_or(invalid),
+            Private::Bp512(secret) => secret.shared_secret(peer).ok_or(invalid),
             Private::X448(octets) => {
                 let peer: [u8; 56] = peer.try_into().map_err(|_| invalid)?;
                 let zero = DhError::ZeroSecret { group };
@@ -317,7 +325,8 @@ mod tests {
                 | DhGroup::Ecp384
                 | DhGroup::Ecp521
                 | DhGroup::Brainpool256
-                | DhGroup::Brainpool384 => group.public_len() / 2,
+                | DhGroup::Brainpool384
+                | DhGroup::Brainpool512 => group.public_len() / 2,
                 _ if group.is_kem() => 32,
                 _ => group.public_len(),
             };
@@ -389,11 +398,14 @@ mod tests {
             (TestName::EcdhSecp521r1Ecpoint, DhGroup::Ecp521),
             (TestName::EcdhBrainpool256r1, DhGroup::Brainpool256),
             (TestName::EcdhBrainpool384r1, DhGroup::Brainpool384),
+            (TestName::EcdhBrainpool512r1, DhGroup::Brainpool512),
         ] {
             let set = TestSet::load(name).unwrap();
             let asn1 = matches!(
                 name,
-                TestName::EcdhBrainpool256r1 | TestName::EcdhBrainpool384r1
+                TestName::EcdhBrainpool256r1
+                    | TestName::EcdhBrainpool384r1
+                    | TestName::EcdhBrainpool512r1
             );
             let mut ran = 0;
             for test in set.test_groups.iter().flat_map(|tests| &tests.tests) {

@@ -71,6 +71,7 @@ mod tests {
     use p521::NistP521;
 
     use super::*;
+    use crate::crypto::brainpool512::BrainpoolP512r1;
     use crate::crypto::test_util::hex;
 
     fn check<C>(i: &str, public_i: &str, r: &str, public_r: &str, shared: &str)
@@ -156,12 +157,42 @@ mod tests {
     }
 
     #[test]
-    fn points_off_the_curve_are_refused() {
-        let secret = Secret::<NistP256>::from_octets(&[1; 32]);
-        assert!(secret.shared_secret(&[0; 64]).is_none());
-        assert!(secret.shared_secret(&[0xff; 64]).is_none());
+    fn rfc7027_appendix_a_3() {
+        check::<BrainpoolP512r1>(
+            "16302FF0DBBB5A8D733DAB7141C1B45ACBC8715939677F6A56850A38BD87BD59
+             B09E80279609FF333EB9D4C061231FB26F92EEB04982A5F1D1764CAD57665422",
+            "0A420517E406AAC0ACDCE90FCD71487718D3B953EFD7FBEC5F7F27E28C614999
+             9397E91E029E06457DB2D3E640668B392C2A7E737A7F0BF04436D11640FD09FD
+             72E6882E8DB28AAD36237CD25D580DB23783961C8DC52DFA2EC138AD472A0FCE
+             F3887CF62B623B2A87DE5C588301EA3E5FC269B373B60724F5E82A6AD147FDE7",
+            "230E18E1BCC88A362FA54E4EA3902009292F7F8033624FD471B5D8ACE49D12CF
+             ABBC19963DAB8E2F1EBA00BFFB29E4D72D13F2224562F405CB80503666B25429",
+            "9D45F66DE5D67E2E6DB6E93A59CE0BB48106097FF78A081DE781CDB31FCE8CCB
+             AAEA8DD4320C4119F1E9CD437A2EAB3731FA9668AB268D871DEDA55A5473199F
+             2FDC313095BCDD5FB3A91636F07A959C8E86B5636A1E930E8396049CB481961D
+             365CC11453A06C719835475B12CB52FC3C383BCE35E27EF194512B71876285FA",
+            "A7927098655F1F9976FA50A9D566865DC530331846381C87256BAF3226244B76
+             D36403C024D7BBF0AA0803EAFF405D3D24F11A9B5C0BEF679FE1454B21C4CD1F",
+        );
+    }
+
+    fn refuses<C>()
+    where
+        C: CurveArithmetic,
+        AffinePoint<C>: FromSec1Point<C> + ToSec1Point<C>,
+        FieldBytesSize<C>: ModulusSize,
+    {
+        let secret = Secret::<C>::from_octets(&vec![1; FieldBytesSize::<C>::USIZE]);
         let mut point = secret.public_value();
-        point[63] ^= 1;
+        assert!(secret.shared_secret(&vec![0; point.len()]).is_none());
+        assert!(secret.shared_secret(&vec![0xff; point.len()]).is_none());
+        *point.last_mut().unwrap() ^= 1;
         assert!(secret.shared_secret(&point).is_none());
+    }
+
+    #[test]
+    fn points_off_the_curve_are_refused() {
+        refuses::<NistP256>();
+        refuses::<BrainpoolP512r1>();
     }
 }

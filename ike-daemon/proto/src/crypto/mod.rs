@@ -2,6 +2,7 @@
 //! authentication. No randomness of its own: it comes in through [`Random`].
 
 pub mod auth;
+mod brainpool512;
 pub mod dh;
 mod ecp;
 pub mod keys;

@@ -145,6 +145,7 @@ const KEYWORDS: &[(Supported, &[&str])] = &[
     (Supported::Group(DhGroup::Curve448), &["x448", "curve448"]),
     (Supported::Group(DhGroup::Brainpool256), &["ecp256bp"]),
     (Supported::Group(DhGroup::Brainpool384), &["ecp384bp"]),
+    (Supported::Group(DhGroup::Brainpool512), &["ecp512bp"]),
     (
         Supported::Group(DhGroup::MlKem512),
         &["mlkem512", "ml_kem_512"],

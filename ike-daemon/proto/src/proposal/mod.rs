@@ -115,6 +115,8 @@ pub enum DhGroup {
     Brainpool256 = 28,
     /// brainpoolP384r1 (RFC 6954).
     Brainpool384 = 29,
+    /// brainpoolP512r1 (RFC 6954).
+    Brainpool512 = 30,
     /// Curve25519 (RFC 8031).
     Curve25519 = 31,
     /// Curve448 (RFC 8031).
@@ -129,7 +131,7 @@ pub enum DhGroup {
 
 impl DhGroup {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Modp1024,
         Self::Modp1536,
         Self::Modp2048,
@@ -142,6 +144,7 @@ impl DhGroup {
         Self::Ecp521,
         Self::Brainpool256,
         Self::Brainpool384,
+        Self::Brainpool512,
         Self::Curve25519,
         Self::Curve448,
         Self::MlKem512,
@@ -163,7 +166,7 @@ impl DhGroup {
     /// [`Self::answer_len`].
     pub const fn public_len(self) -> usize {
         match self {
-            Self::Modp1024 => 128,
+            Self::Modp1024 | Self::Brainpool512 => 128,
             Self::Modp1536 => 192,
             Self::Modp2048 => 256,
             Self::Modp3072 => 384,
@@ -217,6 +220,7 @@ impl fmt::Display for DhGroup {
             Self::Ecp521 => "ecp521",
             Self::Brainpool256 => "ecp256bp",
             Self::Brainpool384 => "ecp384bp",
+            Self::Brainpool512 => "ecp512bp",
             Self::Curve25519 => "x25519",
             Self::Curve448 => "x448",
             Self::MlKem512 => "mlkem512",

@@ -223,11 +223,13 @@ pub fn notice(notice: &Notice) {
         Notice::ChildDown { id, reason, .. } => emit!("child_down", child = id.0, reason = %reason),
         Notice::Down { remote, reason, .. } => emit!("down", remote = %remote, reason = %reason),
         Notice::PeerMoved { from, to, .. } => emit!("peer_moved", from = %from, to = %to),
+        Notice::Redirected { from, to, .. } => emit!("redirected", from = %from, to = %to),
         Notice::Moved { from, to, .. } => emit!("moved", from = %from, to = %to),
         Notice::MoveRefused { notify, .. } => emit!("move_refused", notify = %notify),
         Notice::VirtualAddresses { addresses, dns, .. } => {
             emit!("virtual_addresses", addresses = ?addresses, dns = ?dns)
         }
+        Notice::SinglePairs { notify, .. } => emit!("single_pairs", notify = %notify),
         Notice::SharesRefused { notify, .. } => emit!("shares_refused", notify = %notify),
         Notice::Refused(refusal) => emit!(
             "refused",

@@ -73,6 +73,8 @@ pub struct EndpointConfig {
     pub retry_first: Duration,
     /// Longest wait before such a connection is tried again.
     pub retry_max: Duration,
+    /// Gateways may send us to others (RFC 5685).
+    pub follow_redirects: bool,
     /// Answers per second to datagrams that belong to no IKE SA (INVALID_IKE_SPI and the like).
     pub stateless_answers_per_second: u32,
 }
@@ -99,6 +101,7 @@ impl Default for EndpointConfig {
             nat_keepalive: Duration::from_secs(20),
             retry_first: Duration::from_secs(2),
             retry_max: Duration::from_secs(60),
+            follow_redirects: true,
             stateless_answers_per_second: 100,
         }
     }
@@ -262,6 +265,19 @@ pub struct SettingOrigin {
     pub settings: BTreeMap<String, SettingLine>,
 }
 
+/// Whether the first child SA comes in an exchange of its own instead of IKE_AUTH (RFC 6023).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Childless {
+    /// No, and the peer may not either.
+    Never,
+    /// If the peer wants it so.
+    Allow,
+    /// If the peer can.
+    Prefer,
+    /// Whoever cannot is refused when we call.
+    Force,
+}
+
 /// Addresses for peers that ask for one, each of which is leased to one identity at a time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pool {
@@ -332,8 +348,12 @@ pub struct ConnectionConfig {
     /// What peers that ask for an address get one from. It is their side's selector where `remote_ts`
     /// is empty, and then they must ask.
     pub pools: Vec<Arc<Pool>>,
+    /// Whether the first child SA comes in an exchange of its own.
+    pub childless: Childless,
     /// The IKE SA goes on when the address of an end changes, if the peer agrees (RFC 4555).
     pub mobike: bool,
+    /// One pair of selectors in each child SA, instead of all in one where the peer takes them.
+    pub single_pairs: bool,
     /// Octets of inner packets that a child SA carries, `None` for no limit.
     pub child_bytes: Option<Volume>,
     /// Packets that a child SA carries, `None` for no limit.

@@ -207,6 +207,15 @@ pub enum Notice {
         /// Where it is.
         to: SocketAddr,
     },
+    /// The peer sends us to another gateway (RFC 5685).
+    Redirected {
+        /// Which connection.
+        connection: Arc<str>,
+        /// The gateway that does.
+        from: IpAddr,
+        /// Where to.
+        to: IpAddr,
+    },
     /// Our address or port is another, and the peer is told (RFC 4555).
     Moved {
         /// Which connection.
@@ -231,6 +240,13 @@ pub enum Notice {
         addresses: Vec<IpAddr>,
         /// Name servers that the peer named.
         dns: Vec<IpAddr>,
+    },
+    /// The peer takes one pair of selectors in each child SA: it is asked for one after the other.
+    SinglePairs {
+        /// Which connection.
+        connection: Arc<str>,
+        /// The notification that it answered several with.
+        notify: String,
     },
     /// The peer takes no further child SAs for single processors (RFC 9611).
     SharesRefused {
@@ -290,10 +306,12 @@ impl Notice {
             | Self::ChildDown { connection, .. }
             | Self::Down { connection, .. }
             | Self::PeerMoved { connection, .. }
+            | Self::Redirected { connection, .. }
             | Self::Moved { connection, .. }
             | Self::MoveRefused { connection, .. }
             | Self::VirtualAddresses { connection, .. }
             | Self::SharesRefused { connection, .. }
+            | Self::SinglePairs { connection, .. }
             | Self::RetryScheduled { connection, .. }
             | Self::GaveUp { connection, .. }
             | Self::UnauthenticatedError { connection, .. } => Some(connection),
@@ -440,6 +458,9 @@ impl fmt::Display for Notice {
                 write!(f, "IKE SA with {remote} is gone: {reason}")
             }
             Self::PeerMoved { from, to, .. } => write!(f, "the peer moved from {from} to {to}"),
+            Self::Redirected { from, to, .. } => {
+                write!(f, "{from} redirects us to {to}")
+            }
             Self::Moved { from, to, .. } => write!(f, "we moved from {from} to {to}"),
             Self::MoveRefused { notify, .. } => {
                 write!(f, "the peer does not take our new address: {notify}")
@@ -458,6 +479,10 @@ impl fmt::Display for Notice {
                     false => write!(f, "; name servers {}", list(dns)),
                 }
             }
+            Self::SinglePairs { notify, .. } => write!(
+                f,
+                "the peer does not take all subnets in one child SA ({notify}): asking for each pair of them"
+            ),
             Self::SharesRefused { notify, .. } => write!(
                 f,
                 "the peer takes no further child SAs for single processors ({notify}): those without \

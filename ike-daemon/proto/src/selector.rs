@@ -238,6 +238,26 @@ pub struct Sides {
     pub remote: Vec<TrafficSelector>,
 }
 
+impl Sides {
+    /// Each selector of one side with each of the other that its packets can have.
+    pub fn pairs(&self) -> impl Iterator<Item = Sides> + '_ {
+        let both = |local: &TrafficSelector, remote: &TrafficSelector| {
+            let family = local.start.is_ipv4() == remote.start.is_ipv4();
+            let protocols = [local.protocol, remote.protocol];
+            family && (protocols.contains(&0) || local.protocol == remote.protocol)
+        };
+        self.local.iter().flat_map(move |local| {
+            let remote = self.remote.iter();
+            remote
+                .filter(move |remote| both(local, remote))
+                .map(|remote| Sides {
+                    local: vec![*local],
+                    remote: vec![*remote],
+                })
+        })
+    }
+}
+
 /// Narrows both sides: `ours` as configured, `theirs` as the peer sent them, whose TSr is our local
 /// and whose TSi our remote side if it initiates.
 pub fn negotiate(ours: &Sides, theirs: &Sides) -> Result<Sides, Box<TsMismatch>> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use espada_common::sa::{Mode, TrafficSelector};
 use espada_ike::config::{
-    ConnectionConfig, Dpd, DpdAction, EncapsulationPolicy, Lifetime, LocalAuth, Pool,
+    Childless, ConnectionConfig, Dpd, DpdAction, EncapsulationPolicy, Lifetime, LocalAuth, Pool,
     RemoteAddress, RemoteAuth, RemoteIdentity, SettingLine, SettingOrigin, StartAction, Volume,
 };
 use espada_ike::proposal::{Proposal, Protocol};
@@ -45,6 +45,8 @@ const CONNECTION_KEYS: &[&str] = &[
     "mobike",
     "child_bytes",
     "child_packets",
+    "childless",
+    "single_pairs",
 ];
 const LOCAL_KEYS: &[&str] = &["address", "id", "subnets", "auth", "certs", "key"];
 const REMOTE_KEYS: &[&str] = &[
@@ -204,10 +206,23 @@ fn read(
         "vips",
         "pools",
         "mobike",
+        "childless",
+        "single_pairs",
     ] {
         settings.note(table, key, key);
     }
 
+    let childless = table
+        .choice(
+            "childless",
+            &[
+                ("never", Childless::Never),
+                ("allow", Childless::Allow),
+                ("prefer", Childless::Prefer),
+                ("force", Childless::Force),
+            ],
+        )
+        .map_or(Childless::Allow, |found| found.value);
     let vips = pool::read_vips(table, mode);
     let pools = pool::read_named(table, mode, pools);
     let dpd = read_dpd(table);
@@ -350,7 +365,11 @@ fn read(
         child_lifetime: lifetime(child_lifetime),
         vips,
         pools,
+        childless,
         mobike: table.boolean("mobike").is_none_or(|wanted| wanted.value),
+        single_pairs: table
+            .boolean("single_pairs")
+            .is_some_and(|wanted| wanted.value),
         child_bytes: child_bytes.map(volume),
         child_packets: child_packets.map(|packets| volume(packets.into())),
         origin: settings.origin,

@@ -311,6 +311,7 @@ const IKE_KEYS: &[&str] = &[
     "fragmentation",
     "fragment_size",
     "nat_keepalive",
+    "follow_redirects",
     "retry_first",
     "retry_max",
     "cookie_threshold",
@@ -560,6 +561,9 @@ fn read_ike(table: &Table<'_, '_>) -> EndpointConfig {
         .is_some_and(|wanted| !wanted.value)
     {
         config.fragment_size = None;
+    }
+    if let Some(follow) = table.boolean("follow_redirects") {
+        config.follow_redirects = follow.value;
     }
     if let Some(interval) = table.duration("nat_keepalive", second..=3600 * second) {
         config.nat_keepalive = interval.value;

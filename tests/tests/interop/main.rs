@@ -3,11 +3,13 @@
 mod addresses;
 mod agree;
 mod certificates;
+mod extensions;
 mod kernel;
 mod pairs;
 mod ppk;
 mod pvpn;
 mod refuse;
+mod selectors;
 
 use anyhow::Result;
 use espada_tests::espada::{Config, Espada, PSK};

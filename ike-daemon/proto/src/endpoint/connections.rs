@@ -27,6 +27,8 @@ pub(super) struct Slot {
     /// Packets do not initiate it before this time, after a failure.
     hold_until: Option<Instant>,
     failures: u32,
+    /// Redirects in a row, and when the first was.
+    pub(super) redirects: Option<(u32, Instant)>,
     /// It is to be kept up: by `start = "start"` or a DPD restart, until it is terminated.
     persistent: bool,
     /// As it was loaded last.
@@ -232,9 +234,20 @@ impl<R: Random> Endpoint<R> {
         let RemoteAddress::Address(remote) = config.remote_address else {
             return Err(InitiateError::NoRemote(config.name.clone()));
         };
-        let local: Option<IpAddr> = config
-            .local_address
-            .or_else(|| self.sources.get(&remote).copied());
+        self.call(now, config, remote, None)
+    }
+
+    /// Sends the first request to an address of the peer's. `redirected`: the gateway that sent us there.
+    pub(super) fn call(
+        &mut self,
+        now: Instant,
+        config: &Arc<ConnectionConfig>,
+        remote: IpAddr,
+        redirected: Option<IpAddr>,
+    ) -> Result<(), InitiateError> {
+        let source = |remote| self.sources.get(&remote).copied();
+        let from = redirected.and_then(source);
+        let local = config.local_address.or_else(|| source(remote)).or(from);
         let Some(local) = local else {
             let refusal = no_source(config, remote);
             self.failed(now, &Arc::new(refusal), true);
@@ -253,7 +266,8 @@ impl<R: Random> Endpoint<R> {
             wall: wall_time(self.wall, now),
             out: &mut self.out,
         };
-        let sa = init::start(&mut cx, config.clone(), local, remote, initial_contact);
+        let (initial, from) = (initial_contact, redirected);
+        let sa = init::start(&mut cx, config.clone(), local, remote, initial, from);
         self.keep(Entry::new(sa, None));
         self.carry_out_effects(now);
         Ok(())

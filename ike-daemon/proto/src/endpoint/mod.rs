@@ -5,6 +5,7 @@ mod connections;
 mod cookie;
 mod index;
 mod moving;
+mod redirect;
 mod requests;
 mod restore;
 mod saving;
@@ -495,6 +496,11 @@ impl<R: Random> Endpoint<R> {
                     }
                     Effect::Failed { refusal, retry } => self.failed(now, &refusal, retry),
                     Effect::Down { connection, reason } => self.down(now, &connection, reason),
+                    Effect::Redirected {
+                        connection,
+                        from,
+                        to,
+                    } => self.redirected(now, &connection, from, to),
                     Effect::Adopt { sa, from } => {
                         let spi = sa.local_spi();
                         if let Some(from) = from {

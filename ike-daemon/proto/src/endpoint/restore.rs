@@ -262,10 +262,14 @@ fn fits(config: &ConnectionConfig, secrets: &[PskSecret], saved: &Saved) -> Resu
     if let Some(configured) = config.local_address.filter(|address| *address != local) {
         return Err(format!("local.address is {configured}, it has {local}"));
     }
-    // Who is behind a NAT, or says so, may have moved since the IKE SA was made.
-    let may_move = common.nat.remote || common.mobike.is_some();
+    // Whoever may move says where it began, if we called it; who is behind a NAT is anywhere.
+    let began_at = match common.called {
+        Some(called) => called,
+        None => remote,
+    };
+    let anywhere = common.called.is_none() && common.mobike.is_some() || common.nat.remote;
     match config.remote_address {
-        RemoteAddress::Address(configured) if configured != remote && !may_move => {
+        RemoteAddress::Address(configured) if configured != began_at && !anywhere => {
             return Err(format!("remote.address is {configured}, it has {remote}"));
         }
         _ => {}
@@ -283,7 +287,8 @@ fn fits(config: &ConnectionConfig, secrets: &[PskSecret], saved: &Saved) -> Resu
         RemoteAddress::Address(configured) => configured,
         RemoteAddress::Any => remote,
     };
-    if !accepts_identity(config, known_at, &saved.remote_id) {
+    let accepts = |at| accepts_identity(config, at, &saved.remote_id);
+    if !accepts(known_at) && !accepts(remote) {
         return Err(format!("it expects another peer than {}", saved.remote_id));
     }
     if saved.signed != matches!(config.remote_auth, RemoteAuth::PublicKey(_)) {

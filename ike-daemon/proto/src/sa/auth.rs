@@ -8,7 +8,7 @@ use espada_common::sa::Share;
 use super::child::{self, ChildOffer};
 use super::context::{Common, Cx, Effect, local_identity};
 use super::credential::{self, Claim, Wanted};
-use super::established::Established;
+use super::established::{Established, Task};
 use super::fragment::Message;
 use super::init::fail;
 use super::intermediate::IntAuth;
@@ -16,8 +16,9 @@ use super::mobike;
 use super::ppk::{self, Asked};
 use super::proof::{self, Covered, Evidence};
 use super::protect::{self, Protector};
+use super::rekey::Purpose;
 use super::retransmit::{Due, Retransmit};
-use super::{Datagram, Phase, cp, explain, psk, resource, respond};
+use super::{Datagram, Phase, cp, explain, pairs, psk, redirect, resource, respond};
 use crate::config::{ConnectionConfig, LocalAuth, RemoteAuth, RemoteIdentity};
 use crate::crypto::auth::SignedOctets;
 use crate::crypto::keys::IkeKeys;
@@ -170,7 +171,6 @@ impl AuthSent {
                 Ok(proved_with) => proved_with,
                 Err(refusal) => return fail(cx, refusal),
             };
-        cp::write_request(&mut writer, &config);
         if let Some(ppk) = ppk {
             proved_with.push_str(&format!(" and the PPK \"{}\" at {}", ppk.id, ppk.origin));
             ppk::write_identity(&mut writer, ppk);
@@ -188,15 +188,18 @@ impl AuthSent {
             }
         }
         let child_spi = cx.child_spi();
-        let offer = proposal::offer(&config.esp, &child_spi.to_be_bytes(), Groups::Ignored);
-        child::write_mode(&mut writer, config.mode);
-        if config.processors.is_some() {
-            resource::write(&mut writer, Share::Fallback);
+        if !common.childless {
+            cp::write_request(&mut writer, &config);
+            let offer = proposal::offer(&config.esp, &child_spi.to_be_bytes(), Groups::Ignored);
+            child::write_mode(&mut writer, config.mode);
+            if config.processors.is_some() {
+                resource::write(&mut writer, Share::Fallback);
+            }
+            writer.add(PayloadType::SA, |out| sa::encode(&offer, out));
+            let sides = pairs::first(&config, common);
+            writer.add(PayloadType::TSI, |out| ts::encode(&sides.local, out));
+            writer.add(PayloadType::TSR, |out| ts::encode(&sides.remote, out));
         }
-        writer.add(PayloadType::SA, |out| sa::encode(&offer, out));
-        let sides = child::sides(&config, common);
-        writer.add(PayloadType::TSI, |out| ts::encode(&sides.local, out));
-        writer.add(PayloadType::TSR, |out| ts::encode(&sides.remote, out));
         mobike::write_support(&mut writer, cx, &config, common.local.ip());
         let header = protect::header(common, ExchangeType::IKE_AUTH, false, message_id);
         let request = match protector.seal(common, cx, header, &writer) {
@@ -410,16 +413,35 @@ impl AuthSent {
         );
         (common.mobike, established.mobility) = mobike::agree(&config, payloads, Role::Initiator);
         established.ppk = used;
+        if let Some(to) = redirect::wanted(common, cx, payloads) {
+            established.leave(common, cx, to);
+            established.pump(common, cx);
+            return Phase::Established(Box::new(established));
+        }
         established.announce(common, cx, false);
+        if common.childless && refused.is_none() {
+            established.queue.push_back(Task::CreateChild {
+                purpose: Purpose::First,
+            });
+            established.pump(common, cx);
+            return Phase::Established(Box::new(established));
+        }
+        if refused.is_some_and(|it| established.split(common, cx, it.kind, Purpose::First)) {
+            established.pump(common, cx);
+            return Phase::Established(Box::new(established));
+        }
         let result = match refused {
             Some(notify) => Err(explain::child_refused(
                 &config,
-                common,
+                common.remote,
                 notify.kind,
                 Groups::Ignored,
+                &pairs::first(&config, common),
             )),
-            None => cp::accept(&config, common, &mut offer)
-                .and_then(|()| child::accept_answer(&config, common, &offer, Groups::Ignored)),
+            None => cp::accept(&config, common, &mut offer).and_then(|()| {
+                let wanted = pairs::first(&config, common);
+                child::accept_answer(&config, common, &offer, Groups::Ignored, &wanted)
+            }),
         };
         match result {
             Ok(agreed) => {
@@ -434,12 +456,22 @@ impl AuthSent {
                 ) {
                     Ok(new) => {
                         established.install_child(common, cx, new, None, began);
+                        established.ask_for_the_rest(common);
+                        established.pump(common, cx);
                     }
                     Err(error) => {
                         let refusal = explain::protocol(&config, common, &error.to_string());
                         return established.give_up(common, cx, refusal);
                     }
                 }
+                Phase::Established(Box::new(established))
+            }
+            Err(refusal)
+                if refused.is_some_and(|it| established.try_other_pairs(common, it.kind)) =>
+            {
+                let retry = false;
+                cx.out.effects.push(Effect::Failed { refusal, retry });
+                established.pump(common, cx);
                 Phase::Established(Box::new(established))
             }
             // An IKE SA without a child serves nothing here: delete it, try again later.

@@ -173,6 +173,12 @@ pub(crate) fn select(
     if config.mode == Mode::Transport {
         see_through_nat(common, &mut theirs.local, &mut theirs.remote);
     }
+    if config.single_pairs && theirs.pairs().nth(1).is_some() {
+        return Err(ChildRefused {
+            notify: NotifyType::SINGLE_PAIR_REQUIRED,
+            refusal: explain::single_pairs(config, common, &theirs),
+        });
+    }
     let declines = config.mode == Mode::Tunnel && offer.transport;
     match selector::negotiate(&sides(config, common), &theirs) {
         Ok(narrowed) => Ok(Agreed {
@@ -197,12 +203,13 @@ pub(crate) fn select(
     }
 }
 
-/// Initiator: checks what the peer chose of our offer.
+/// Initiator: checks what the peer chose of our offer. `wanted`: the selectors in it.
 pub(crate) fn accept_answer(
     config: &ConnectionConfig,
     common: &Common,
     answer: &ChildOffer,
     groups: Groups,
+    wanted: &Sides,
 ) -> Result<Agreed, Arc<Refusal>> {
     let [chosen] = &answer.proposals[..] else {
         return Err(explain::protocol(
@@ -234,11 +241,10 @@ pub(crate) fn accept_answer(
     if config.mode == Mode::Transport {
         see_through_nat(common, &mut ts_i, &mut ts_r);
     }
-    let ours = sides(config, common);
     let within = !ts_i.is_empty()
         && !ts_r.is_empty()
-        && selector::is_subset(&ts_i, &ours.local)
-        && selector::is_subset(&ts_r, &ours.remote);
+        && selector::is_subset(&ts_i, &wanted.local)
+        && selector::is_subset(&ts_r, &wanted.remote);
     if !within {
         return Err(explain::widened(config, common, answer));
     }

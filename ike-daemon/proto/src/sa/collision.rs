@@ -152,7 +152,7 @@ impl Established {
         let child = self.children.iter().find(|child| child.id == rival.made)?;
         let same = child.local_ts == answer.ts_i && child.remote_ts == answer.ts_r;
         let alone = child.share == Share::Whole;
-        (request.purpose != Purpose::First || (same && alone)).then_some(rival)
+        (request.purpose.old().is_some() || (same && alone)).then_some(rival)
     }
 
     /// Our own child SA prevailed: the peer deletes this one.
@@ -270,7 +270,16 @@ impl Established {
         let mut successor = Self::new(cx, config, suite, keys, protector, proof, local_id, 0, 0);
         // Its keys come of keys that have the PPK in them.
         successor.ppk = self.ppk;
+        successor.pairs = self.pairs.clone();
         Some(successor)
+    }
+
+    /// Whether a child SA waits for its turn or is being asked for.
+    pub(super) fn is_asking_for(&self, purpose: Purpose) -> bool {
+        let task = Task::CreateChild { purpose };
+        self.queue.contains(&task)
+            || self.delayed.iter().any(|(_, delayed)| *delayed == task)
+            || matches!(self.pending(), Some(Pending::Child(request)) if request.purpose == purpose)
     }
 
     /// Everything that goes to the successor. "The new IKE SA inherits all of the original IKE SA's

@@ -96,6 +96,12 @@ pub(crate) enum Effect {
         connection: Arc<str>,
         reason: DownReason,
     },
+    /// A gateway sends a connection's peer, us, to another (RFC 5685).
+    Redirected {
+        connection: Arc<str>,
+        from: IpAddr,
+        to: IpAddr,
+    },
     /// A successor of an IKE SA comes up.
     Adopt {
         sa: Box<IkeSa>,
@@ -281,6 +287,11 @@ pub(crate) struct Common {
     pub lease: Option<Arc<Lease>>,
     /// The ends may move (RFC 4555): our role in the first of the IKE SAs that followed each other.
     pub mobike: Option<Role>,
+    /// The first child SA comes in an exchange of its own (RFC 6023).
+    pub childless: bool,
+    /// The peer's address as configured, if we began the first of the IKE SAs that followed each other:
+    /// it may have moved, or sent us to another.
+    pub called: Option<IpAddr>,
     /// Where ESP still goes while it is not known whether the peer is reached at a new address.
     pub hold: Option<Path>,
 }

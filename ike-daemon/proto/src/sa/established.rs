@@ -14,6 +14,7 @@ use super::context::{Common, Cx, Effect};
 use super::followup::Awaited;
 use super::fragment::Message;
 use super::mobike::{Ends, Mobility};
+use super::pairs::Pairs;
 use super::proof::PeerProof;
 use super::protect::{self, Protector};
 use super::rekey::{ChildRequest, IkeRequest, Purpose};
@@ -80,6 +81,7 @@ pub(crate) struct Established {
     pub(super) shares_due: Option<Instant>,
     /// Where the peer can be.
     pub mobility: Mobility,
+    pub(super) pairs: Pairs,
 }
 
 /// A request that waits for its turn.
@@ -146,6 +148,7 @@ impl Established {
         expected_id: u32,
     ) -> Self {
         let rekey_at = rekey_time(cx, &config.ike_lifetime);
+        let pairs = Pairs::new(config.single_pairs);
         Self {
             expires: cx.now + config.ike_lifetime.hard,
             config,
@@ -175,6 +178,7 @@ impl Established {
             no_more_shares: false,
             shares_due: None,
             mobility: Mobility::default(),
+            pairs,
         }
     }
 
@@ -431,7 +435,7 @@ impl Established {
                         Pending::DeleteChild { id },
                     );
                 }
-                Task::CreateChild { purpose } if self.is_needless(purpose) => {}
+                Task::CreateChild { purpose } if self.is_needless(common, purpose) => {}
                 Task::CreateChild { purpose } => self.request_child(common, cx, purpose, None),
                 Task::RekeyIke => self.request_rekey(common, cx, None),
                 Task::UpdateAddresses => self.request_update(common, cx),
@@ -544,7 +548,7 @@ impl Established {
                 keepalive: true,
             });
         }
-        self.renew(cx);
+        self.renew(common, cx);
         if self
             .config
             .dpd
@@ -557,14 +561,14 @@ impl Established {
     }
 
     /// Queues rekeys that are due and drops child SAs past their lifetime.
-    fn renew(&mut self, cx: &mut Cx<'_>) {
+    fn renew(&mut self, common: &Common, cx: &mut Cx<'_>) {
         let expired = self
             .children
             .iter()
             .find(|child| cx.now >= child.expires)
             .map(|child| child.id);
         if let Some(id) = expired {
-            self.expire_child(cx, id);
+            self.expire_child(common, cx, id);
         }
         if self.outstanding.is_some() || self.superseded {
             return;
@@ -583,7 +587,7 @@ impl Established {
     }
 
     /// A child SA is past its hard lifetime.
-    pub fn expire_child(&mut self, cx: &mut Cx<'_>, id: ChildSaId) {
+    pub fn expire_child(&mut self, common: &Common, cx: &mut Cx<'_>, id: ChildSaId) {
         if let Some(spi_in) = self
             .children
             .iter()
@@ -594,7 +598,7 @@ impl Established {
             self.queue.push_back(Task::DeleteChild { id, spi_in });
             self.plan_shares_later(cx);
             if self.config.start == StartAction::Start {
-                self.acquire();
+                self.acquire(common);
             }
         }
     }
@@ -612,15 +616,17 @@ impl Established {
     }
 
     /// Traffic needs a child SA and there is none.
-    pub fn acquire(&mut self) {
-        let task = Task::CreateChild {
-            purpose: Purpose::First,
-        };
-        let on_its_way = self.queue.contains(&task)
-            || self.delayed.iter().any(|(_, delayed)| *delayed == task)
-            || matches!(self.pending(), Some(Pending::Child(_)));
+    pub fn acquire(&mut self, common: &Common) {
+        if self.pairs.single {
+            self.ask_for_pairs(common);
+            return;
+        }
+        let purpose = Purpose::First;
+        let comes = |request: &ChildRequest| !matches!(request.purpose, Purpose::Processor(_));
+        let on_its_way = self.is_asking_for(purpose)
+            || matches!(self.pending(), Some(Pending::Child(request)) if comes(request));
         if !self.carries_everything() && !on_its_way && !self.deleting {
-            self.queue.push_back(task);
+            self.queue.push_back(Task::CreateChild { purpose });
         }
     }
 

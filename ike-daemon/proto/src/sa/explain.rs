@@ -5,7 +5,7 @@ mod cp;
 mod mode;
 mod ppk;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,7 +25,7 @@ use super::context::{Common, Cx};
 use crate::config::{ConnectionConfig, RemoteAddress};
 use crate::proposal::{DhGroup, Groups, Mismatch, Offer, Proposal, VerifyError};
 use crate::refusal::{Fix, Refusal, RefusalKind, RefusedBy};
-use crate::selector::{TsMismatch, format_list};
+use crate::selector::{Sides, TsMismatch, format_list};
 use crate::status::{Role, UdpReason};
 use crate::wire::{ExchangeType, NotifyType};
 
@@ -181,6 +181,39 @@ pub(crate) fn intermediate_refused(
     kind: NotifyType,
 ) -> Arc<Refusal> {
     answered_with(config, common, "IKE_INTERMEDIATE", kind)
+}
+
+/// The peer cannot set an IKE SA up without a child SA.
+pub(crate) fn not_childless(config: &ConnectionConfig, common: &Common) -> Arc<Refusal> {
+    let hint =
+        "use \"prefer\", or have the peer support RFC 6023 (in strongSwan `childless = allow`)";
+    refusal(
+        RefusalKind::Notify(NotifyType::CHILDLESS_IKEV2_SUPPORTED),
+        RefusedBy::Us,
+        Role::Initiator,
+        config,
+        format!("{} makes no IKE SA without a child SA", common.remote),
+        vec!["its IKE_SA_INIT response does not say that it supports RFC 6023".to_owned()],
+        Some(Fix::new(&config.origin, "childless", hint)),
+    )
+}
+
+/// The peer sends us somewhere that we cannot follow to.
+pub(crate) fn redirected(config: &ConnectionConfig, from: IpAddr, why: &str) -> Arc<Refusal> {
+    let fix = Fix::new(
+        &config.origin,
+        "remote.address",
+        "name the gateway that it redirects to, which its log or its administrator knows",
+    );
+    refusal(
+        RefusalKind::Notify(NotifyType::REDIRECT),
+        RefusedBy::Peer,
+        Role::Initiator,
+        config,
+        format!("{from} redirects us to another gateway"),
+        vec![why.to_owned()],
+        Some(fix),
+    )
 }
 
 /// The peer insists on a group that a retry cannot give.
@@ -440,14 +473,39 @@ pub(crate) fn widened(
     )
 }
 
-/// The peer authenticated us but refused the child SA.
-pub(crate) fn child_refused(
+/// The peer asks for several pairs of selectors at once where one is wanted.
+pub(crate) fn single_pairs(
     config: &ConnectionConfig,
     common: &Common,
+    theirs: &Sides,
+) -> Arc<Refusal> {
+    let hint = "leave it out: it is for peers that take one pair of subnets in each child SA";
+    refusal(
+        RefusalKind::TrafficSelectors,
+        RefusedBy::Us,
+        Role::Responder,
+        config,
+        format!(
+            "{} asks for several pairs of subnets at once",
+            common.remote
+        ),
+        vec![
+            format!("the peer sent for our side {}", format_list(&theirs.local)),
+            format!("the peer sent for its side {}", format_list(&theirs.remote)),
+            "SINGLE_PAIR_REQUIRED tells it to ask for one pair at a time".to_owned(),
+        ],
+        Some(Fix::new(&config.origin, "single_pairs", hint)),
+    )
+}
+
+/// The peer authenticated us but refused the child SA: `wanted` are the selectors that it was asked for.
+pub(crate) fn child_refused(
+    config: &ConnectionConfig,
+    peer: SocketAddr,
     kind: NotifyType,
     groups: Groups,
+    wanted: &Sides,
 ) -> Arc<Refusal> {
-    let peer = common.remote;
     let (refusal_kind, summary, details, fix) = match kind {
         NotifyType::NO_PROPOSAL_CHOSEN => {
             let mut details = lines(Offer {
@@ -471,17 +529,13 @@ pub(crate) fn child_refused(
             )
         }
         NotifyType::TS_UNACCEPTABLE | NotifyType::SINGLE_PAIR_REQUIRED => {
-            let ours = super::child::sides(config, common);
             let details = vec![
-                format!("we offered local {}", format_list(&ours.local)),
-                format!("we offered remote {}", format_list(&ours.remote)),
+                format!("we offered local {}", format_list(&wanted.local)),
+                format!("we offered remote {}", format_list(&wanted.remote)),
                 "the peer does not say what it would accept: its remote must be our local and the other way round".into(),
             ];
-            let hint = if kind == NotifyType::SINGLE_PAIR_REQUIRED {
-                "the peer takes one subnet on each side only: make a connection for each pair"
-            } else {
-                "use the subnets the peer has configured; local and remote are exchanged there"
-            };
+            let hint =
+                "use the subnets the peer has configured; local and remote are exchanged there";
             let fix = Fix::new(&config.origin, "remote.subnets", hint);
             (
                 RefusalKind::TrafficSelectors,
@@ -522,7 +576,7 @@ pub(crate) fn child_refused(
     refusal(
         refusal_kind,
         RefusedBy::Peer,
-        common.role,
+        Role::Initiator,
         config,
         summary,
         details,

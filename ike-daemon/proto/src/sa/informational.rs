@@ -3,7 +3,7 @@
 
 use super::established::{Established, Pending, Task};
 use super::respond::unknown_critical;
-use super::{Common, Cx, Datagram, Phase};
+use super::{Common, Cx, Datagram, Phase, redirect};
 use crate::config::StartAction;
 use crate::notice::DownReason;
 use crate::status::IkeDrop;
@@ -94,7 +94,7 @@ impl Established {
                 Payload::Delete(delete) if delete.protocol == PROTOCOL_IKE => whole = true,
                 Payload::Delete(delete) if delete.protocol == PROTOCOL_ESP => {
                     for spi in &delete.spis {
-                        ours.extend(self.delete_child(cx, *spi));
+                        ours.extend(self.delete_child(common, cx, *spi));
                     }
                 }
                 // The initiator could not authenticate us: it will forget this SA (section 2.21.2).
@@ -122,12 +122,17 @@ impl Established {
             write_delete_children(&mut writer, ours);
         }
         self.respond(common, cx, datagram, &writer);
+        if let Some(to) = redirect::wanted(common, cx, payloads)
+            && !self.deleting
+        {
+            self.leave(common, cx, to);
+        }
         Phase::Established(self)
     }
 
     /// The peer deletes the child SA it receives with `spi`: our half of the pair, to be named in
     /// the response unless our own delete of it is under way (section 1.4.1).
-    fn delete_child(&mut self, cx: &mut Cx<'_>, spi: u32) -> Option<u32> {
+    fn delete_child(&mut self, common: &Common, cx: &mut Cx<'_>, spi: u32) -> Option<u32> {
         let child = self.children.iter().find(|child| child.spi_out == spi)?;
         let (id, spi_in) = (child.id, child.spi_in);
         if child.replaced {
@@ -142,7 +147,7 @@ impl Established {
         let sent =
             matches!(self.pending(), Some(Pending::DeleteChild { id: other }) if *other == id);
         if self.config.start == StartAction::Start {
-            self.acquire();
+            self.acquire(common);
         }
         (!sent || queued).then_some(spi_in)
     }

@@ -1,6 +1,6 @@
 //! IKE_SA_INIT as initiator (RFC 7296 section 1.2), with COOKIE (2.6) and INVALID_KE_PAYLOAD (1.3).
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -13,8 +13,8 @@ use super::mobike;
 use super::nat::{self, Nat};
 use super::ppk;
 use super::retransmit::{Due, Retransmit};
-use super::{Datagram, IkeSa, Phase, explain, protect, respond};
-use crate::config::{ConnectionConfig, EncapsulationPolicy};
+use super::{Datagram, IkeSa, Phase, explain, protect, redirect, respond};
+use crate::config::{Childless, ConnectionConfig, EncapsulationPolicy, RemoteAddress};
 use crate::crypto::dh::KeyExchange;
 use crate::crypto::keys::{IkeContext, SkeySeed};
 use crate::notice::Notice;
@@ -38,17 +38,21 @@ pub(crate) struct InitSent {
     retransmit: Retransmit,
     restarts: u8,
     tried: Vec<DhGroup>,
+    /// The gateway that sent us to this one.
+    redirected_from: Option<IpAddr>,
 }
 
 /// Begins a connection: the SA and its first request.
 ///
-/// `initial_contact`: there is no other IKE SA with this peer.
+/// `initial_contact`: there is no other IKE SA with this peer. `redirected_from`: the gateway that sent
+/// us there.
 pub(crate) fn start(
     cx: &mut Cx<'_>,
     config: Arc<ConnectionConfig>,
     local: SocketAddr,
     remote: SocketAddr,
     initial_contact: bool,
+    redirected_from: Option<IpAddr>,
 ) -> IkeSa {
     let common = Common {
         role: Role::Initiator,
@@ -66,6 +70,11 @@ pub(crate) fn start(
         lease: None,
         mobike: None,
         hold: None,
+        childless: false,
+        called: match config.remote_address {
+            RemoteAddress::Address(address) => Some(address),
+            RemoteAddress::Any => None,
+        },
     };
     cx.out.notice(Notice::Initiated {
         connection: config.name.clone(),
@@ -86,6 +95,7 @@ pub(crate) fn start(
         retransmit: Retransmit::start(cx.now, &cx.settings.retransmission),
         restarts: 0,
         tried: vec![group],
+        redirected_from,
         config,
     };
     phase.send(&common, cx);
@@ -135,11 +145,12 @@ impl InitSent {
         if self.config.ike.iter().any(further) {
             intermediate::write_support(&mut writer);
         }
-        if nat::prefers_udp(&self.config) {
-            nat::write_preference(&mut writer);
-        }
         if self.config.ppk.is_some() {
             ppk::write_support(&mut writer);
+        }
+        redirect::write_support(&mut writer, cx, self.redirected_from);
+        if nat::prefers_udp(&self.config) {
+            nat::write_preference(&mut writer);
         }
         self.request = writer.message(protect::header(common, ExchangeType::IKE_SA_INIT, false, 0));
         self.retransmit = Retransmit::start(cx.now, &cx.settings.retransmission);
@@ -201,6 +212,25 @@ impl InitSent {
                     self.cookie = Some(notify.data.to_vec());
                     self.send(common, cx);
                     return Phase::InitSent(self);
+                }
+                NotifyType::REDIRECT if cx.settings.follow_redirects => {
+                    return match redirect::target(notify.data) {
+                        // "the client MUST verify that the nonce" is ours (section 4).
+                        Some((to, nonce)) if nonce == self.nonce => {
+                            Self::redirected(common, cx, &self.config, to)
+                        }
+                        Some(_) => {
+                            cx.out.drop(IkeDrop::Unauthenticated);
+                            Phase::InitSent(self)
+                        }
+                        None => {
+                            let from = common.remote.ip();
+                            fail(
+                                cx,
+                                explain::redirected(&self.config, from, redirect::UNUSABLE),
+                            )
+                        }
+                    };
                 }
                 NotifyType::INVALID_KE_PAYLOAD => return self.other_group(common, cx, notify.data),
                 kind if kind.is_error() => {
@@ -272,6 +302,15 @@ impl InitSent {
             ..found
         };
         common.fragmentation = fragment::supported(cx, &payloads);
+        let childless = respond::notifies(&payloads)
+            .any(|notify| notify.kind == NotifyType::CHILDLESS_IKEV2_SUPPORTED);
+        common.childless = match config.childless {
+            Childless::Never | Childless::Allow => false,
+            // Who asks for an address asks in IKE_AUTH, and gets a child SA with it.
+            Childless::Prefer => childless && config.vips.is_empty(),
+            Childless::Force if childless => true,
+            Childless::Force => return fail(cx, explain::not_childless(&config, common)),
+        };
         nat::tell(common, cx, &config);
         if common.nat.udp() || mobike::floats(&config, &payloads) {
             // "the initiator MUST … switch to port 4500" (section 2.23).
@@ -306,6 +345,21 @@ impl InitSent {
             ppk,
         };
         intermediate::proceed(common, cx, handshake, 0)
+    }
+
+    /// The gateway sends us to another.
+    fn redirected(
+        common: &Common,
+        cx: &mut Cx<'_>,
+        config: &Arc<ConnectionConfig>,
+        to: IpAddr,
+    ) -> Phase {
+        cx.out.effects.push(Effect::Redirected {
+            connection: config.name.clone(),
+            from: common.remote.ip(),
+            to,
+        });
+        Phase::Gone
     }
 
     /// The responder wants another group: "the initiator MUST again propose its full set".

@@ -15,11 +15,13 @@ pub(crate) mod init;
 pub(crate) mod intermediate;
 pub(crate) mod mobike;
 pub(crate) mod nat;
+pub(crate) mod pairs;
 pub(crate) mod pool;
 pub(crate) mod ppk;
 pub(crate) mod proof;
 pub(crate) mod protect;
 pub(crate) mod psk;
+pub(crate) mod redirect;
 pub(crate) mod rekey;
 pub(crate) mod resource;
 pub(crate) mod respond;
@@ -263,7 +265,7 @@ impl IkeSa {
 
     /// A child SA is past its hard lifetime.
     pub fn expire_child(&mut self, cx: &mut Cx<'_>, id: ChildSaId) {
-        self.with_established(cx, |phase, _, cx| phase.expire_child(cx, id));
+        self.with_established(cx, |phase, common, cx| phase.expire_child(common, cx, id));
     }
 
     /// Whether a child SA that has carried this much in one direction is to be rekeyed (false) or
@@ -288,7 +290,7 @@ impl IkeSa {
 
     /// Traffic needs a child SA.
     pub fn acquire(&mut self, cx: &mut Cx<'_>) {
-        self.with_established(cx, |phase, _, _| phase.acquire());
+        self.with_established(cx, |phase, common, _| phase.acquire(common));
     }
 
     /// An authentic ESP packet came from another address. Only a peer behind a NAT may move so:

@@ -33,6 +33,8 @@ pub(crate) enum Purpose {
     Replace(ChildSaId),
     /// What this processor sends.
     Processor(u32),
+    /// One pair of the selectors, by its number.
+    Pair(u16),
 }
 
 impl Purpose {
@@ -40,7 +42,7 @@ impl Purpose {
     pub fn old(self) -> Option<ChildSaId> {
         match self {
             Self::Replace(id) => Some(id),
-            Self::First | Self::Processor(_) => None,
+            Self::First | Self::Processor(_) | Self::Pair(_) => None,
         }
     }
 }
@@ -145,7 +147,7 @@ impl Established {
             (Purpose::Processor(number), _) => Share::Processor(number),
             (_, Some(child)) => child.share,
             // Whether there may be more is what this asks.
-            _ if self.config.processors.is_some() => Share::Fallback,
+            (Purpose::First, _) if self.config.processors.is_some() => Share::Fallback,
             _ => Share::Whole,
         };
         let rekeys = replaced.map(|child| child.spi_in.to_be_bytes());
@@ -171,7 +173,7 @@ impl Established {
         if let Some(exchange) = &exchange {
             write_ke(&mut writer, exchange);
         }
-        let sides = child::sides(&self.config, common);
+        let sides = self.wanted(common, purpose);
         writer.add(PayloadType::TSI, |out| ts::encode(&sides.local, out));
         writer.add(PayloadType::TSR, |out| ts::encode(&sides.remote, out));
         let pending = Pending::Child(Box::new(ChildRequest {
@@ -227,11 +229,11 @@ impl Established {
                     return self.request_child(common, cx, purpose, wanted);
                 }
                 NotifyType::CHILD_SA_NOT_FOUND if old.is_some() => {
-                    return self.child_lost(cx, old);
+                    return self.child_lost(common, cx, old);
                 }
                 NotifyType::TEMPORARY_FAILURE => {
                     self.plan_shares_later(cx);
-                    if purpose == Purpose::First {
+                    if matches!(purpose, Purpose::First | Purpose::Pair(_)) {
                         self.try_later(cx, Task::CreateChild { purpose });
                     }
                 }
@@ -243,9 +245,19 @@ impl Established {
                 kind if matches!(purpose, Purpose::Processor(_)) => {
                     self.shares_refused(cx, kind);
                 }
+                kind if self.split(common, cx, kind, purpose) => return,
                 kind => {
-                    let refusal =
-                        explain::child_refused(&self.config, common, kind, Groups::Negotiated);
+                    let sides = self.wanted(common, purpose);
+                    let refusal = explain::child_refused(
+                        &self.config,
+                        common.remote,
+                        kind,
+                        Groups::Negotiated,
+                        &sides,
+                    );
+                    if let Purpose::Pair(number) = purpose {
+                        return self.pair_refused(cx, number, refusal);
+                    }
                     cx.out.effects.push(Effect::Failed {
                         refusal,
                         retry: false,
@@ -272,7 +284,7 @@ impl Established {
             }
             Ok(Step::Done(mut new)) => {
                 new.share = match purpose {
-                    Purpose::First => new.share,
+                    Purpose::First | Purpose::Pair(_) => new.share,
                     Purpose::Replace(old) => self.share_of(old),
                     Purpose::Processor(number) => self.free_share(Some(number)),
                 };
@@ -283,6 +295,11 @@ impl Established {
                 self.install_child(common, cx, new, takeover, began);
                 if let Some(rival) = rival {
                     self.await_delete(cx, rival);
+                }
+                match purpose {
+                    Purpose::First => self.ask_for_the_rest(common),
+                    Purpose::Pair(_) => self.pairs.single = true,
+                    Purpose::Replace(_) | Purpose::Processor(_) => {}
                 }
                 if let Some(child) = self.children.iter_mut().find(|child| Some(child.id) == old) {
                     child.replaced = true;
@@ -316,10 +333,10 @@ impl Established {
 
     /// The peer does not have the child SA that we want to rekey: "silently delete the Child SA (if it
     /// still exists) and send a request to create a new Child SA from scratch" (section 2.25).
-    fn child_lost(&mut self, cx: &mut Cx<'_>, old: Option<ChildSaId>) {
+    fn child_lost(&mut self, common: &Common, cx: &mut Cx<'_>, old: Option<ChildSaId>) {
         let Some(child) = self.children.iter().find(|child| Some(child.id) == old) else {
             if self.config.start == StartAction::Start {
-                self.acquire(); // It deleted it while we asked.
+                self.acquire(common); // It deleted it while we asked.
             }
             return;
         };
@@ -328,7 +345,7 @@ impl Established {
             self.retire_child(cx, child.id);
         } else {
             self.remove_child(cx, child.id, DownReason::PeerDeleted);
-            self.acquire();
+            self.acquire(common);
         }
     }
 
@@ -346,7 +363,8 @@ impl Established {
             None => FollowUp::of(parts).map_err(broken)?,
         };
         let answer = &follow_up.answer;
-        let agreed = child::accept_answer(config, common, answer, Groups::Negotiated)?;
+        let wanted = self.wanted(common, request.purpose);
+        let agreed = child::accept_answer(config, common, answer, Groups::Negotiated, &wanted)?;
         let (choice, first) = (agreed.choice, follow_up.secrets.is_empty());
         match (choice.group, request.exchange.take()) {
             (None, _) => {}
@@ -571,8 +589,13 @@ impl Established {
                 return self.request_rekey(common, cx, Some(self.suite.group));
             }
             if notify.kind != NotifyType::TEMPORARY_FAILURE {
-                let refusal =
-                    explain::child_refused(&self.config, common, notify.kind, Groups::Negotiated);
+                let refusal = explain::child_refused(
+                    &self.config,
+                    common.remote,
+                    notify.kind,
+                    Groups::Negotiated,
+                    &child::sides(&self.config, common),
+                );
                 cx.out.effects.push(Effect::Failed {
                     refusal,
                     retry: false,

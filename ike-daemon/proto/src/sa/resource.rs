@@ -6,7 +6,7 @@ use std::time::Duration;
 use espada_common::sa::{ChildSaId, Share};
 
 use super::child::{ChildOffer, NewChild};
-use super::context::Cx;
+use super::context::{Common, Cx};
 use super::established::{Established, Task};
 use super::rekey::Purpose;
 use crate::config::ConnectionConfig;
@@ -99,10 +99,11 @@ impl Established {
     }
 
     /// Whether a child SA is not wanted any more since it was queued.
-    pub(super) fn is_needless(&self, purpose: Purpose) -> bool {
+    pub(super) fn is_needless(&self, common: &Common, purpose: Purpose) -> bool {
         let number = match purpose {
             Purpose::Processor(number) => number,
             Purpose::First => return self.carries_everything(),
+            Purpose::Pair(number) => return self.pair_is_needless(common, number),
             Purpose::Replace(_) => return false,
         };
         self.no_more_shares || !self.has_fallback() || !self.is_free(number)

@@ -16,7 +16,7 @@ use super::ppk::{self, Asked};
 use super::proof::{self, Covered, Evidence, PeerProof, accepts_identity, accepts_method};
 use super::protect::{self, Protector};
 use super::{Datagram, IkeSa, Phase, cp, explain};
-use crate::config::{ConnectionConfig, EncapsulationPolicy, RemoteAddress};
+use crate::config::{Childless, ConnectionConfig, EncapsulationPolicy, RemoteAddress};
 use crate::crypto::dh::KeyExchange;
 use crate::crypto::keys::{IkeContext, IkeKeys, SkeySeed};
 use crate::identity::Identity;
@@ -208,6 +208,8 @@ pub(crate) fn accept(
         lease: None,
         mobike: None,
         hold: None,
+        childless: false,
+        called: None,
     };
     let context = IkeContext {
         nonce_i,
@@ -255,6 +257,12 @@ pub(crate) fn accept(
     }
     if !suite.additional.is_empty() {
         intermediate::write_support(&mut writer);
+    }
+    if candidates
+        .iter()
+        .all(|config| config.childless != Childless::Never)
+    {
+        writer.notify(Notify::new(NotifyType::CHILDLESS_IKEV2_SUPPORTED, &[]));
     }
     if agreed {
         nat::write_preference(&mut writer);
@@ -462,7 +470,11 @@ impl InitReplied {
         // Of several connections with this peer the selectors and proposals tell which is meant.
         let mut agreed: Option<(Arc<ConnectionConfig>, Agreed, Option<Arc<cp::Lease>>)> = None;
         let mut refused = None;
-        for config in &configs {
+        // Without SA and selectors there is to be no child SA yet (RFC 6023).
+        let childless = request.offer.proposals.is_empty() && request.offer.ts_i.is_empty();
+        let allows = |config: &&Arc<ConnectionConfig>| config.childless != Childless::Never;
+        let childless = configs.iter().find(allows).filter(|_| childless);
+        for config in configs.iter().filter(|_| childless.is_none()) {
             let (offer, anew) = (&request.offer, request.initial_contact);
             let selected =
                 cp::lease(cx, config, common, offer, &identity, anew).and_then(|lease| {
@@ -486,7 +498,10 @@ impl InitReplied {
         }
         let config = match (&agreed, &refused) {
             (Some((config, ..)), _) | (None, Some((config, _))) => config.clone(),
-            (None, None) => return Phase::Gone,
+            (None, None) => match childless {
+                Some(config) => Arc::clone(config),
+                None => return Phase::Gone,
+            },
         };
         let decided = request.ppk.decide(&config, common, self.ppk, &self.keys);
         let decision = match decided {
@@ -584,6 +599,7 @@ impl InitReplied {
                     retry: false,
                 });
             }
+            (None, None) if childless.is_some() => {}
             (None, None) => writer.notify(Notify::new(NotifyType::NO_PROPOSAL_CHOSEN, &[])),
         }
         established.respond(common, cx, datagram, &writer);

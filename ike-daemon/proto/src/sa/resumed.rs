@@ -10,6 +10,7 @@ use super::child::{self, Child};
 use super::context::{Common, Cx};
 use super::established::{Established, Pending, Task};
 use super::mobike::Mobility;
+use super::pairs::Pairs;
 use super::proof::PeerProof;
 use super::protect::Protector;
 use super::rekey::Purpose;
@@ -63,6 +64,7 @@ impl Established {
                 others: saved.others,
                 ..Mobility::default()
             },
+            pairs: Pairs::new(saved.single_pairs),
         }
     }
 
@@ -113,17 +115,8 @@ impl Established {
         {
             cx.out.expect(request.id);
             going_on.push((request.id, self.config.mode));
-        } else if !lost.is_empty()
-            && !self.deleting
-            && !self.superseded
-            && !self.carries_everything()
-        {
-            let task = Task::CreateChild {
-                purpose: Purpose::First,
-            };
-            if !self.queue.contains(&task) {
-                self.queue.push_back(task);
-            }
+        } else if !lost.is_empty() && !self.superseded {
+            self.acquire(common);
         }
         if common.nat.remote {
             // The peer may have moved after the data plane was told of its path for the last time.

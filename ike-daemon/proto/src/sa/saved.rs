@@ -34,7 +34,7 @@ use crate::wire::ExchangeType;
 use crate::wire::reader::{DecodeError, Reader};
 
 /// Version of the format.
-pub(crate) const VERSION: u8 = 5;
+pub(crate) const VERSION: u8 = 6;
 /// Most octets of a state.
 pub(crate) const MAX_STATE: usize = 16 * 1024;
 /// What states are called in errors.
@@ -100,6 +100,7 @@ pub(crate) struct Saved {
     pub superseded: bool,
     pub contested: bool,
     pub ppk: bool,
+    pub single_pairs: bool,
 }
 
 /// Writes IKE SAs into one state; `None` if they do not fit. Where all would fit but for the last
@@ -155,22 +156,24 @@ fn invalid(problem: &'static str) -> DecodeError {
     }
 }
 
-const RESPONDER: u16 = 1;
-const NAT_LOCAL: u16 = 1 << 1;
-const NAT_REMOTE: u16 = 1 << 2;
-const NAT_FORCED: u16 = 1 << 3;
-const DELETING: u16 = 1 << 4;
-const SUPERSEDED: u16 = 1 << 5;
-const ANSWERED: u16 = 1 << 6;
-const OUTSTANDING: u16 = 1 << 7;
-const SIGNED: u16 = 1 << 8;
-const NAT_AGREED: u16 = 1 << 9;
-const FRAGMENTATION: u16 = 1 << 10;
-const LEASE: u16 = 1 << 11;
-const MOBIKE_INITIATOR: u16 = 1 << 12;
-const MOBIKE_RESPONDER: u16 = 1 << 13;
-const CONTESTED: u16 = 1 << 14;
-const PPK: u16 = 1 << 15;
+const RESPONDER: u32 = 1;
+const NAT_LOCAL: u32 = 1 << 1;
+const NAT_REMOTE: u32 = 1 << 2;
+const NAT_FORCED: u32 = 1 << 3;
+const DELETING: u32 = 1 << 4;
+const SUPERSEDED: u32 = 1 << 5;
+const ANSWERED: u32 = 1 << 6;
+const OUTSTANDING: u32 = 1 << 7;
+const SIGNED: u32 = 1 << 8;
+const NAT_AGREED: u32 = 1 << 9;
+const FRAGMENTATION: u32 = 1 << 10;
+const LEASE: u32 = 1 << 11;
+const MOBIKE_INITIATOR: u32 = 1 << 12;
+const MOBIKE_RESPONDER: u32 = 1 << 13;
+const CONTESTED: u32 = 1 << 14;
+const PPK: u32 = 1 << 15;
+const CALLED: u32 = 1 << 16;
+const SINGLE_PAIRS: u32 = 1 << 17;
 
 fn write_sa(
     out: &mut Out,
@@ -188,6 +191,7 @@ fn write_sa(
         (common.nat.agreed, NAT_AGREED),
         (common.fragmentation, FRAGMENTATION),
         (common.lease.is_some(), LEASE),
+        (common.called.is_some(), CALLED),
         (common.mobike == Some(Role::Initiator), MOBIKE_INITIATOR),
         (common.mobike == Some(Role::Responder), MOBIKE_RESPONDER),
         (established.deleting, DELETING),
@@ -197,9 +201,10 @@ fn write_sa(
         (established.outstanding.is_some(), OUTSTANDING),
         (established.proof.signed(), SIGNED),
         (established.ppk, PPK),
+        (established.pairs.single, SINGLE_PAIRS),
     ];
     let set = flags.iter().filter(|(set, _)| *set);
-    out.u16(set.fold(0, |flags, (_, flag)| flags | flag));
+    out.u32(set.fold(0, |flags, (_, flag)| flags | flag));
     out.u64(common.spi_i);
     out.u64(common.spi_r);
     out.address(common.local);
@@ -224,6 +229,9 @@ fn write_sa(
     }
     if let Some(lease) = &common.lease {
         out.lease(lease);
+    }
+    if let Some(called) = common.called {
+        out.lone_address(called);
     }
     if common.mobike.is_some() {
         out.addresses(&established.mobility.others);
@@ -253,7 +261,7 @@ fn write_sa(
 }
 
 fn read_sa(reader: &mut Reader<'_>, clock: &Clock) -> Result<Saved, DecodeError> {
-    let flags = reader.u16()?;
+    let flags = reader.u32()?;
     let flag = |flag| flags & flag != 0;
     let (spi_i, spi_r) = (reader.u64()?, reader.u64()?);
     let (local, remote): (SocketAddr, SocketAddr) =
@@ -289,6 +297,11 @@ fn read_sa(reader: &mut Reader<'_>, clock: &Clock) -> Result<Saved, DecodeError>
     let (rekey_at, expires) = (read_time(reader, clock)?, read_time(reader, clock)?);
     let lease = if flag(LEASE) {
         Some(Arc::new(codec::lease(reader)?))
+    } else {
+        None
+    };
+    let called = if flag(CALLED) {
+        Some(codec::lone_address(reader)?)
     } else {
         None
     };
@@ -350,6 +363,8 @@ fn read_sa(reader: &mut Reader<'_>, clock: &Clock) -> Result<Saved, DecodeError>
             lease,
             mobike,
             hold: None,
+            childless: false,
+            called,
         },
         connection: connection.to_owned(),
         local_id,
@@ -372,6 +387,7 @@ fn read_sa(reader: &mut Reader<'_>, clock: &Clock) -> Result<Saved, DecodeError>
         superseded: flag(SUPERSEDED),
         contested: flag(CONTESTED),
         ppk: flag(PPK),
+        single_pairs: flag(SINGLE_PAIRS),
     })
 }
 
@@ -511,6 +527,7 @@ fn read_rival<T>(
 const FIRST: u8 = 0;
 const REPLACE: u8 = 1;
 const PROCESSOR: u8 = 2;
+const PAIR: u8 = 3;
 
 fn write_purpose(out: &mut Out, purpose: Purpose) {
     match purpose {
@@ -523,6 +540,10 @@ fn write_purpose(out: &mut Out, purpose: Purpose) {
             out.u8(PROCESSOR);
             out.u32(number);
         }
+        Purpose::Pair(number) => {
+            out.u8(PAIR);
+            out.u16(number);
+        }
     }
 }
 
@@ -531,6 +552,7 @@ fn read_purpose(reader: &mut Reader<'_>) -> Result<Purpose, DecodeError> {
         FIRST => Purpose::First,
         REPLACE => Purpose::Replace(ChildSaId(reader.u64()?)),
         PROCESSOR => Purpose::Processor(reader.u32()?),
+        PAIR => Purpose::Pair(reader.u16()?),
         _ => return Err(invalid("a child SA for an unknown purpose")),
     })
 }

@@ -838,7 +838,9 @@ pub fn connection(local: &str, remote: &str, ike: &str, esp: &str) -> Connection
         child_lifetime: lifetime,
         vips: Vec::new(),
         pools: Vec::new(),
+        childless: Childless::Allow,
         mobike: false,
+        single_pairs: false,
         child_bytes: None,
         child_packets: None,
         origin: SettingOrigin {

@@ -454,7 +454,7 @@ fn what_is_restored_is_saved_as_it_was() {
     other[0] = 9;
     let error = successor(&pair).restore(pair.now, &other).unwrap_err();
     assert_eq!(error, RestoreError::Version(9));
-    assert!(error.to_string().contains("format 9, this one reads 5"));
+    assert!(error.to_string().contains("format 9, this one reads 6"));
     let mut early = successor(&pair);
     early.set_clock(pair.now, Duration::from_secs(1));
     let error = early.restore(pair.now, &states[0]).unwrap_err();

@@ -114,9 +114,13 @@ impl Out {
     pub fn addresses(&mut self, addresses: &[IpAddr]) {
         self.u16(addresses.len() as u16);
         for address in addresses {
-            self.u8(family(*address));
-            self.ip(*address);
+            self.lone_address(*address);
         }
+    }
+
+    pub fn lone_address(&mut self, address: IpAddr) {
+        self.u8(family(address));
+        self.ip(address);
     }
 
     pub fn lease(&mut self, lease: &Lease) {
@@ -292,7 +296,7 @@ pub(super) fn address(reader: &mut Reader<'_>) -> Result<SocketAddr, DecodeError
     })
 }
 
-fn lone_address(reader: &mut Reader<'_>) -> Result<IpAddr, DecodeError> {
+pub(super) fn lone_address(reader: &mut Reader<'_>) -> Result<IpAddr, DecodeError> {
     let family = reader.u8()?;
     ip(reader, family)
 }

@@ -1,0 +1,82 @@
+//! Extensions of IKEv2 with strongSwan: redirect (RFC 5685), IKE SAs without a first child SA (RFC 6023).
+
+use anyhow::{Context, Result, ensure};
+use espada_tests::matrix::{self, Outcome};
+use espada_tests::peer::Peer as _;
+use espada_tests::scenario::verify_v4;
+use espada_tests::strongswan;
+use espada_tests::topology::{WAN_DEVICE, Wan};
+
+use super::{Pair, start};
+
+fn libipsec(name: &str, test: impl FnOnce() -> Result<()>) -> Result<()> {
+    matrix::case("auto", "strongswan5-libipsec", name, "", || {
+        if let Some(reason) = strongswan::missing() {
+            return Ok(Outcome::Skipped(reason));
+        }
+        test()?;
+        Ok(Outcome::Passed)
+    })
+}
+
+fn logs(pair: &Pair) -> String {
+    format!(
+        "espada:\n{}\nstrongSwan:\n{}",
+        pair.espada.log(),
+        pair.strongswan.log()
+    )
+}
+
+#[test]
+fn redirected_by_strongswan() -> Result<()> {
+    libipsec("redirected_by_strongswan", || {
+        let pair = start(Wan::Switch, |_, theirs| theirs.local = "%any")?;
+        let (new, line) = ("198.19.0.2", &pair.line);
+        line.gw_b
+            .ip(&["address", "add", "198.19.0.2/32", "dev", WAN_DEVICE])?;
+        line.gw_a
+            .ip(&["route", "replace", new, "dev", WAN_DEVICE])?;
+        pair.espada.up().with_context(|| logs(&pair))?;
+        pair.espada.wait_established()?;
+        pair.strongswan
+            .swanctl(&["--redirect", "--ike", "net", "--gateway", new])?;
+        pair.espada
+            .wait_connection("the other gateway", |connection| {
+                let remote = connection["ike"]["remote"].as_str().unwrap_or_default();
+                connection["state"] == "established" && remote.starts_with(new)
+            })
+            .with_context(|| logs(&pair))?;
+        pair.espada.wait_log("redirects us to 198.19.0.2")?;
+        verify_v4(line).with_context(|| logs(&pair))
+    })
+}
+
+#[test]
+fn childless_with_strongswan() -> Result<()> {
+    libipsec("childless_with_strongswan", || {
+        for espada_begins in [true, false] {
+            let pair = start(Wan::Switch, |ours, _| {
+                if espada_begins {
+                    ours.extra = "childless = \"force\"";
+                }
+            })?;
+            let theirs = if espada_begins { "allow" } else { "force" };
+            pair.strongswan
+                .configure(&format!("connections {{ net {{ childless = {theirs} }} }}"))?;
+            match espada_begins {
+                true => pair.espada.up().map(drop),
+                false => pair.strongswan.initiate(),
+            }
+            .with_context(|| logs(&pair))?;
+            pair.espada.wait_established()?;
+            let log = pair.strongswan.log();
+            let message = match espada_begins {
+                true => "parsed CREATE_CHILD_SA request 2",
+                false => "generating CREATE_CHILD_SA request 2",
+            };
+            ensure!(log.contains(message), "{log}");
+            verify_v4(&pair.line).with_context(|| logs(&pair))?;
+        }
+        Ok(())
+    })
+}

@@ -4,7 +4,9 @@
 use std::sync::LazyLock;
 
 use crypto_bigint::modular::{FixedMontyForm, FixedMontyParams};
-use crypto_bigint::{Odd, U640, U1024, U1536, U2048, U3072, U4096, U6144, U8192, Uint};
+use crypto_bigint::{
+    CtAssign, CtEq, Odd, U640, U1024, U1536, U2048, U3072, U4096, U6144, U8192, Uint,
+};
 use espada_common::sa::SecretBytes;
 use zeroize::{Zeroize, Zeroizing};
 
@@ -137,18 +139,47 @@ const P8192: &str = "\
     4009438B481C6CD7889A002ED5EE382BC9190DA6FC026E479558E4475677E9AA\
     9E3050E2765694DFC81F56E880B96E7160C980DD98EDD3DFFFFFFFFFFFFFFFFF";
 
-type Params<const LIMBS: usize> = LazyLock<FixedMontyParams<LIMBS>>;
+/// Rows of an exponent that are worked on at once when the base is the generator.
+const TEETH: usize = 6;
 
-static MODP1024: Params<{ U1024::LIMBS }> = LazyLock::new(|| params(P1024));
-static MODP1536: Params<{ U1536::LIMBS }> = LazyLock::new(|| params(P1536));
-static MODP2048: Params<{ U2048::LIMBS }> = LazyLock::new(|| params(P2048));
-static MODP3072: Params<{ U3072::LIMBS }> = LazyLock::new(|| params(P3072));
-static MODP4096: Params<{ U4096::LIMBS }> = LazyLock::new(|| params(P4096));
-static MODP6144: Params<{ U6144::LIMBS }> = LazyLock::new(|| params(P6144));
-static MODP8192: Params<{ U8192::LIMBS }> = LazyLock::new(|| params(P8192));
+/// A group, and what makes powers of its generator quick.
+struct Modp<const LIMBS: usize> {
+    params: FixedMontyParams<LIMBS>,
+    /// Columns of a private exponent written in [`TEETH`] rows.
+    columns: usize,
+    /// In Montgomery form: the generator to the power of each column that there can be, a comb
+    /// (Lim and Lee, "More Flexible Exponentiation with Precomputation", 1994).
+    comb: Vec<Uint<LIMBS>>,
+}
 
-fn params<const LIMBS: usize>(prime: &str) -> FixedMontyParams<LIMBS> {
-    FixedMontyParams::new_vartime(Odd::<Uint<LIMBS>>::from_be_hex(prime))
+type Shared<const LIMBS: usize> = LazyLock<Modp<LIMBS>>;
+
+static MODP1024: Shared<{ U1024::LIMBS }> = LazyLock::new(|| modp(P1024, DhGroup::Modp1024));
+static MODP1536: Shared<{ U1536::LIMBS }> = LazyLock::new(|| modp(P1536, DhGroup::Modp1536));
+static MODP2048: Shared<{ U2048::LIMBS }> = LazyLock::new(|| modp(P2048, DhGroup::Modp2048));
+static MODP3072: Shared<{ U3072::LIMBS }> = LazyLock::new(|| modp(P3072, DhGroup::Modp3072));
+static MODP4096: Shared<{ U4096::LIMBS }> = LazyLock::new(|| modp(P4096, DhGroup::Modp4096));
+static MODP6144: Shared<{ U6144::LIMBS }> = LazyLock::new(|| modp(P6144, DhGroup::Modp6144));
+static MODP8192: Shared<{ U8192::LIMBS }> = LazyLock::new(|| modp(P8192, DhGroup::Modp8192));
+
+fn modp<const LIMBS: usize>(prime: &str, group: DhGroup) -> Modp<LIMBS> {
+    let params = FixedMontyParams::new_vartime(Odd::<Uint<LIMBS>>::from_be_hex(prime));
+    let columns = (exponent_len(group) * 8).div_ceil(TEETH);
+    let mut tooth = FixedMontyForm::new(&Uint::from_u64(2), &params);
+    let mut comb = vec![FixedMontyForm::one(&params)];
+    for _ in 0..TEETH {
+        let with: Vec<_> = comb.iter().map(|power| *power * tooth).collect();
+        comb.extend(with);
+        for _ in 0..columns {
+            tooth = tooth.square();
+        }
+    }
+    let comb = comb.iter().map(FixedMontyForm::to_montgomery).collect();
+    Modp {
+        params,
+        columns,
+        comb,
+    }
 }
 
 /// Octets of private exponents: at least the larger estimate of RFC 3526 section 8 for the group,
@@ -173,60 +204,84 @@ pub(super) fn private_exponent(group: DhGroup, random: &mut impl Random) -> Zero
 
 /// g^x mod p, padded to the length of p.
 pub(super) fn public_value(group: DhGroup, exponent: &[u8]) -> Vec<u8> {
-    let mut generator = vec![0; group.public_len()];
-    if let Some(last) = generator.last_mut() {
-        *last = 2;
+    match group {
+        DhGroup::Modp1024 => MODP1024.power_of_generator(exponent),
+        DhGroup::Modp1536 => MODP1536.power_of_generator(exponent),
+        DhGroup::Modp2048 => MODP2048.power_of_generator(exponent),
+        DhGroup::Modp3072 => MODP3072.power_of_generator(exponent),
+        DhGroup::Modp4096 => MODP4096.power_of_generator(exponent),
+        DhGroup::Modp6144 => MODP6144.power_of_generator(exponent),
+        DhGroup::Modp8192 => MODP8192.power_of_generator(exponent),
+        _ => Vec::new(),
     }
-    shared_secret(group, exponent, &generator)
-        .map(|value| value.expose().to_vec())
-        .unwrap_or_default()
 }
 
 /// peer^x mod p, padded to the length of p; `None` unless 1 < peer < p - 1 (RFC 6989 section 2.1).
 pub(super) fn shared_secret(group: DhGroup, exponent: &[u8], peer: &[u8]) -> Option<SecretBytes> {
     match group {
-        DhGroup::Modp1024 => power(&MODP1024, peer, exponent),
-        DhGroup::Modp1536 => power(&MODP1536, peer, exponent),
-        DhGroup::Modp2048 => power(&MODP2048, peer, exponent),
-        DhGroup::Modp3072 => power(&MODP3072, peer, exponent),
-        DhGroup::Modp4096 => power(&MODP4096, peer, exponent),
-        DhGroup::Modp6144 => power(&MODP6144, peer, exponent),
-        DhGroup::Modp8192 => power(&MODP8192, peer, exponent),
+        DhGroup::Modp1024 => MODP1024.power(peer, exponent),
+        DhGroup::Modp1536 => MODP1536.power(peer, exponent),
+        DhGroup::Modp2048 => MODP2048.power(peer, exponent),
+        DhGroup::Modp3072 => MODP3072.power(peer, exponent),
+        DhGroup::Modp4096 => MODP4096.power(peer, exponent),
+        DhGroup::Modp6144 => MODP6144.power(peer, exponent),
+        DhGroup::Modp8192 => MODP8192.power(peer, exponent),
         _ => None,
     }
 }
 
-fn power<const LIMBS: usize>(
-    params: &FixedMontyParams<LIMBS>,
-    base: &[u8],
-    exponent: &[u8],
-) -> Option<SecretBytes> {
-    if base.len() != Uint::<LIMBS>::BYTES {
-        return None;
-    }
-    // The base is public: comparing it may take any time.
-    let base = Uint::<LIMBS>::from_be_slice(base);
-    let p_minus_1 = params.modulus().as_ref().wrapping_sub(&Uint::ONE);
-    if base <= Uint::ONE || base >= p_minus_1 {
-        return None;
+impl<const LIMBS: usize> Modp<LIMBS> {
+    fn power_of_generator(&self, exponent: &[u8]) -> Vec<u8> {
+        let bit = |number: usize| {
+            let octet = exponent.iter().rev().nth(number / 8);
+            octet.map_or(0, |octet| octet >> (number % 8) & 1)
+        };
+        let mut power = FixedMontyForm::one(&self.params);
+        let mut factor = Uint::ZERO;
+        for column in (0..self.columns).rev() {
+            let rows = (0..TEETH).map(|row| bit(column + row * self.columns) << row);
+            let wanted: u8 = rows.sum();
+            // Which one is taken is secret: all are read.
+            for (index, entry) in (0u8..).zip(&self.comb) {
+                factor.ct_assign(entry, index.ct_eq(&wanted));
+            }
+            power = power.square() * FixedMontyForm::from_montgomery(factor, &self.params);
+        }
+        let public = power.retrieve().to_be_bytes().as_slice().to_vec();
+        factor.zeroize();
+        power.zeroize();
+        public
     }
 
-    let mut padded = Zeroizing::new([0; MAX_EXPONENT]);
-    let start = MAX_EXPONENT.checked_sub(exponent.len())?;
-    padded.get_mut(start..)?.copy_from_slice(exponent);
-    let mut exponent_value = U640::from_be_slice(padded.as_slice());
-    // The length of the exponent is fixed by the group and no secret.
-    let bits = u32::try_from(exponent.len()).ok()?.checked_mul(8)?;
+    fn power(&self, base: &[u8], exponent: &[u8]) -> Option<SecretBytes> {
+        let params = &self.params;
+        if base.len() != Uint::<LIMBS>::BYTES {
+            return None;
+        }
+        // The base is public: comparing it may take any time.
+        let base = Uint::<LIMBS>::from_be_slice(base);
+        let p_minus_1 = params.modulus().as_ref().wrapping_sub(&Uint::ONE);
+        if base <= Uint::ONE || base >= p_minus_1 {
+            return None;
+        }
 
-    let mut power = FixedMontyForm::new(&base, params).pow_bounded_exp(&exponent_value, bits);
-    let mut value = power.retrieve();
-    let mut octets = value.to_be_bytes();
-    let secret = SecretBytes::new(octets.as_slice().to_vec());
-    octets.zeroize();
-    value.zeroize();
-    power.zeroize();
-    exponent_value.zeroize();
-    Some(secret)
+        let mut padded = Zeroizing::new([0; MAX_EXPONENT]);
+        let start = MAX_EXPONENT.checked_sub(exponent.len())?;
+        padded.get_mut(start..)?.copy_from_slice(exponent);
+        let mut exponent_value = U640::from_be_slice(padded.as_slice());
+        // The length of the exponent is fixed by the group and no secret.
+        let bits = u32::try_from(exponent.len()).ok()?.checked_mul(8)?;
+
+        let mut power = FixedMontyForm::new(&base, params).pow_bounded_exp(&exponent_value, bits);
+        let mut value = power.retrieve();
+        let mut octets = value.to_be_bytes();
+        let secret = SecretBytes::new(octets.as_slice().to_vec());
+        octets.zeroize();
+        value.zeroize();
+        power.zeroize();
+        exponent_value.zeroize();
+        Some(secret)
+    }
 }
 
 #[cfg(test)]
@@ -259,7 +314,7 @@ mod tests {
     }
 
     /// "The prime is: 2^n - 2^(n-64) - 1 + 2^64 * { [2^(n-130) pi] + c }" (RFC 2409, RFC 3526).
-    fn check_prime<const L: usize>(params: &FixedMontyParams<L>, c: u64) {
+    fn check_prime<const L: usize>(modp: &Modp<L>, c: u64) {
         const GUARD: u32 = 60;
         let n = Uint::<L>::BITS;
         // Machin: pi / 4 = 4 arctan(1/5) - arctan(1/239).
@@ -272,7 +327,7 @@ mod tests {
             .wrapping_sub(&Uint::ONE.shl_vartime(n - 64))
             .wrapping_sub(&Uint::ONE)
             .wrapping_add(&pi.wrapping_add(&Uint::from_u64(c)).shl_vartime(64));
-        assert_eq!(*params.modulus().as_ref(), expected, "modp{n}");
+        assert_eq!(*modp.params.modulus().as_ref(), expected, "modp{n}");
     }
 
     #[test]
@@ -300,10 +355,36 @@ mod tests {
     }
 
     #[test]
+    fn powers_of_the_generator_are_those_of_any_base() {
+        for group in [
+            DhGroup::Modp1024,
+            DhGroup::Modp1536,
+            DhGroup::Modp2048,
+            DhGroup::Modp3072,
+            DhGroup::Modp4096,
+            DhGroup::Modp6144,
+            DhGroup::Modp8192,
+        ] {
+            let mut two = vec![0; group.public_len()];
+            *two.last_mut().unwrap() = 2;
+            for fill in [0x00u8, 0x01, 0x80, 0xa7, 0xff] {
+                let mut exponent = vec![fill; exponent_len(group)];
+                exponent[0] ^= 0x5a;
+                let any = shared_secret(group, &exponent, &two).unwrap();
+                assert_eq!(
+                    public_value(group, &exponent),
+                    any.expose(),
+                    "{group:?} {fill}"
+                );
+            }
+        }
+    }
+
+    #[test]
     fn degenerate_values_are_refused() {
         let group = DhGroup::Modp1024;
         let exponent = [0x55; 32];
-        let p = MODP1024.modulus().as_ref().to_owned();
+        let p = MODP1024.params.modulus().as_ref().to_owned();
         let encode = |value: Uint<{ U1024::LIMBS }>| value.to_be_bytes().as_slice().to_vec();
         for refused in [
             Uint::ZERO,

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use crate::cmd;
 use crate::netns::Netns;
 use crate::peer::{Connection, Peer};
-use crate::peer_root;
+use crate::peer_root::{self, Release};
 use crate::process::{Process, WorkDir};
 use crate::topology::addr;
 
@@ -22,7 +22,7 @@ pub struct Libreswan {
 
 /// Why libreswan cannot run here, if it cannot.
 pub fn missing() -> Option<String> {
-    peer_root::missing(PLUTO)
+    peer_root::missing(Release::Trixie, PLUTO)
 }
 
 impl Libreswan {
@@ -47,7 +47,7 @@ impl Libreswan {
             secrets = path("ipsec.secrets"),
             dir = path("ipsec.d"),
         );
-        let argv = peer_root::argv(netns, &files, &["sh", "-c", &script])?;
+        let argv = peer_root::argv(Release::Trixie, netns, &files, &["sh", "-c", &script])?;
         let pluto = Process::start(
             &format!("libreswan in {}", netns.name()),
             &argv,

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use crate::cmd;
 use crate::netns::Netns;
 use crate::peer::{Connection, Peer};
-use crate::peer_root;
+use crate::peer_root::{self, Release};
 use crate::process::{Process, WorkDir};
 use crate::topology::addr;
 
@@ -26,7 +26,7 @@ pub struct OpenIked {
 
 /// Why OpenIKED cannot run here, if it cannot.
 pub fn missing() -> Option<String> {
-    peer_root::missing(IKED)
+    peer_root::missing(Release::Trixie, IKED)
 }
 
 impl OpenIked {
@@ -49,7 +49,7 @@ impl OpenIked {
             std::io::Write::write_all(&mut file, text.as_bytes())?;
         }
         let path = passive.0.to_str().context("a path in UTF-8")?;
-        let argv = peer_root::argv(netns, &files, &[IKED, "-dvv", "-f", path])?;
+        let argv = peer_root::argv(Release::Trixie, netns, &files, &[IKED, "-dvv", "-f", path])?;
         let iked = Process::start(
             &format!("OpenIKED in {}", netns.name()),
             &argv,

@@ -11,7 +11,7 @@ use crate::cmd;
 use crate::espada::PPK;
 use crate::netns::Netns;
 use crate::peer::{Connection, Peer};
-use crate::peer_root;
+use crate::peer_root::{self, Release};
 use crate::process::{Process, WorkDir};
 
 /// Its daemon.
@@ -31,8 +31,26 @@ pub enum Kind {
     Libipsec,
     /// This machine's, with the kernel's ESP (XFRM), native where there is no NAT.
     Kernel,
-    /// The newer one of the peers' folder, with the kernel's ESP.
+    /// Debian 13's, with the kernel's ESP.
     Newer,
+    /// A newer release's, with its own code over a TUN device.
+    NewerLibipsec(Release),
+}
+
+impl Kind {
+    /// Which release's folder it is in, if not this machine's own.
+    fn release(self) -> Option<Release> {
+        match self {
+            Self::Libipsec | Self::Kernel => None,
+            Self::Newer => Some(Release::Trixie),
+            Self::NewerLibipsec(release) => Some(release),
+        }
+    }
+
+    /// Whether it carries ESP itself.
+    fn is_libipsec(self) -> bool {
+        matches!(self, Self::Libipsec | Self::NewerLibipsec(_))
+    }
 }
 
 /// All that a charon is started with.
@@ -68,9 +86,9 @@ pub fn missing() -> Option<String> {
         })
 }
 
-/// Why the newer strongSwan cannot run here, if it cannot.
-pub fn missing_newer() -> Option<String> {
-    peer_root::missing(CHARON)
+/// Why a newer release's strongSwan cannot run here, if it cannot.
+pub fn missing_newer(release: Release) -> Option<String> {
+    peer_root::missing(release, CHARON)
 }
 
 impl StrongSwan {
@@ -130,9 +148,9 @@ impl StrongSwan {
         std::fs::write(files.join("swanctl.conf"), settings.swanctl)?;
         // /run is charon's own: its pid file and control socket have fixed names there.
         let script = "mount -t tmpfs tmpfs /run && mkdir /run/lock && exec \"$@\"";
-        let argv = match kind {
-            Kind::Newer => peer_root::argv(netns, &files, &[CHARON])?,
-            Kind::Libipsec | Kind::Kernel => netns.argv_with_mounts(script, &[CHARON])?,
+        let argv = match kind.release() {
+            Some(release) => peer_root::argv(release, netns, &files, &[CHARON])?,
+            None => netns.argv_with_mounts(script, &[CHARON])?,
         };
         let configuration = format!("{root}/strongswan.conf");
         let charon = Process::start(
@@ -176,14 +194,13 @@ impl StrongSwan {
             format!("SWANCTL_DIR={files}"),
         ];
         let swanctl = [&["swanctl"], arguments].concat();
-        match self.kind {
-            Kind::Newer => argv.extend(peer_root::beside(self.charon.pid(), &swanctl)),
-            Kind::Libipsec | Kind::Kernel => {
-                argv.push("nsenter".to_owned());
-                argv.push(format!("--target={}", self.charon.pid()));
-                argv.extend(["--mount", "--net", "--"].map(str::to_owned));
-                argv.extend(swanctl.iter().map(|&word| word.to_owned()));
-            }
+        if self.kind.release().is_some() {
+            argv.extend(peer_root::beside(self.charon.pid(), &swanctl));
+        } else {
+            argv.push("nsenter".to_owned());
+            argv.push(format!("--target={}", self.charon.pid()));
+            argv.extend(["--mount", "--net", "--"].map(str::to_owned));
+            argv.extend(swanctl.iter().map(|&word| word.to_owned()));
         }
         argv
     }
@@ -313,18 +330,14 @@ fn daemon_configuration(files: &Path, settings: &Settings<'_>) -> String {
     let Settings {
         kind, charon, log, ..
     } = settings;
-    let libipsec = match kind {
-        Kind::Libipsec => "kernel-libipsec",
-        Kind::Kernel | Kind::Newer => "",
-    };
-    // The mark keeps charon's own
-    // packets out of the routing table that leads into its TUN device (the kernel's ESP needs none).
-    let marks = match kind {
-        Kind::Libipsec => {
-            "kernel-netlink { fwmark = !0x42 }
-        socket-default { fwmark = 0x42 }"
-        }
-        Kind::Kernel | Kind::Newer => "",
+    // The mark keeps charon's own packets out of the routing table that leads into its TUN device (the
+    // kernel's ESP needs none).
+    let (libipsec, marks) = if kind.is_libipsec() {
+        let marks = "kernel-netlink { fwmark = !0x42 }
+        socket-default { fwmark = 0x42 }";
+        ("kernel-libipsec", marks)
+    } else {
+        ("", "")
     };
     format!(
         "charon {{

@@ -1,5 +1,6 @@
-//! The peers that Debian 12 does not have: libreswan, OpenIKED and strongSwan 6.0 of Debian 13,
-//! unpacked into a folder of their own in which the tests run them.
+//! The peers that Debian 12 does not have: libreswan, OpenIKED and strongSwan 6.0 of Debian 13, and
+//! strongSwan of Debian 14, whose openssl plugin has ML-KEM. Each release is unpacked into a folder of
+//! its own in which the tests run them.
 
 use std::ffi::OsString;
 use std::fs;
@@ -8,34 +9,69 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use espada_tests::peer_root;
+use espada_tests::peer_root::{self, Release};
 
 use crate::debian::Archive;
 use crate::process::{self, say};
 
-const SUITE: &str = "trixie";
+/// A release's folder.
+struct Root {
+    release: Release,
+    /// What is unpacked, in groups that can be installed together: libreswan and strongSwan exclude
+    /// each other as packages. Their files lie beside each other, but for the script `ipsec`, which
+    /// must be libreswan's: what comes later counts.
+    packages: &'static [&'static [&'static str]],
+    /// What is run in it when it is filled.
+    script: &'static str,
+    /// The peers: name, program and the argument that makes it say its version.
+    peers: &'static [[&'static str; 3]],
+}
 
-/// What is unpacked, in groups that can be installed together: libreswan and strongSwan exclude
-/// each other as packages. Their files lie beside each other, but for the script `ipsec`, which
-/// must be libreswan's: what comes later counts.
-const PACKAGES: [&[&str]; 2] = [
-    &[
-        "openiked",
-        "openssl",
-        "libcharon-extra-plugins",
-        "libstrongswan-standard-plugins",
-        "strongswan-charon",
-        "strongswan-swanctl",
-    ],
-    // The first five make a root in which shell scripts run.
-    &[
-        "base-files",
-        "coreutils",
-        "dash",
-        "grep",
-        "sed",
-        "libreswan",
-    ],
+const STRONGSWAN: [&str; 3] = ["strongSwan", "/usr/sbin/swanctl", "--version"];
+
+const ROOTS: [Root; 2] = [
+    Root {
+        release: Release::Trixie,
+        packages: &[
+            &[
+                "openiked",
+                "openssl",
+                "libcharon-extra-plugins",
+                "libstrongswan-standard-plugins",
+                "strongswan-charon",
+                "strongswan-swanctl",
+            ],
+            // The first five make a root in which shell scripts run.
+            &[
+                "base-files",
+                "coreutils",
+                "dash",
+                "grep",
+                "sed",
+                "libreswan",
+            ],
+        ],
+        script: IKED_KEY,
+        peers: &[
+            ["Libreswan", "/usr/libexec/ipsec/pluto", "--version"],
+            ["OpenIKED", "/usr/sbin/iked", "-V"],
+            STRONGSWAN,
+        ],
+    },
+    Root {
+        release: Release::Forky,
+        packages: &[&[
+            "base-files",
+            "coreutils",
+            "dash",
+            "libcharon-extra-plugins",
+            "libstrongswan-standard-plugins",
+            "strongswan-charon",
+            "strongswan-swanctl",
+        ]],
+        script: "",
+        peers: &[STRONGSWAN],
+    },
 ];
 
 /// What Debian's maintainer scripts would make; no script is run.
@@ -62,123 +98,146 @@ const UNUSED: [&str; 4] = [
 /// Names the recipe that a root was made by, in a file in it.
 const RECIPE: &str = ".espada-recipe";
 
-/// Makes the root unless it is there, complete and made by this recipe.
-pub fn install() -> Result<PathBuf> {
-    let place = place();
-    match check(&place) {
-        Ok(versions) => say(format_args!("setup: peers: {versions}")),
-        Err(reason) => {
-            say(format_args!(
-                "setup: peers: unpacking libreswan, OpenIKED and strongSwan of Debian {SUITE} ({reason})"
-            ));
-            let versions = make(&place)?;
-            say(format_args!("setup: peers: {versions}"));
-        }
-    }
-    Ok(place)
-}
-
-/// What the tests are told in their environment: where the root is, or why there is none.
-pub fn environment() -> (&'static str, OsString) {
-    match install() {
-        Ok(place) => (peer_root::PLACE, place.into()),
-        Err(error) => {
-            let reason = format!("{error:#}");
+/// Makes the folders unless they are there, complete and made by this recipe. What the tests are told
+/// in their environment: where they are, and why some are missing.
+pub fn environment() -> Vec<(&'static str, OsString)> {
+    let mut environment = vec![(peer_root::PLACE, folder().into())];
+    let mut reasons = Vec::new();
+    for root in &ROOTS {
+        if let Err(error) = root.install() {
+            let reason = format!("{}: {error:#}", root.release.name()).replace('\n', " ");
             say(format_args!("setup: peers: {reason}"));
-            (peer_root::REASON, reason.replace('\n', " ").into())
+            reasons.push(reason);
         }
     }
-}
-
-/// Where the root is, or is to be.
-pub fn place() -> PathBuf {
-    process::target_dir().join("peers").join(SUITE)
-}
-
-/// The versions of the peers in a root that is complete.
-pub fn check(root: &Path) -> Result<String> {
-    if !root.is_dir() {
-        bail!("not there");
+    if !reasons.is_empty() {
+        environment.push((peer_root::REASON, reasons.join("; ").into()));
     }
-    if fs::read_to_string(root.join(RECIPE)).unwrap_or_default() != recipe() {
-        bail!("not made by this version's recipe");
-    }
-    let mut versions = Vec::new();
-    for (name, program, argument) in [
-        ("Libreswan", "/usr/libexec/ipsec/pluto", "--version"),
-        ("OpenIKED", "/usr/sbin/iked", "-V"),
-        ("strongSwan", "/usr/sbin/swanctl", "--version"),
-    ] {
-        let output = Command::new("chroot")
-            .arg(root)
-            .args([program, argument])
-            .output()
-            .context("cannot run chroot")?;
-        // iked writes to standard error and says nothing by its exit code.
-        let said = [output.stdout, output.stderr].concat();
-        let said = String::from_utf8_lossy(&said);
-        let version = said
-            .lines()
-            .filter(|line| line.contains(name))
-            .flat_map(str::split_whitespace)
-            .find(|word| word.starts_with(|c: char| c.is_ascii_digit()))
-            .with_context(|| format!("{program} does not run there: {}", said.trim()))?;
-        versions.push(format!("{name} {version}"));
-    }
-    Ok(versions.join(", "))
+    environment
 }
 
-fn recipe() -> String {
-    format!("{PACKAGES:?}\n{PASSWD}{GROUP}{HOSTS}{IKED_KEY}{UNUSED:?}\n")
+/// The versions of the peers where all are there.
+pub fn check() -> Result<String> {
+    let versions: Result<Vec<_>> = ROOTS
+        .iter()
+        .map(|root| {
+            root.check(&root.place())
+                .with_context(|| root.release.name())
+        })
+        .collect();
+    Ok(versions?.join(", "))
 }
 
-fn make(place: &Path) -> Result<String> {
-    let archive = Archive::open(SUITE)?;
-    let parent = place.parent().context("a folder for the peers")?;
-    fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
-    // Another run may be at it as well; whoever is first puts its own in place.
-    let new = parent.join(format!("new-{}", std::process::id()));
-    let made = fill(&archive, &new).and_then(|()| check(&new));
-    let result = made.and_then(|versions| {
-        if place.exists() {
-            fs::remove_dir_all(place)
-                .with_context(|| format!("cannot remove {}", place.display()))?;
+/// Where the folders are.
+fn folder() -> PathBuf {
+    process::target_dir().join("peers")
+}
+
+impl Root {
+    fn place(&self) -> PathBuf {
+        folder().join(self.release.name())
+    }
+
+    fn install(&self) -> Result<()> {
+        let place = self.place();
+        let versions = match self.check(&place) {
+            Ok(versions) => versions,
+            Err(reason) => {
+                let release = self.release.name();
+                say(format_args!(
+                    "setup: peers: unpacking those of Debian {release} ({reason})"
+                ));
+                self.make(&place)?
+            }
+        };
+        say(format_args!("setup: peers: {versions}"));
+        Ok(())
+    }
+
+    /// The versions of the peers in a root that is complete.
+    fn check(&self, root: &Path) -> Result<String> {
+        if !root.is_dir() {
+            bail!("not there");
         }
-        fs::rename(&new, place).with_context(|| format!("cannot make {}", place.display()))?;
-        Ok(versions)
-    });
-    if new.exists() {
-        fs::remove_dir_all(&new).with_context(|| format!("cannot remove {}", new.display()))?;
-    }
-    result
-}
-
-fn fill(archive: &Archive, root: &Path) -> Result<()> {
-    for group in PACKAGES {
-        archive.unpack_with_dependencies(group, root)?;
-    }
-    for unused in UNUSED {
-        let path = root.join(unused);
-        if path.exists() {
-            fs::remove_dir_all(&path)
-                .with_context(|| format!("cannot remove {}", path.display()))?;
+        if fs::read_to_string(root.join(RECIPE)).unwrap_or_default() != self.recipe() {
+            bail!("not made by this version's recipe");
         }
+        let mut versions = Vec::new();
+        for [name, program, argument] in self.peers {
+            let output = Command::new("chroot")
+                .arg(root)
+                .args([program, argument])
+                .output()
+                .context("cannot run chroot")?;
+            // iked writes to standard error and says nothing by its exit code.
+            let said = [output.stdout, output.stderr].concat();
+            let said = String::from_utf8_lossy(&said);
+            let version = said
+                .lines()
+                .filter(|line| line.contains(name))
+                .flat_map(str::split_whitespace)
+                .find(|word| word.starts_with(|c: char| c.is_ascii_digit()))
+                .with_context(|| format!("{program} does not run there: {}", said.trim()))?;
+            versions.push(format!("{name} {version}"));
+        }
+        Ok(versions.join(", "))
     }
-    let write = |name: &str, text: &str| {
-        fs::write(root.join(name), text).with_context(|| format!("cannot write {name}"))
-    };
-    let run = root.join("var/run");
-    fs::remove_dir(&run)
-        .and_then(|()| symlink("/run", &run))
-        .context("cannot make /var/run a link to /run")?;
-    write("etc/passwd", PASSWD)?;
-    write("etc/group", GROUP)?;
-    write("etc/hosts", HOSTS)?;
-    write("etc/resolv.conf", "")?;
-    process::output(
-        Command::new("chroot")
-            .arg(root)
-            .args(["/bin/sh", "-c", IKED_KEY]),
-    )?;
-    write(RECIPE, &recipe())
+
+    fn recipe(&self) -> String {
+        format!(
+            "{:?}\n{PASSWD}{GROUP}{HOSTS}{}{UNUSED:?}\n",
+            self.packages, self.script
+        )
+    }
+
+    fn make(&self, place: &Path) -> Result<String> {
+        let archive = Archive::open(self.release.name())?;
+        let parent = place.parent().context("a folder for the peers")?;
+        fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
+        // Another run may be at it as well; whoever is first puts its own in place.
+        let new = parent.join(format!("new-{}", std::process::id()));
+        let made = self.fill(&archive, &new).and_then(|()| self.check(&new));
+        let result = made.and_then(|versions| {
+            if place.exists() {
+                fs::remove_dir_all(place)
+                    .with_context(|| format!("cannot remove {}", place.display()))?;
+            }
+            fs::rename(&new, place).with_context(|| format!("cannot make {}", place.display()))?;
+            Ok(versions)
+        });
+        if new.exists() {
+            fs::remove_dir_all(&new).with_context(|| format!("cannot remove {}", new.display()))?;
+        }
+        result
+    }
+
+    fn fill(&self, archive: &Archive, root: &Path) -> Result<()> {
+        for group in self.packages {
+            archive.unpack_with_dependencies(group, root)?;
+        }
+        for unused in UNUSED {
+            let path = root.join(unused);
+            if path.exists() {
+                fs::remove_dir_all(&path)
+                    .with_context(|| format!("cannot remove {}", path.display()))?;
+            }
+        }
+        let write = |name: &str, text: &str| {
+            fs::write(root.join(name), text).with_context(|| format!("cannot write {name}"))
+        };
+        let run = root.join("var/run");
+        fs::remove_dir(&run)
+            .and_then(|()| symlink("/run", &run))
+            .context("cannot make /var/run a link to /run")?;
+        write("etc/passwd", PASSWD)?;
+        write("etc/group", GROUP)?;
+        write("etc/hosts", HOSTS)?;
+        write("etc/resolv.conf", "")?;
+        process::output(
+            Command::new("chroot")
+                .arg(root)
+                .args(["/bin/sh", "-c", self.script]),
+        )?;
+        write(RECIPE, &self.recipe())
+    }
 }

@@ -94,7 +94,7 @@ fn check() -> Result<()> {
             missing.extend(parts);
         }
     }
-    match peers::check(&peers::place()) {
+    match peers::check() {
         Ok(versions) => say(format_args!("{:32} {:10} {versions}", "peers", "installed")),
         Err(reason) => {
             say(format_args!("{:32} {:10} {reason:#}", "peers", "missing"));

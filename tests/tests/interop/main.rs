@@ -5,6 +5,7 @@ mod agree;
 mod certificates;
 mod extensions;
 mod kernel;
+mod newer;
 mod pairs;
 mod ppk;
 mod pvpn;
@@ -41,6 +42,16 @@ fn start_with(
     charon: &str,
     change: impl FnOnce(&mut Config<'static>, &mut Connection<'static>),
 ) -> Result<Pair> {
+    start_kind(Kind::Libipsec, wan, charon, change)
+}
+
+/// The same with any strongSwan.
+fn start_kind(
+    kind: Kind,
+    wan: Wan,
+    charon: &str,
+    change: impl FnOnce(&mut Config<'static>, &mut Connection<'static>),
+) -> Result<Pair> {
     let line = Line::new(wan)?;
     let work = WorkDir::new()?;
     let mut ours = scenario::config_a(&line);
@@ -61,8 +72,7 @@ fn start_with(
         extra: "",
     };
     change(&mut ours, &mut theirs);
-    let (gw_b, kind) = (&line.gw_b, Kind::Libipsec);
-    let strongswan = StrongSwan::start_with(gw_b, &work, &theirs, kind, false, charon)?;
+    let strongswan = StrongSwan::start_with(&line.gw_b, &work, &theirs, kind, false, charon)?;
     let espada = Espada::start(&line.gw_a, &work, &ours, false)?;
     Ok(Pair {
         espada,

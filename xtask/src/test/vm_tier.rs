@@ -96,8 +96,8 @@ ip xfrm state flush
 echo > /proc/sys/kernel/modprobe";
 
 /// Runs the tier under every kernel. What cannot run is in the outcome as skipped, with why.
-/// `peers` is what the tests are told of the peers' folder.
-pub fn run(espada: &Path, peers: Option<&(&'static str, OsString)>) -> Result<Vec<Outcome>> {
+/// `peers` is what the tests are told of the peers' folders.
+pub fn run(espada: &Path, peers: &[(&'static str, OsString)]) -> Result<Vec<Outcome>> {
     let programs = TestPrograms::build()?;
     Ok(vm::names()
         .map(|name| {
@@ -129,11 +129,11 @@ pub fn run(espada: &Path, peers: Option<&(&'static str, OsString)>) -> Result<Ve
 fn command(
     kernel: &str,
     espada: &Path,
-    peers: Option<&(&'static str, OsString)>,
+    peers: &[(&'static str, OsString)],
     programs: &TestPrograms,
 ) -> String {
     let mut variables = vec![format!("ESPADA_BIN={}", quoted(&espada.to_string_lossy()))];
-    if let Some((name, value)) = peers {
+    for (name, value) in peers {
         variables.push(format!("{name}={}", quoted(&value.to_string_lossy())));
     }
     format!(

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use espada_tests::peer::Connection;
+use espada_tests::peer_root::Release;
 use espada_tests::process::WorkDir;
 use espada_tests::strongswan::{self, StrongSwan};
 use espada_tests::topology::Line;
@@ -43,7 +44,7 @@ impl Kind for Six {
     type Peer = StrongSwan;
 
     fn missing() -> Option<String> {
-        strongswan::missing_newer()
+        strongswan::missing_newer(Release::Trixie)
     }
 
     fn start(line: &Line, work: &WorkDir, connection: &Connection<'_>) -> Result<Self::Peer> {

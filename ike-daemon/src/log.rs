@@ -231,6 +231,8 @@ pub fn notice(notice: &Notice) {
         }
         Notice::SinglePairs { notify, .. } => emit!("single_pairs", notify = %notify),
         Notice::SharesRefused { notify, .. } => emit!("shares_refused", notify = %notify),
+        Notice::Inquiring { uri, .. } => emit!("inquiring", uri = %uri),
+        Notice::RevocationUnknown { doubt, .. } => emit!("revocation_unknown", doubt = %doubt),
         Notice::Refused(refusal) => emit!(
             "refused",
             kind = refusal.kind.name(),

@@ -7,6 +7,7 @@ pub mod cgroup;
 pub mod cleanup;
 pub mod cmd;
 pub mod espada;
+pub mod http;
 pub mod libreswan;
 pub mod matrix;
 pub mod netns;

@@ -21,9 +21,11 @@ pub mod x509;
 pub use config::{ConnectionConfig, EndpointConfig, PskSecret};
 pub use crypto::Random;
 pub use endpoint::{
-    Endpoint, InitiateError, Reconciled, RestoreError, Restored, SavedPeer, SavedState, Transmit,
+    Endpoint, InitiateError, Question, Reconciled, RestoreError, Restored, SavedPeer, SavedState,
+    Transmit,
 };
 pub use identity::{DistinguishedName, Identity, IdentityError, IdentityPattern};
 pub use notice::{DownReason, Notice, Severity};
 pub use refusal::{Fix, Refusal, RefusalKind, RefusedBy};
 pub use status::{ChildSaStatus, ConnectionStatus, IkeSaStatus, LeaseStatus, Role, UdpReason};
+pub use x509::Inquiry;

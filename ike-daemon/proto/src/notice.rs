@@ -255,6 +255,20 @@ pub enum Notice {
         /// The notify's name.
         notify: String,
     },
+    /// A server is asked whether certificates of the peer were revoked, and the IKE SA waits for it.
+    Inquiring {
+        /// Which connection, or which most likely.
+        connection: Option<Arc<str>>,
+        /// What is fetched.
+        uri: Arc<str>,
+    },
+    /// It is not known whether a certificate of the peer was revoked; the settings believe it.
+    RevocationUnknown {
+        /// Which connection.
+        connection: Arc<str>,
+        /// Which certificate, who was asked, and why that did not help.
+        doubt: String,
+    },
     /// A negotiation failed.
     Refused(Arc<Refusal>),
     /// A failed connection is tried again later.
@@ -314,8 +328,11 @@ impl Notice {
             | Self::SinglePairs { connection, .. }
             | Self::RetryScheduled { connection, .. }
             | Self::GaveUp { connection, .. }
+            | Self::RevocationUnknown { connection, .. }
             | Self::UnauthenticatedError { connection, .. } => Some(connection),
-            Self::NatDetected { connection, .. } => connection.as_ref(),
+            Self::NatDetected { connection, .. } | Self::Inquiring { connection, .. } => {
+                connection.as_ref()
+            }
             Self::Refused(refusal) => refusal.connection.as_ref(),
             Self::IkeV1 { .. } | Self::CookiesDemanded { .. } => None,
         }
@@ -330,6 +347,7 @@ impl Notice {
             | Self::CookiesDemanded { .. }
             | Self::MoveRefused { .. }
             | Self::GaveUp { .. }
+            | Self::RevocationUnknown { .. }
             | Self::NotSaved { .. } => Severity::Warning,
             Self::Down { reason, .. } | Self::ChildDown { reason, .. } => match reason {
                 DownReason::DeadPeer | DownReason::ProtocolError | DownReason::Expired => {
@@ -487,6 +505,14 @@ impl fmt::Display for Notice {
                 f,
                 "the peer takes no further child SAs for single processors ({notify}): those without \
                  one share the fallback"
+            ),
+            Self::Inquiring { uri, .. } => {
+                write!(f, "asking {uri} whether the peer's certificate was revoked")
+            }
+            Self::RevocationUnknown { doubt, .. } => write!(
+                f,
+                "it is not known whether a certificate was revoked, and remote.revocation = \"relaxed\" \
+                 believes it: {doubt}"
             ),
             Self::Refused(refusal) => write!(f, "{refusal}"),
             Self::RetryScheduled { after, .. } => {

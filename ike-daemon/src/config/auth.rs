@@ -61,8 +61,10 @@ impl Files {
             found.unwrap_or_default().into_iter().map(owned).collect()
         };
         let choices = [
-            ("ifpresent", Revocation::IfPresent),
+            ("relaxed", Revocation::Relaxed),
+            ("ifuri", Revocation::IfUri),
             ("strict", Revocation::Strict),
+            ("ifpresent", Revocation::IfPresent),
             ("off", Revocation::Off),
         ];
         Self {

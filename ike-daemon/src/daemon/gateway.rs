@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use espada_common::sa::{ChildSaId, Command, Event, Mode, TrafficSelector};
 use espada_ike::config::{EncapsulationPolicy, RemoteAddress};
 use espada_ike::selector::format_list;
-use espada_ike::{DownReason, Endpoint, InitiateError, Notice, Random, Transmit};
+use espada_ike::{
+    DownReason, Endpoint, InitiateError, Inquiry, Notice, Question, Random, Transmit,
+};
 use tokio::sync::mpsc;
 
 use super::plane::Plane;
@@ -228,6 +230,22 @@ impl<R: Random> Gateway<R> {
     /// Says what time of day it is at `now`, since 1970.
     pub fn set_wall_clock(&mut self, now: Instant, since_1970: Duration) {
         self.endpoint.set_wall_clock(now, since_1970);
+    }
+
+    /// The next question to a server about a certificate.
+    pub fn poll_inquiry(&mut self) -> Option<Question> {
+        self.endpoint.poll_inquiry()
+    }
+
+    /// A server answered, or cannot be asked.
+    pub fn answer(&mut self, now: Instant, inquiry: &Inquiry, reply: Result<Vec<u8>, String>) {
+        let uri = inquiry.uri();
+        match &reply {
+            Ok(octets) => tracing::debug!(%uri, octets = octets.len(), "a server answered"),
+            Err(error) => tracing::warn!(%uri, "cannot ask about certificates: {error}"),
+        }
+        let reply = reply.as_deref().map_err(Clone::clone);
+        self.endpoint.handle_answer(now, inquiry, reply);
     }
 
     /// A datagram on the IKE port.

@@ -2,6 +2,7 @@
 //! [`gateway::Gateway`] in the middle.
 
 mod engine;
+mod fetch;
 pub mod gateway;
 mod instance;
 pub mod plane;
@@ -32,6 +33,7 @@ use crate::cli::Exit;
 use crate::config::{self, GatewayConfig, SecretsPolicy};
 use crate::control::{Answer, Call, Request, Server};
 use crate::syscall;
+use fetch::{Fetched, Fetcher};
 use gateway::Gateway;
 use instance::Instance;
 use sockets::{Listen, Sockets};
@@ -83,7 +85,10 @@ pub fn run(config_file: &Path, runtime_dir: &Path) -> anyhow::Result<Exit> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(start(config, &instance))
+    let exit = runtime.block_on(start(config, &instance));
+    // Servers and resolvers that do not answer are not waited for.
+    runtime.shutdown_background();
+    exit
 }
 
 async fn start(config: GatewayConfig, instance: &Instance) -> anyhow::Result<Exit> {
@@ -119,7 +124,8 @@ async fn start(config: GatewayConfig, instance: &Instance) -> anyhow::Result<Exi
     let (now, boot) = (Instant::now(), syscall::boot_time()?);
     let mut gateway = Gateway::new(now, boot, config, SystemRandom, plane);
     gateway.set_runtime_directory(instance.directory());
-    serve(gateway, sockets, events, server).await?;
+    let fetching = Fetcher::new(instance.directory());
+    serve(gateway, sockets, events, server, fetching).await?;
     Ok(Exit::Success)
 }
 
@@ -153,6 +159,7 @@ enum Input {
     Event(Event),
     Call(Call),
     Lookup(String, IpAddr),
+    Fetched(Fetched),
     Stop,
     Reload,
     Timeout,
@@ -166,6 +173,7 @@ async fn serve<R: Random>(
     mut sockets: Sockets,
     mut events: mpsc::Receiver<Event>,
     server: Server,
+    (mut fetcher, mut fetched): (Fetcher, mpsc::Receiver<Fetched>),
 ) -> anyhow::Result<()> {
     let mut signals = Signals {
         terminate: signal(SignalKind::terminate())?,
@@ -187,6 +195,9 @@ async fn serve<R: Random>(
     look_around(&mut gateway, &mut watch, now);
     loop {
         gateway.drive(now, |transmit| send(&sockets, transmit));
+        while let Some(question) = gateway.poll_inquiry() {
+            fetcher.fetch(question);
+        }
         if !ready {
             ready = true;
             gateway.settle();
@@ -207,6 +218,7 @@ async fn serve<R: Random>(
             Some(event) = events.recv() => Input::Event(event),
             Some(call) = calls.recv() => Input::Call(call),
             Some((host, address)) = found.recv() => Input::Lookup(host, address),
+            Some(answer) = fetched.recv() => Input::Fetched(answer),
             _ = signals.terminate.recv() => Input::Stop,
             _ = signals.interrupt.recv() => Input::Stop,
             _ = signals.hangup.recv() => Input::Reload,
@@ -238,6 +250,7 @@ async fn serve<R: Random>(
             }
             Input::Call(call) => gateway.call(now, call.request, call.answers),
             Input::Lookup(host, address) => gateway.resolve(now, host, address),
+            Input::Fetched(Fetched { inquiry, reply }) => gateway.answer(now, &inquiry, reply),
             Input::Stop if farewell.is_some() => {
                 gateway.forget();
                 tracing::info!("stopped without waiting for the peers");

@@ -12,5 +12,6 @@ mod mobility;
 mod path;
 mod refusal;
 mod rekey;
+mod revocation;
 mod tunnel;
 mod virtual_address;

@@ -4,6 +4,7 @@
 mod connections;
 mod cookie;
 mod index;
+mod inquiries;
 mod moving;
 mod redirect;
 mod requests;
@@ -23,6 +24,8 @@ use espada_common::sa::{ChildSaId, ChildSaStats, Command, Event};
 use self::connections::Slot;
 use self::cookie::CookieJar;
 use self::index::{Filed, Index};
+use self::inquiries::Inquiries;
+pub use self::inquiries::Question;
 pub use self::restore::{Reconciled, RestoreError, Restored, SavedPeer};
 pub use self::saving::SavedState;
 use self::saving::Saving;
@@ -132,6 +135,7 @@ pub struct Endpoint<R> {
     limiter: RateLimiter,
     ikev1_noticed: Option<(IpAddr, Instant)>,
     saving: Saving,
+    inquiries: Inquiries,
     out: Outbox,
 }
 
@@ -159,6 +163,7 @@ impl<R: Random> Endpoint<R> {
             limiter: RateLimiter::new(),
             ikev1_noticed: None,
             saving: Saving::default(),
+            inquiries: Inquiries::default(),
             out: Outbox::default(),
         }
     }
@@ -282,6 +287,7 @@ impl<R: Random> Endpoint<R> {
             }
             self.with_sa(now, spi, |sa, cx| sa.handle_timeout(cx));
         }
+        self.give_up_inquiries(now);
         self.start_due_connections(now);
     }
 
@@ -289,7 +295,8 @@ impl<R: Random> Endpoint<R> {
     pub fn poll_timeout(&self) -> Option<Instant> {
         let timer = self.timers.first().map(|(deadline, _)| *deadline);
         let start = self.starts.first().map(|(at, _)| *at);
-        timer.into_iter().chain(start).min()
+        let inquiry = self.inquiries.deadline();
+        [timer, start, inquiry].into_iter().flatten().min()
     }
 
     /// Takes in what the data plane reports.
@@ -420,6 +427,7 @@ impl<R: Random> Endpoint<R> {
             secrets: &self.secrets,
             addresses: &self.addresses,
             wall: wall_time(self.wall, now),
+            answers: &self.inquiries.answers,
             out: &mut self.out,
         };
         act(&mut entry.sa, &mut cx);
@@ -495,6 +503,7 @@ impl<R: Random> Endpoint<R> {
                         self.established(now, spi, &connection, initial_contact);
                     }
                     Effect::Failed { refusal, retry } => self.failed(now, &refusal, retry),
+                    Effect::Inquire { spi, inquiries } => self.inquire(now, spi, inquiries),
                     Effect::Down { connection, reason } => self.down(now, &connection, reason),
                     Effect::Redirected {
                         connection,

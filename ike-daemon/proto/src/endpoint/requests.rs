@@ -63,6 +63,7 @@ impl<R: Random> Endpoint<R> {
             secrets: &self.secrets,
             addresses: &self.addresses,
             wall: wall_time(self.wall, now),
+            answers: &self.inquiries.answers,
             out: &mut self.out,
         };
         match respond::accept(&mut cx, datagram, &payloads) {

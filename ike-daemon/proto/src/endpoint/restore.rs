@@ -181,6 +181,7 @@ impl<R: Random> Endpoint<R> {
             secrets: &self.secrets,
             addresses: &self.addresses,
             wall: None,
+            answers: &self.inquiries.answers,
             out: &mut self.out,
         };
         let config = match fit {

@@ -10,11 +10,12 @@ use super::context::{Common, Cx, Effect, local_identity};
 use super::credential::{self, Claim, Wanted};
 use super::established::{Established, Task};
 use super::fragment::Message;
+use super::held::{self, Held};
 use super::init::fail;
 use super::intermediate::IntAuth;
 use super::mobike;
 use super::ppk::{self, Asked};
-use super::proof::{self, Covered, Evidence};
+use super::proof::{self, Covered, Evidence, Unproven};
 use super::protect::{self, Protector};
 use super::rekey::Purpose;
 use super::retransmit::{Due, Retransmit};
@@ -30,6 +31,7 @@ use crate::wire::id::Typed;
 use crate::wire::{
     ExchangeType, Notify, NotifyType, Payload, PayloadType, Payloads, Writer, sa, ts,
 };
+use crate::x509::Inquiry;
 
 /// The octets that both AUTH payloads cover.
 pub(crate) struct Transcript {
@@ -102,6 +104,8 @@ pub(crate) struct AuthSent {
     message_id: u32,
     request: Message,
     retransmit: Retransmit,
+    /// The response, while servers are asked about the peer's certificates.
+    held: Option<Held>,
 }
 
 impl AuthSent {
@@ -220,6 +224,7 @@ impl AuthSent {
             child_spi,
             message_id,
             request,
+            held: None,
             retransmit: Retransmit::start(cx.now, &cx.settings.retransmission),
         }))
     }
@@ -228,11 +233,14 @@ impl AuthSent {
         &self.config
     }
 
-    pub fn deadline(&self) -> Instant {
-        self.retransmit.due
+    pub fn deadline(&self) -> Option<Instant> {
+        self.held.is_none().then_some(self.retransmit.due)
     }
 
     pub fn handle_timeout(mut self: Box<Self>, common: &mut Common, cx: &mut Cx<'_>) -> Phase {
+        if self.held.is_some() {
+            return Phase::AuthSent(self);
+        }
         match self.retransmit.poll(cx.now, &cx.settings.retransmission) {
             Due::Wait => {}
             Due::Send => self.retransmit.send_again(
@@ -279,6 +287,10 @@ impl AuthSent {
             }
             return Phase::AuthSent(self);
         }
+        if self.held.is_some() {
+            cx.out.drop(IkeDrop::Retransmission);
+            return Phase::AuthSent(self);
+        }
         let opened = match self.protector.open(common, datagram) {
             Ok(Some(opened)) => opened,
             Ok(None) => return Phase::AuthSent(self),
@@ -287,7 +299,19 @@ impl AuthSent {
                 return Phase::AuthSent(self);
             }
         };
-        let payloads = match Payloads::collect_all(opened.first, &opened.plaintext) {
+        self.judge(common, cx, Held::new(datagram, opened))
+    }
+
+    /// A server answered what was asked about the peer's certificates.
+    pub fn answered(mut self: Box<Self>, common: &mut Common, cx: &mut Cx<'_>) -> Phase {
+        match self.held.take() {
+            Some(held) => self.judge(common, cx, held),
+            None => Phase::AuthSent(self),
+        }
+    }
+
+    fn judge(self: Box<Self>, common: &mut Common, cx: &mut Cx<'_>, held: Held) -> Phase {
+        let payloads = match Payloads::collect_all(held.first, &held.plaintext) {
             Ok(payloads) => payloads,
             Err(error) => {
                 return fail(
@@ -296,16 +320,24 @@ impl AuthSent {
                 );
             }
         };
-        self.finish(common, cx, datagram, &payloads)
+        match self.finish(common, cx, &held.datagram(), &payloads) {
+            Ok(phase) => phase,
+            Err((mut this, inquiries)) => {
+                held::ask(common, cx, inquiries);
+                this.held = Some(held);
+                Phase::AuthSent(this)
+            }
+        }
     }
 
+    /// What comes of the response; with `Err` servers are to be asked first.
     fn finish(
         self: Box<Self>,
         common: &mut Common,
         cx: &mut Cx<'_>,
         datagram: &Datagram<'_>,
         payloads: &[Payload<'_>],
-    ) -> Phase {
+    ) -> Result<Phase, (Box<Self>, Vec<Inquiry>)> {
         let mut idr = None;
         let mut auth = None;
         let mut certificates = Vec::new();
@@ -337,20 +369,20 @@ impl AuthSent {
                     "the IKE_AUTH response has no IDr and AUTH payloads",
                 ),
             };
-            return fail(cx, refusal);
+            return Ok(fail(cx, refusal));
         };
         let identity = Identity::from_wire(idr.kind, idr.data);
         let used = Asked::of(payloads).identity.is_some();
         let keys = match (used, &self.with_ppk) {
             (true, Some(keys)) => keys,
             (false, _) if !self.config.ppk.as_ref().is_some_and(|ppk| ppk.required) => &self.keys,
-            (false, _) => return fail(cx, explain::no_ppk(&self.config, common)),
+            (false, _) => return Ok(fail(cx, explain::no_ppk(&self.config, common))),
             (true, None) => {
                 let what = "the peer uses a PPK that we did not name";
-                return fail(cx, explain::protocol(&self.config, common, what));
+                return Ok(fail(cx, explain::protocol(&self.config, common, what)));
             }
         };
-        let failure = if !proof::accepts_identity(&self.config, common.remote.ip(), &identity) {
+        let proven = if !proof::accepts_identity(&self.config, common.remote.ip(), &identity) {
             Err(explain::wrong_identity(&self.config, common, &identity))
         } else {
             let evidence = Evidence {
@@ -364,7 +396,11 @@ impl AuthSent {
                 keys,
                 transcript: &self.transcript,
             };
-            proof::verify(&self.config, common, cx, &self.local_id, &evidence, covered)
+            match proof::verify(&self.config, common, cx, &self.local_id, &evidence, covered) {
+                Ok(proof) => Ok(proof),
+                Err(Unproven::Refused(refusal)) => Err(refusal),
+                Err(Unproven::Unasked(inquiries)) => return Err((self, inquiries)),
+            }
         };
         let Self {
             config,
@@ -380,7 +416,7 @@ impl AuthSent {
         } = *self;
         let keys = with_ppk.filter(|_| used).unwrap_or(without);
         let next_id = message_id.saturating_add(1);
-        let proof = match failure {
+        let proof = match proven {
             Ok(proof) => proof,
             Err(refusal) => {
                 // The responder believes the SA is up: "the initiator … MAY send a Delete" so that
@@ -392,7 +428,7 @@ impl AuthSent {
                 if let Ok(message) = protector.seal(common, cx, header, &writer) {
                     cx.out.send(common.local, common.remote, &message);
                 }
-                return fail(cx, refusal);
+                return Ok(fail(cx, refusal));
             }
         };
         // The response is authentic: a port mapped anew on its way counts from here on.
@@ -416,7 +452,7 @@ impl AuthSent {
         if let Some(to) = redirect::wanted(common, cx, payloads) {
             established.leave(common, cx, to);
             established.pump(common, cx);
-            return Phase::Established(Box::new(established));
+            return Ok(Phase::Established(Box::new(established)));
         }
         established.announce(common, cx, false);
         if common.childless && refused.is_none() {
@@ -424,11 +460,11 @@ impl AuthSent {
                 purpose: Purpose::First,
             });
             established.pump(common, cx);
-            return Phase::Established(Box::new(established));
+            return Ok(Phase::Established(Box::new(established)));
         }
         if refused.is_some_and(|it| established.split(common, cx, it.kind, Purpose::First)) {
             established.pump(common, cx);
-            return Phase::Established(Box::new(established));
+            return Ok(Phase::Established(Box::new(established)));
         }
         let result = match refused {
             Some(notify) => Err(explain::child_refused(
@@ -461,10 +497,10 @@ impl AuthSent {
                     }
                     Err(error) => {
                         let refusal = explain::protocol(&config, common, &error.to_string());
-                        return established.give_up(common, cx, refusal);
+                        return Ok(established.give_up(common, cx, refusal));
                     }
                 }
-                Phase::Established(Box::new(established))
+                Ok(Phase::Established(Box::new(established)))
             }
             Err(refusal)
                 if refused.is_some_and(|it| established.try_other_pairs(common, it.kind)) =>
@@ -472,10 +508,10 @@ impl AuthSent {
                 let retry = false;
                 cx.out.effects.push(Effect::Failed { refusal, retry });
                 established.pump(common, cx);
-                Phase::Established(Box::new(established))
+                Ok(Phase::Established(Box::new(established)))
             }
             // An IKE SA without a child serves nothing here: delete it, try again later.
-            Err(refusal) => established.give_up(common, cx, refusal),
+            Err(refusal) => Ok(established.give_up(common, cx, refusal)),
         }
     }
 }

@@ -20,6 +20,7 @@ use crate::identity::Identity;
 use crate::notice::{DownReason, Notice};
 use crate::refusal::Refusal;
 use crate::status::{EndpointCounters, IkeDrop, Role};
+use crate::x509::{Answers, Inquiry};
 
 /// Surroundings of one call into an IKE SA.
 pub(crate) struct Cx<'a> {
@@ -33,6 +34,8 @@ pub(crate) struct Cx<'a> {
     pub addresses: &'a [IpAddr],
     /// The time of day, since 1970, if it is known.
     pub wall: Option<Duration>,
+    /// What servers answered about certificates.
+    pub answers: &'a Answers,
     pub out: &'a mut Outbox,
 }
 
@@ -91,6 +94,12 @@ pub(crate) enum Effect {
     },
     /// A negotiation of a connection failed.
     Failed { refusal: Arc<Refusal>, retry: bool },
+    /// An IKE SA waits for what servers answer about certificates.
+    Inquire {
+        /// Our SPI of it.
+        spi: u64,
+        inquiries: Vec<Inquiry>,
+    },
     /// An IKE SA is gone.
     Down {
         connection: Arc<str>,

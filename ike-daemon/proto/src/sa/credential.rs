@@ -42,7 +42,12 @@ impl Wanted {
             if let Payload::CertReq(request) = payload
                 && request.encoding == Cert::X509
             {
-                self.authorities.extend(request.data.as_chunks::<20>().0);
+                for hash in request.data.as_chunks::<20>().0 {
+                    // A message may be looked at twice.
+                    if !self.authorities.contains(hash) {
+                        self.authorities.push(*hash);
+                    }
+                }
             }
         }
     }

@@ -196,6 +196,12 @@ impl Established {
             remote_id: self.proof.identity().to_string(),
             elapsed: cx.now.saturating_duration_since(common.began),
         });
+        for doubt in self.proof.doubts() {
+            cx.out.notice(Notice::RevocationUnknown {
+                connection: self.config.name.clone(),
+                doubt: doubt.clone(),
+            });
+        }
         cx.out.effects.push(Effect::Established {
             spi: common.local_spi(),
             connection: self.config.name.clone(),

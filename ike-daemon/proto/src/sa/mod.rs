@@ -10,6 +10,7 @@ pub(crate) mod established;
 pub(crate) mod explain;
 pub(crate) mod followup;
 pub(crate) mod fragment;
+pub(crate) mod held;
 pub(crate) mod informational;
 pub(crate) mod init;
 pub(crate) mod intermediate;
@@ -118,8 +119,12 @@ impl IkeSa {
             Phase::Established(phase) => phase.handle_datagram(&mut self.common, cx, datagram),
             Phase::Gone => Phase::Gone,
         };
+        self.settle();
+    }
+
+    /// What only repeats its last word keeps no addresses: others may have them.
+    fn settle(&mut self) {
         if matches!(self.phase, Phase::Lingering(_)) {
-            // It only repeats its last word: others may have the addresses.
             self.common.lease = None;
         }
     }
@@ -142,8 +147,8 @@ impl IkeSa {
         match &self.phase {
             Phase::InitSent(phase) => Some(phase.deadline()),
             Phase::IntermediateSent(phase) => Some(phase.deadline()),
-            Phase::AuthSent(phase) => Some(phase.deadline()),
-            Phase::InitReplied(phase) => Some(phase.expires),
+            Phase::AuthSent(phase) => phase.deadline(),
+            Phase::InitReplied(phase) => phase.deadline(),
             Phase::Lingering(phase) => Some(phase.expires),
             Phase::Established(phase) => phase.deadline(&self.common, keepalive),
             Phase::Gone => None,

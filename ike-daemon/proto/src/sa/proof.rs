@@ -16,7 +16,7 @@ use crate::refusal::Refusal;
 use crate::status::Role;
 use crate::wire::cert::Cert;
 use crate::wire::id::Typed;
-use crate::x509::{Certificate, Trust, TrustedKey};
+use crate::x509::{Certificate, Inquiry, Trust, TrustedKey};
 
 /// Authentication method numbers (RFC 7296 section 3.8, RFC 4754, RFC 7427).
 pub(crate) mod method {
@@ -48,6 +48,22 @@ const MAX_CERTIFICATES: usize = 16;
 pub(crate) struct PeerProof {
     identity: Identity,
     signed: bool,
+    doubts: Vec<String>,
+}
+
+/// Why there is no proof.
+#[derive(Clone, Debug)]
+pub(crate) enum Unproven {
+    /// The peer is not believed.
+    Refused(Arc<Refusal>),
+    /// Its signature is good, and servers are to be asked whether its certificates were revoked.
+    Unasked(Vec<Inquiry>),
+}
+
+impl From<Arc<Refusal>> for Unproven {
+    fn from(refusal: Arc<Refusal>) -> Self {
+        Self::Refused(refusal)
+    }
 }
 
 impl PeerProof {
@@ -60,9 +76,18 @@ impl PeerProof {
         self.signed
     }
 
+    /// Of which certificates it is not known whether they were revoked.
+    pub fn doubts(&self) -> &[String] {
+        &self.doubts
+    }
+
     /// The proof that the process before us had, taken from its state.
     pub fn restored(identity: Identity, signed: bool) -> Self {
-        Self { identity, signed }
+        Self {
+            identity,
+            signed,
+            doubts: Vec::new(),
+        }
     }
 }
 
@@ -120,19 +145,19 @@ pub(crate) fn verify(
     local_id: &Identity,
     evidence: &Evidence<'_>,
     covered: Covered<'_>,
-) -> Result<PeerProof, Arc<Refusal>> {
+) -> Result<PeerProof, Unproven> {
     let identity = Identity::from_wire(evidence.id.kind, evidence.id.data);
     if !accepts_method(config, evidence.auth.kind) {
         let method = evidence.auth.kind;
-        return Err(explain::other_method(config, common, &identity, method));
+        return Err(explain::other_method(config, common, &identity, method).into());
     }
     match &config.remote_auth {
         RemoteAuth::Psk => {
             let Some(secret) = psk::find(cx.secrets, local_id, &identity) else {
-                return Err(explain::no_secret(config, common, local_id, &identity));
+                return Err(explain::no_secret(config, common, local_id, &identity).into());
             };
             verify_psk(secret, evidence, covered)
-                .ok_or_else(|| explain::wrong_psk(config, common, &identity, &secret.origin))
+                .ok_or_else(|| explain::wrong_psk(config, common, &identity, &secret.origin).into())
         }
         RemoteAuth::PublicKey(trust) => {
             verify_signature(config, common, cx, trust, evidence, covered)
@@ -157,6 +182,7 @@ fn verify_psk(
     psk_verify(prf, secret.secret.expose(), signed, evidence.auth.data).then(|| PeerProof {
         identity: Identity::from_wire(evidence.id.kind, evidence.id.data),
         signed: false,
+        doubts: Vec::new(),
     })
 }
 
@@ -167,7 +193,7 @@ fn verify_signature(
     trust: &Trust,
     evidence: &Evidence<'_>,
     covered: Covered<'_>,
-) -> Result<PeerProof, Arc<Refusal>> {
+) -> Result<PeerProof, Unproven> {
     let identity = Identity::from_wire(evidence.id.kind, evidence.id.data);
     let refuse = |reason: String| explain::peer_unproven(config, common, &identity, &reason);
     let allow_sha1 = evidence.legacy && config.sha1_signatures;
@@ -176,18 +202,23 @@ fn verify_signature(
     let id = id_octets(evidence.id);
     let signed = covered.transcript.signed(covered.signer, covered.keys, &id);
     let message = signed_message(covered.keys.prf, signed);
-    if keys.iter().any(|key| signature.verify(key, &message)) {
-        return Ok(PeerProof {
-            identity,
-            signed: true,
-        });
+    if let Some(key) = keys.iter().find(|key| signature.verify(key, &message)) {
+        // Servers are asked only for who has proved to have the certificate's key.
+        return match key.missing() {
+            [] => Ok(PeerProof {
+                identity,
+                signed: true,
+                doubts: key.doubts().to_vec(),
+            }),
+            missing => Err(Unproven::Unasked(missing.to_vec())),
+        };
     }
     let kinds: Vec<String> = keys
         .iter()
         .map(|key| key.key().kind().to_string())
         .collect();
     let sha1 = evidence.auth.kind == method::RSA && !allow_sha1;
-    Err(if sha1 && evidence.legacy {
+    let refusal = if sha1 && evidence.legacy {
         explain::wants_sha1(config, common, &identity)
     } else {
         refuse(format!(
@@ -195,7 +226,8 @@ fn verify_signature(
             signature.name(),
             kinds.join(", ")
         ))
-    })
+    };
+    Err(refusal.into())
 }
 
 /// The keys with which the peer may have signed: the one of the first certificate it sent, or, where
@@ -243,7 +275,7 @@ fn trusted_keys(
         ));
     };
     if let Some((leaf, others)) = certificates.split_first() {
-        return TrustedKey::validate(trust, leaf, others, identity, now)
+        return TrustedKey::validate(trust, cx.answers, leaf, others, identity, now)
             .map(|key| vec![key])
             .map_err(|error| explain::untrusted(config, common, identity, &certificates, &error));
     }
@@ -254,7 +286,7 @@ fn trusted_keys(
         .collect();
     let mut reason = None;
     for pinned in &trust.pinned {
-        match TrustedKey::validate(trust, pinned, &[], identity, now) {
+        match TrustedKey::validate(trust, cx.answers, pinned, &[], identity, now) {
             Ok(key) => keys.push(key),
             Err(error) => reason = Some(error),
         }

@@ -9,11 +9,14 @@ use super::context::{Common, Cx, Effect, local_identity};
 use super::credential::{self, Claim, Wanted};
 use super::established::Established;
 use super::fragment::{self, Message};
+use super::held::{self, Held};
 use super::intermediate::{self, IntAuth};
 use super::mobike;
 use super::nat::{self, Nat};
 use super::ppk::{self, Asked};
-use super::proof::{self, Covered, Evidence, PeerProof, accepts_identity, accepts_method};
+use super::proof::{
+    self, Covered, Evidence, PeerProof, Unproven, accepts_identity, accepts_method,
+};
 use super::protect::{self, Protector};
 use super::{Datagram, IkeSa, Phase, cp, explain};
 use crate::config::{Childless, ConnectionConfig, EncapsulationPolicy, RemoteAddress};
@@ -84,7 +87,9 @@ pub(crate) struct InitReplied {
     /// IKE_INTERMEDIATE exchanges that were done, and what was answered last.
     pub(super) done: u32,
     pub(super) answered: Option<Answered>,
-    pub expires: Instant,
+    expires: Instant,
+    /// The IKE_AUTH request, while servers are asked about the peer's certificates.
+    held: Option<Held>,
 }
 
 /// Connections that a peer at these addresses may mean: those that name its address first.
@@ -290,6 +295,7 @@ pub(crate) fn accept(
         ppk,
         done: 0,
         answered: None,
+        held: None,
         expires: cx.now + cx.settings.half_open.timeout,
     };
     Ok(IkeSa {
@@ -329,8 +335,12 @@ impl InitReplied {
         }
     }
 
+    pub fn deadline(&self) -> Option<Instant> {
+        self.held.is_none().then_some(self.expires)
+    }
+
     pub fn handle_timeout(self: Box<Self>, common: &Common, cx: &mut Cx<'_>) -> Phase {
-        if cx.now < self.expires {
+        if cx.now < self.expires || self.held.is_some() {
             return Phase::InitReplied(self);
         }
         if let Some(config) = self.candidates.first() {
@@ -362,6 +372,10 @@ impl InitReplied {
             cx.out.drop(IkeDrop::Unexpected);
             return Phase::InitReplied(self);
         }
+        if self.held.is_some() {
+            cx.out.drop(IkeDrop::Retransmission);
+            return Phase::InitReplied(self);
+        }
         let opened = match self.protector.open(common, datagram) {
             Ok(Some(opened)) => opened,
             Ok(None) => return Phase::InitReplied(self),
@@ -371,12 +385,27 @@ impl InitReplied {
             }
         };
         self.transcript.int_auth.finish(header.message_id);
-        let datagram = &opened.message(datagram);
         // From here on the sender is the one of the first request: "MUST respond to the address
         // and port from which it was received" (section 2.11).
         common.local = datagram.local;
         common.remote = datagram.remote;
-        let payloads = match Payloads::collect_all(opened.first, &opened.plaintext) {
+        self.judge(common, cx, Held::new(datagram, opened))
+    }
+
+    /// A server answered what was asked about the peer's certificates.
+    pub fn answered(mut self: Box<Self>, common: &mut Common, cx: &mut Cx<'_>) -> Phase {
+        let Some(held) = self.held.take() else {
+            return Phase::InitReplied(self);
+        };
+        // Waiting was not the peer's fault.
+        self.expires = cx.now + cx.settings.half_open.timeout;
+        self.judge(common, cx, held)
+    }
+
+    /// Takes in the IKE_AUTH request.
+    fn judge(mut self: Box<Self>, common: &mut Common, cx: &mut Cx<'_>, held: Held) -> Phase {
+        let datagram = &held.datagram();
+        let payloads = match Payloads::collect_all(held.first, &held.plaintext) {
             Ok(payloads) => payloads,
             Err(error) => {
                 return self.refuse_syntax(
@@ -429,21 +458,28 @@ impl InitReplied {
                 refusal,
             );
         };
-        self.finish(
-            common,
-            cx,
-            datagram,
-            AuthRequest {
-                idi,
-                idr,
-                auth,
-                certificates,
-                offer,
-                initial_contact,
-                payloads: &payloads,
-                ppk: Asked::of(&payloads),
-            },
-        )
+        let request = AuthRequest {
+            idi,
+            idr,
+            auth,
+            certificates,
+            offer,
+            initial_contact,
+            payloads: &payloads,
+            ppk: Asked::of(&payloads),
+        };
+        match self.authenticate(common, cx, &request) {
+            Ok((configs, proof)) => self.finish(common, cx, datagram, request, &configs, proof),
+            Err(Unproven::Refused(refusal)) => {
+                let kind = NotifyType::AUTHENTICATION_FAILED;
+                self.refuse(common, cx, datagram, kind, &[], refusal)
+            }
+            Err(Unproven::Unasked(inquiries)) => {
+                held::ask(common, cx, inquiries);
+                self.held = Some(held);
+                Phase::InitReplied(self)
+            }
+        }
     }
 
     fn finish(
@@ -452,21 +488,10 @@ impl InitReplied {
         cx: &mut Cx<'_>,
         datagram: &Datagram<'_>,
         request: AuthRequest<'_>,
+        configs: &[Arc<ConnectionConfig>],
+        proof: PeerProof,
     ) -> Phase {
-        let identity = Identity::from_wire(request.idi.kind, request.idi.data);
-        let (configs, proof) = match self.authenticate(common, cx, &request, &identity) {
-            Ok(proven) => proven,
-            Err(refusal) => {
-                return self.refuse(
-                    common,
-                    cx,
-                    datagram,
-                    NotifyType::AUTHENTICATION_FAILED,
-                    &[],
-                    refusal,
-                );
-            }
-        };
+        let identity = proof.identity().clone();
         // Of several connections with this peer the selectors and proposals tell which is meant.
         let mut agreed: Option<(Arc<ConnectionConfig>, Agreed, Option<Arc<cp::Lease>>)> = None;
         let mut refused = None;
@@ -612,8 +637,8 @@ impl InitReplied {
         common: &Common,
         cx: &Cx<'_>,
         request: &AuthRequest<'_>,
-        identity: &Identity,
-    ) -> Result<(Vec<Arc<ConnectionConfig>>, PeerProof), Arc<Refusal>> {
+    ) -> Result<(Vec<Arc<ConnectionConfig>>, PeerProof), Unproven> {
+        let identity = &Identity::from_wire(request.idi.kind, request.idi.data);
         let fits = |config: &&Arc<ConnectionConfig>| {
             let ours = local_identity(config, common.local);
             accepts_identity(config, common.remote.ip(), identity)
@@ -629,7 +654,8 @@ impl InitReplied {
                 common,
                 identity,
                 request.idr.as_ref(),
-            ));
+            )
+            .into());
         };
         // Where several connections could be meant, the method and the certificate tell.
         let by_method: Vec<_> = configs
@@ -659,18 +685,23 @@ impl InitReplied {
         let mut proven: Option<PeerProof> = None;
         let mut refused = None;
         let mut fitting = Vec::new();
+        let mut unasked = Vec::new();
         for config in by_method.iter().take(MAX_VERIFIED) {
             match verify(config) {
                 Ok(proof) => {
                     proven.get_or_insert(proof);
                     fitting.push(Arc::clone(config));
                 }
-                Err(refusal) => refused = refused.or(Some(refusal)),
+                Err(Unproven::Refused(refusal)) => refused = refused.or(Some(refusal)),
+                Err(Unproven::Unasked(inquiries)) => unasked.extend(inquiries),
             }
+        }
+        if !unasked.is_empty() {
+            return Err(Unproven::Unasked(unasked));
         }
         match (proven, refused) {
             (Some(proof), _) => Ok((fitting, proof)),
-            (None, Some(refusal)) => Err(refusal),
+            (None, Some(refusal)) => Err(refusal.into()),
             (None, None) => verify(config).map(|proof| (vec![Arc::clone(config)], proof)),
         }
     }

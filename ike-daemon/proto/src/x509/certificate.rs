@@ -2,16 +2,17 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use der::asn1::{BitStringRef, ObjectIdentifier};
 use der::oid::AssociatedOid;
 use der::{DateTime, Decode, Encode, Reader, SliceReader};
 use x509_cert::ext::Extension;
-use x509_cert::ext::pkix::name::GeneralName;
+use x509_cert::ext::pkix::name::{DistributionPointName, GeneralName};
 use x509_cert::ext::pkix::{
-    AuthorityKeyIdentifier, BasicConstraints, ExtendedKeyUsage, KeyUsage, NameConstraints,
-    SubjectAltName, SubjectKeyIdentifier,
+    AuthorityInfoAccessSyntax, AuthorityKeyIdentifier, BasicConstraints, CrlDistributionPoints,
+    ExtendedKeyUsage, KeyUsage, NameConstraints, SubjectAltName, SubjectKeyIdentifier,
 };
 use x509_cert::spki::AlgorithmIdentifierRef;
 
@@ -25,14 +26,14 @@ use crate::identity::{DistinguishedName, Identity};
 const MAX_CERTIFICATE: usize = 32 * 1024;
 
 /// Extensions that are taken note of or need not be: a critical one beside these is refused.
-const KNOWN: [&str; 4] = [
-    // CRL distribution points, certificate policies (we ask for none), issuer alternative names,
-    // authority information access.
-    "2.5.29.31",
+const KNOWN: [&str; 2] = [
+    // Certificate policies (we ask for none), issuer alternative names.
     "2.5.29.32",
     "2.5.29.18",
-    "1.3.6.1.5.5.7.1.1",
 ];
+
+/// The access method of an OCSP responder (RFC 5280 section 4.2.2.1).
+const OCSP: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.48.1");
 
 /// Octets that are no certificate.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -100,6 +101,8 @@ pub struct Certificate {
     constraints: Option<Constraints>,
     key_id: Option<Vec<u8>>,
     issuer_key_id: Option<Vec<u8>>,
+    list_uris: Vec<Arc<str>>,
+    responder_uris: Vec<Arc<str>>,
     unknown_critical: Option<ObjectIdentifier>,
 }
 
@@ -181,6 +184,8 @@ impl Certificate {
             constraints: None,
             key_id: None,
             issuer_key_id: None,
+            list_uris: Vec::new(),
+            responder_uris: Vec::new(),
             unknown_critical: None,
             der: der.to_vec(),
         };
@@ -236,6 +241,21 @@ impl Certificate {
             AuthorityKeyIdentifier::OID => {
                 let id = AuthorityKeyIdentifier::from_der(value)?.key_identifier;
                 self.issuer_key_id = id.map(|id| id.as_bytes().to_vec());
+            }
+            CrlDistributionPoints::OID => {
+                for point in CrlDistributionPoints::from_der(value)?.0 {
+                    // What says only some reasons, or is somebody else's list, says too little.
+                    if point.reasons.is_none() && point.crl_issuer.is_none() {
+                        self.list_uris
+                            .extend(uris(point.distribution_point.as_ref()));
+                    }
+                }
+            }
+            AuthorityInfoAccessSyntax::OID => {
+                let access = AuthorityInfoAccessSyntax::from_der(value)?.0;
+                let responders = access.iter().filter(|access| access.access_method == OCSP);
+                let uris = responders.filter_map(|access| uri(&access.access_location));
+                self.responder_uris.extend(uris);
             }
             other if extension.critical && !KNOWN.contains(&other.to_string().as_str()) => {
                 self.unknown_critical = Some(other);
@@ -330,6 +350,16 @@ impl Certificate {
         fits && self.issuer.matches(&issuer.subject)
     }
 
+    /// Where revocation lists are that it may be on.
+    pub fn list_uris(&self) -> &[Arc<str>] {
+        &self.list_uris
+    }
+
+    /// Where OCSP responders are that know it.
+    pub fn responder_uris(&self) -> &[Arc<str>] {
+        &self.responder_uris
+    }
+
     /// The algorithm it was signed with.
     pub(super) fn algorithm(&self) -> Result<SignatureAlgorithm, &str> {
         self.algorithm.as_ref().copied().map_err(String::as_str)
@@ -393,6 +423,21 @@ fn alt_name(name: &GeneralName) -> AltName {
         GeneralName::EdiPartyName(_) => AltName::Other(5),
         GeneralName::UniformResourceIdentifier(_) => AltName::Other(6),
         GeneralName::RegisteredId(_) => AltName::Other(8),
+    }
+}
+
+/// The URIs among the names of a distribution point.
+pub(super) fn uris(point: Option<&DistributionPointName>) -> Vec<Arc<str>> {
+    let Some(DistributionPointName::FullName(names)) = point else {
+        return Vec::new();
+    };
+    names.iter().filter_map(uri).collect()
+}
+
+fn uri(name: &GeneralName) -> Option<Arc<str>> {
+    match name {
+        GeneralName::UniformResourceIdentifier(uri) => Some(uri.as_str().into()),
+        _ => None,
     }
 }
 

@@ -4,14 +4,19 @@
 mod certificate;
 mod constraints;
 mod crl;
+mod inquiry;
 pub mod issue;
+pub(crate) mod ocsp;
 mod path;
+mod revocation;
 #[cfg(test)]
 pub(crate) mod tests;
 mod trust;
 
 pub use certificate::{AltName, Certificate, CertificateError, show_time};
 pub use crl::{Crl, CrlError};
+pub(crate) use inquiry::Answers;
+pub use inquiry::Inquiry;
 pub use path::PathError;
 pub(crate) use path::TrustedKey;
 pub use trust::{Revocation, Trust};

@@ -6,7 +6,9 @@ use std::time::Duration;
 use der::asn1::ObjectIdentifier;
 
 use super::certificate::{Certificate, show_time};
-use super::trust::{Revocation, Trust};
+use super::inquiry::{Answers, Inquiry};
+use super::revocation;
+use super::trust::Trust;
 use crate::crypto::signature::{HashAlgorithm, PublicKey};
 use crate::identity::Identity;
 
@@ -151,13 +153,15 @@ pub enum PathError {
         /// When.
         at: String,
     },
-    /// Lists are mandatory and there is none.
-    #[error(
-        "there is no current revocation list of \"{issuer}\", and revocation = \"strict\" wants one"
-    )]
-    NoList {
-        /// Whose list.
+    /// It cannot be found out whether it was revoked, and must be.
+    #[error("it is not known whether the certificate of \"{subject}\" was revoked{}", reasons(.tried))]
+    Unknown {
+        /// Whose.
+        subject: String,
+        /// Whose list is missing.
         issuer: String,
+        /// Who was asked, and why that did not help.
+        tried: Vec<String>,
     },
     /// It is not one of those that were configured.
     #[error(
@@ -176,24 +180,56 @@ fn via(of: &Option<String>) -> String {
     }
 }
 
-/// A key that may speak for an identity. Only validation makes one.
+fn reasons(tried: &[String]) -> String {
+    match tried {
+        [] => ": there is no current list of its issuer, and it names no server that has one"
+            .to_owned(),
+        tried => format!(": {}", tried.join("; ")),
+    }
+}
+
+/// A key that may speak for an identity, unless a server that is to be asked first says that its
+/// certificate was revoked. Only validation makes one.
 #[derive(Clone, Debug)]
-pub(crate) struct TrustedKey(PublicKey);
+pub(crate) struct TrustedKey {
+    key: PublicKey,
+    missing: Vec<Inquiry>,
+    doubts: Vec<String>,
+}
 
 impl TrustedKey {
+    fn new(key: &PublicKey) -> Self {
+        Self {
+            key: key.clone(),
+            missing: Vec::new(),
+            doubts: Vec::new(),
+        }
+    }
+
     pub fn key(&self) -> &PublicKey {
-        &self.0
+        &self.key
+    }
+
+    /// What must be asked before it is believed; afterwards it is to be validated again.
+    pub fn missing(&self) -> &[Inquiry] {
+        &self.missing
+    }
+
+    /// Of which certificates of the path it is not known whether they were revoked.
+    pub fn doubts(&self) -> &[String] {
+        &self.doubts
     }
 
     /// A key that is configured for a peer by itself.
     pub fn configured(trust: &Trust, key: &PublicKey) -> Option<Self> {
-        trust.keys.contains(key).then(|| Self(key.clone()))
+        trust.keys.contains(key).then(|| Self::new(key))
     }
 
     /// The key of `leaf`, if it is trusted for `identity` at the time `now` (since 1970). `others`
-    /// may be on the path, in any order.
+    /// may be on the path, in any order. `answers` are those of the servers that were asked.
     pub fn validate(
         trust: &Trust,
+        answers: &Answers,
         leaf: &Certificate,
         others: &[Certificate],
         identity: &Identity,
@@ -213,30 +249,39 @@ impl TrustedKey {
         check_extensions(leaf)?;
         check_end_entity(leaf)?;
         let pinned = trust.pinned.iter().any(|pinned| pinned.der() == leaf.der());
+        let mut trusted = Self::new(key);
         if !pinned {
             if trust.authorities.is_empty() {
                 return Err(PathError::NotPinned);
             }
             let mut search = Search {
                 trust,
+                answers,
                 others,
                 now,
                 signatures: 0,
                 deepest: None,
+                missing: Vec::new(),
+                doubts: Vec::new(),
             };
             search.extend(&mut vec![leaf])?;
+            (trusted.missing, trusted.doubts) = (search.missing, search.doubts);
         }
-        Ok(Self(key.clone()))
+        Ok(trusted)
     }
 }
 
 struct Search<'a> {
     trust: &'a Trust,
+    answers: &'a Answers,
     others: &'a [Certificate],
     now: Duration,
     signatures: usize,
     /// The error of the longest path that was tried, with its length.
     deepest: Option<(usize, PathError)>,
+    /// What is to be asked about the certificates of the path.
+    missing: Vec<Inquiry>,
+    doubts: Vec<String>,
 }
 
 impl<'a> Search<'a> {
@@ -261,7 +306,11 @@ impl<'a> Search<'a> {
             };
             return Err(self.note(path.len(), missing));
         }
+        let (missing, doubts) = (self.missing.len(), self.doubts.len());
         for (issuer, trusted) in issuers {
+            // Those of a path that led nowhere do not matter.
+            self.missing.truncate(missing);
+            self.doubts.truncate(doubts);
             if let Err(error) = self.check_issuer(issuer, path) {
                 if error == PathError::TooManyTries {
                     return Err(error);
@@ -362,33 +411,10 @@ impl<'a> Search<'a> {
                 issuer: subject(),
             });
         }
-        self.check_revocation(issuer, last)
-    }
-
-    fn check_revocation(
-        &self,
-        issuer: &Certificate,
-        certificate: &Certificate,
-    ) -> Result<(), PathError> {
-        if self.trust.revocation == Revocation::Off {
-            return Ok(());
-        }
-        let lists = self.trust.crls.iter();
-        let mut current = lists
-            .filter(|list| list.is_current(self.now) && list.is_of(issuer))
-            .peekable();
-        if current.peek().is_none() && self.trust.revocation == Revocation::Strict {
-            return Err(PathError::NoList {
-                issuer: issuer.subject().to_string(),
-            });
-        }
-        match current.find_map(|list| list.revoked(certificate.serial())) {
-            Some(at) => Err(PathError::Revoked {
-                subject: certificate.subject().to_string(),
-                at: show_time(at),
-            }),
-            None => Ok(()),
-        }
+        let found = revocation::check(self.trust, self.answers, issuer, last, self.now)?;
+        self.missing.extend(found.missing);
+        self.doubts.extend(found.doubt);
+        Ok(())
     }
 }
 

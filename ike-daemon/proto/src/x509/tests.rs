@@ -10,8 +10,12 @@ use der::{DateTime, Encode as _};
 use x509_cert::crl::{RevokedCert, TbsCertList};
 use x509_cert::ext::Extension;
 use x509_cert::ext::pkix::constraints::name::GeneralSubtree;
-use x509_cert::ext::pkix::name::GeneralName;
-use x509_cert::ext::pkix::{ExtendedKeyUsage, KeyUsage, KeyUsages, NameConstraints};
+use x509_cert::ext::pkix::crl::dp::DistributionPoint;
+use x509_cert::ext::pkix::name::{DistributionPointName, GeneralName};
+use x509_cert::ext::pkix::{
+    AccessDescription, AuthorityInfoAccessSyntax, CrlDistributionPoints, ExtendedKeyUsage,
+    IssuingDistributionPoint, KeyUsage, KeyUsages, NameConstraints,
+};
 use x509_cert::serial_number::SerialNumber;
 
 use super::issue::{self, Issuer, Template};
@@ -144,8 +148,28 @@ impl Party {
         })
     }
 
+    /// Certifies an end for an identity, with what else its certificate is to have.
+    pub fn end_with(&self, id: &str, extensions: Vec<Extension>) -> Party {
+        let id: Identity = id.parse().unwrap();
+        self.issue(new_key(P256, 98), |template, added| {
+            template.alt_names = issue::alt_name(&id).into_iter().collect();
+            added.extend(extensions);
+        })
+    }
+
     /// A revocation list of its own.
     fn crl(&self, revoked: &[&Certificate], next_update: Duration) -> Arc<Crl> {
+        let der = self.crl_der(revoked, next_update, None);
+        Arc::new(Crl::from_der(&der).unwrap())
+    }
+
+    /// The same in DER, for certificates of a kind if `point` says so.
+    pub fn crl_der(
+        &self,
+        revoked: &[&Certificate],
+        next_update: Duration,
+        point: Option<IssuingDistributionPoint>,
+    ) -> Vec<u8> {
         let time = |at: Duration| DateTime::from_unix_duration(at).unwrap().into();
         let identifier = issue::identifier(&self.key);
         let entries = revoked.iter().map(|certificate| RevokedCert {
@@ -160,14 +184,43 @@ impl Party {
             this_update: time(NOW - DAY),
             next_update: Some(time(next_update)),
             revoked_certificates: Some(entries.collect()),
-            crl_extensions: None,
+            crl_extensions: point.map(|point| {
+                let oid = ObjectIdentifier::new_unwrap("2.5.29.28");
+                vec![extension(oid, true, point.to_der().unwrap())]
+            }),
         };
-        let der = issue::sign(&tbs.to_der().unwrap(), &self.key).unwrap();
-        Arc::new(Crl::from_der(&der).unwrap())
+        issue::sign(&tbs.to_der().unwrap(), &self.key).unwrap()
     }
 }
 
-fn extension(oid: ObjectIdentifier, critical: bool, value: Vec<u8>) -> Extension {
+fn full_name(uris: &[&str]) -> DistributionPointName {
+    let uri = |uri: &&str| GeneralName::UniformResourceIdentifier(Ia5String::new(uri).unwrap());
+    DistributionPointName::FullName(uris.iter().map(uri).collect())
+}
+
+/// Says where an OCSP responder is.
+pub(crate) fn responder_at(uri: &str) -> Extension {
+    let access = AccessDescription {
+        access_method: ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.48.1"),
+        access_location: GeneralName::UniformResourceIdentifier(Ia5String::new(uri).unwrap()),
+    };
+    let syntax = AuthorityInfoAccessSyntax(vec![access]);
+    let der = syntax.to_der().unwrap();
+    extension(AuthorityInfoAccessSyntax::OID, false, der)
+}
+
+/// Says where lists are that a certificate may be on.
+pub(crate) fn list_at(uris: &[&str]) -> Extension {
+    let point = DistributionPoint {
+        distribution_point: Some(full_name(uris)),
+        reasons: None,
+        crl_issuer: None,
+    };
+    let points = CrlDistributionPoints(vec![point]);
+    extension(CrlDistributionPoints::OID, false, points.to_der().unwrap())
+}
+
+pub(crate) fn extension(oid: ObjectIdentifier, critical: bool, value: Vec<u8>) -> Extension {
     Extension {
         extn_id: oid,
         critical,
@@ -191,7 +244,9 @@ fn validate(trust: &Trust, end: &Party, others: &[&Party], id: &str) -> Result<(
         .map(|party| (*party.certificate).clone())
         .collect();
     let id = id.parse().unwrap();
-    let key = TrustedKey::validate(trust, &end.certificate, &others, &id, NOW)?;
+    let answers = Answers::default();
+    let key = TrustedKey::validate(trust, &answers, &end.certificate, &others, &id, NOW)?;
+    assert_eq!(key.missing(), []);
     assert_eq!(key.key(), end.key.public());
     Ok(())
 }
@@ -535,8 +590,76 @@ fn revocation_lists() {
                 &[],
                 "good.example.org",
             ),
-            "no current revocation list of \"CN=Root\"",
+            "whether the certificate of \"CN=end\" was revoked: there is no current list of its issuer",
         );
+    }
+}
+
+/// As `openssl ca -gencrl` makes them without `crl_extensions`: version 1.
+#[test]
+fn lists_without_a_version() {
+    let ca = root("CN=Root", P256);
+    let end = ca.end("gw.example.org", P256);
+    let list = ca.crl_der(&[&end.certificate], NOW + DAY, None);
+    let tbs = certificate::Signed::from_der(&list).unwrap().tbs;
+    // SEQUENCE with a length of one octet, then INTEGER 1.
+    assert!(tbs[1] < 0x80 && tbs[2..5] == [2, 1, 1]);
+    let mut first = vec![0x30, tbs[1] - 3];
+    first.extend(&tbs[5..]);
+    let list = Crl::from_der(&issue::sign(&first, &ca.key).unwrap()).unwrap();
+    assert!(list.is_of(&ca.certificate));
+    assert!(list.revoked(end.certificate.serial()).is_some());
+}
+
+/// What a list says of itself (RFC 5280 section 5.2.5), and what the certificate says of lists.
+#[test]
+fn lists_of_some_certificates() {
+    let ca = root("CN=Root", P256);
+    let uri = "http://crl.example.org/1.crl";
+    let end = ca.end_with("gw.example.org", vec![list_at(&[uri])]);
+    assert_eq!(&*end.certificate.list_uris()[0], uri);
+    let point = IssuingDistributionPoint {
+        distribution_point: None,
+        only_contains_user_certs: false,
+        only_contains_ca_certs: false,
+        only_some_reasons: None,
+        indirect_crl: false,
+        only_contains_attribute_certs: false,
+    };
+    let read = |point| Crl::from_der(&ca.crl_der(&[], NOW + DAY, Some(point)));
+    let named = |uri| IssuingDistributionPoint {
+        distribution_point: Some(full_name(&[uri])),
+        ..point.clone()
+    };
+    let ends = IssuingDistributionPoint {
+        only_contains_user_certs: true,
+        ..point.clone()
+    };
+    let authorities = IssuingDistributionPoint {
+        only_contains_ca_certs: true,
+        ..point.clone()
+    };
+    for (point, of_end, of_authority) in [
+        (point.clone(), true, true),
+        (named(uri), true, false),
+        (named("http://crl.example.org/2.crl"), false, false),
+        (ends, true, false),
+        (authorities, false, true),
+    ] {
+        let list = read(point.clone()).unwrap();
+        assert_eq!(list.covers(&end.certificate), of_end, "{point:?}");
+        assert_eq!(list.covers(&ca.certificate), of_authority, "{point:?}");
+    }
+    let indirect = IssuingDistributionPoint {
+        indirect_crl: true,
+        ..point.clone()
+    };
+    let attributes = IssuingDistributionPoint {
+        only_contains_attribute_certs: true,
+        ..point
+    };
+    for point in [indirect, attributes] {
+        assert_eq!(read(point).unwrap_err(), CrlError::Scope);
     }
 }
 
@@ -557,8 +680,16 @@ fn openssl_made_these() {
         ..Trust::default()
     };
     let id: Identity = "2001:db8::1".parse().unwrap();
-    TrustedKey::validate(&trust, &leaf, &[], &id, NOW).unwrap();
-    let error = TrustedKey::validate(&trust, &sha1, &[], &"gw.example.org".parse().unwrap(), NOW);
+    let answers = Answers::default();
+    TrustedKey::validate(&trust, &answers, &leaf, &[], &id, NOW).unwrap();
+    let error = TrustedKey::validate(
+        &trust,
+        &answers,
+        &sha1,
+        &[],
+        &"gw.example.org".parse().unwrap(),
+        NOW,
+    );
     let error = error.unwrap_err().to_string();
     assert!(
         error.contains("ECDSA with sha1, which is not accepted"),
@@ -621,7 +752,7 @@ proptest::proptest! {
                 let _ = show_time(certificate.not_after());
                 let trust = Trust { authorities: vec![Arc::new(certificate.clone())], ..Trust::default() };
                 let id = Identity::from_wire(2, b"gw.example.org");
-                let _ = TrustedKey::validate(&trust, &certificate, std::slice::from_ref(&certificate), &id, NOW);
+                let _ = TrustedKey::validate(&trust, &Answers::default(), &certificate, std::slice::from_ref(&certificate), &id, NOW);
             }
             let _ = Certificate::from_der(&bent[..changes[0].0 % bent.len()]);
         }

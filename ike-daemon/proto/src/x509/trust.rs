@@ -6,14 +6,19 @@ use super::certificate::Certificate;
 use super::crl::Crl;
 use crate::crypto::signature::PublicKey;
 
-/// What is asked of revocation lists.
+/// How it is found out whether a certificate was revoked, and what if that cannot be found out. Lists
+/// that are configured and current are followed in any case but the last.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Revocation {
-    /// Lists that are configured and current are followed; where there is none, none is missed.
+    /// The servers that a certificate names are asked; it is believed where none helps.
     #[default]
-    IfPresent,
-    /// Every certificate of the path must be on the books of a current list.
+    Relaxed,
+    /// The servers that a certificate names are asked; it is refused where none helps.
+    IfUri,
+    /// As `IfUri`; a certificate that names no server is refused, too.
     Strict,
+    /// Nobody is asked; where no list is configured, none is missed.
+    IfPresent,
     /// Lists are not looked at.
     Off,
 }

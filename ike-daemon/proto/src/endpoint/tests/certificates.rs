@@ -28,7 +28,7 @@ fn credential(key: PrivateKey, certificates: &[&Arc<Certificate>]) -> LocalAuth 
 }
 
 /// Our end with a certificate and others below its authority.
-fn with(party: Party, others: &[&Party]) -> LocalAuth {
+pub(super) fn with(party: Party, others: &[&Party]) -> LocalAuth {
     let mut certificates = vec![&party.certificate];
     certificates.extend(others.iter().map(|other| &other.certificate));
     let certificates: Vec<_> = certificates.into_iter().cloned().collect();
@@ -57,7 +57,7 @@ fn named() -> (ConnectionConfig, ConnectionConfig) {
 }
 
 /// The same with certificates of one authority on both ends.
-fn certified(ca: &Party) -> (ConnectionConfig, ConnectionConfig) {
+pub(super) fn certified(ca: &Party) -> (ConnectionConfig, ConnectionConfig) {
     let (mut a, mut b) = named();
     a.local_auth = with(ca.end("a.example.org", P256), &[]);
     b.local_auth = with(ca.end("b.example.org", P256), &[]);
@@ -65,7 +65,7 @@ fn certified(ca: &Party) -> (ConnectionConfig, ConnectionConfig) {
     (a, b)
 }
 
-fn connects(a: ConnectionConfig, b: ConnectionConfig) -> Pair {
+pub(super) fn connects(a: ConnectionConfig, b: ConnectionConfig) -> Pair {
     let mut pair = Pair::new(a, b);
     pair.settle();
     for end in [&pair.a, &pair.b] {
@@ -91,7 +91,7 @@ fn refused(a: ConnectionConfig, b: ConnectionConfig) -> (Refusal, Refusal) {
 }
 
 #[track_caller]
-fn says(refusal: &Refusal, words: &[&str]) {
+pub(super) fn says(refusal: &Refusal, words: &[&str]) {
     let text = refusal.to_string();
     for word in words {
         assert!(text.contains(word), "`{word}` is missing in:\n{text}");

@@ -17,5 +17,6 @@ mod processors;
 mod redirect;
 mod refusals;
 mod restart;
+mod revocation;
 mod robustness;
 mod transport;

@@ -422,11 +422,21 @@ pub(crate) fn untrusted(
                 "let the peer say it is one of {names}, and expect that here; or give it a certificate for {identity}"
             ),
         )),
-        PathError::NoList { issuer } => Some((
-            "remote.crls",
-            format!(
-                "add the current list of \"{issuer}\", or set remote.revocation = \"ifpresent\""
-            ),
+        PathError::Unknown { issuer, tried, .. } => Some((
+            "remote.revocation",
+            match tried.is_empty() {
+                true => format!(
+                    "add the current list of \"{issuer}\" to remote.crls, or set remote.revocation = \"ifuri\""
+                ),
+                false => format!(
+                    "make the server reachable from here, add the current list of \"{issuer}\" to remote.crls, or set remote.revocation = \"relaxed\""
+                ),
+            },
+        )),
+        PathError::Revoked { .. } => Some((
+            "remote.revocation",
+            "give the peer a new certificate; only remote.revocation = \"off\" would believe one that was revoked"
+                .to_owned(),
         )),
         _ => None,
     };

@@ -31,6 +31,8 @@ struct Sides {
     /// strongSwan's further settings, and a sign of what they do in its log.
     settings: &'static str,
     log: &'static str,
+    /// Further settings of ours.
+    extra: &'static str,
 }
 
 fn issue(pki: &Pki, id: &str, kind: &str) -> Result<()> {
@@ -50,6 +52,7 @@ fn start(sides: Sides) -> Result<Pair> {
     let mut ours = scenario::config_a(&line);
     ours.local_subnets = &[addr::LAN_A];
     ours.remote_subnets = &[addr::LAN_B];
+    ours.extra = sides.extra;
     let certified = |end| sides.only.is_none_or(|only| only == end);
     if certified('a') {
         ours.local_auth = OURS;
@@ -133,6 +136,7 @@ const ECDSA: Sides = Sides {
     only: None,
     settings: "",
     log: "authentication of 'a.example' with ECDSA_WITH_SHA256_DER successful",
+    extra: "",
 };
 
 #[test]
@@ -170,6 +174,40 @@ fn ecdsa_without_rfc_7427() -> Result<()> {
         ..ECDSA
     };
     both_roles("ecdsa_without_rfc_7427", sides)
+}
+
+/// RSA's older method, which means SHA-1.
+const RSA_SHA1: Sides = Sides {
+    key_b: "rsa",
+    settings: "signature_authentication = no",
+    log: "authentication of 'b.example' (myself) with RSA signature successful",
+    extra: "insecure = true",
+    ..ECDSA
+};
+
+#[test]
+fn rsa_over_sha1_is_accepted_with_insecure() -> Result<()> {
+    both_roles("rsa_over_sha1_is_accepted_with_insecure", RSA_SHA1)
+}
+
+#[test]
+fn rsa_over_sha1_is_refused_otherwise() -> Result<()> {
+    let name = "rsa_over_sha1_is_refused_otherwise";
+    matrix::case("auto", "strongswan5-libipsec", name, "", || {
+        if let Some(reason) = strongswan::missing() {
+            return Ok(Outcome::Skipped(reason));
+        }
+        let pair = start(Sides {
+            extra: "",
+            ..RSA_SHA1
+        })?;
+        ensure!(pair.espada.up().is_err());
+        let refusal = pair.espada.wait_refusal()?.to_string();
+        for words in ["signs with RSA (method 1), and not over SHA-2", "insecure"] {
+            ensure!(refusal.contains(words), "{words}: {refusal}");
+        }
+        Ok(Outcome::Passed)
+    })
 }
 
 #[test]

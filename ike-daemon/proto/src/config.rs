@@ -151,6 +151,18 @@ pub enum LocalAuth {
     PublicKey(Arc<Credential>),
 }
 
+/// When peers are sent our certificates, or our raw public key (RFC 7296 section 3.6).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SendCert {
+    /// With every proof.
+    #[default]
+    Always,
+    /// If the peer asks for any (CERTREQ).
+    IfAsked,
+    /// Not at all: the peer has them.
+    Never,
+}
+
 /// How the peer must prove who it is.
 #[derive(Clone, Debug)]
 pub enum RemoteAuth {
@@ -306,6 +318,8 @@ pub struct ConnectionConfig {
     pub remote_id: RemoteIdentity,
     /// How we prove who we are.
     pub local_auth: LocalAuth,
+    /// When the peer is sent our certificates.
+    pub send_cert: SendCert,
     /// How the peer must prove who it is.
     pub remote_auth: RemoteAuth,
     /// What goes into the keys besides the key exchange.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use espada_ike::Identity;
-use espada_ike::config::{Credential, LocalAuth, RemoteAuth, RemoteIdentity};
+use espada_ike::config::{Credential, LocalAuth, RemoteAuth, RemoteIdentity, SendCert};
 use espada_ike::crypto::signature::{PrivateKey, PublicKey};
 use espada_ike::pem::{self, Block};
 use espada_ike::x509::{Certificate, Crl, Revocation, Trust, show_time};
@@ -79,6 +79,17 @@ impl Files {
                 .map_or(Revocation::default(), |found| found.value),
         }
     }
+}
+
+/// When a connection's peer is sent our certificates.
+pub(super) fn send_cert(connection: &Table<'_, '_>) -> SendCert {
+    let choices = [
+        ("always", SendCert::Always),
+        ("ifasked", SendCert::IfAsked),
+        ("never", SendCert::Never),
+    ];
+    let found = connection.choice("send_cert", &choices);
+    found.map_or(SendCert::default(), |found| found.value)
 }
 
 /// Complains of a method that is not there yet.

@@ -122,11 +122,11 @@ fn unknown_keys_name_the_nearest() {
         r#"gw.toml:11:1: error: unknown key `windwo` in connection.azure
     11 | windwo = 1
        | ^^^^^^
-    help: known keys here: local, remote, auth, ike, esp, mode, dpd, start, keying_tries, encapsulation, replay_window, per_cpu_sas, insecure, ppk, ppk_required, ike_lifetime, child_lifetime, vips, pools, mobike, child_bytes, child_packets
+    help: known keys here: local, remote, auth, ike, esp, mode, dpd, start, keying_tries, encapsulation, replay_window, per_cpu_sas, insecure, ppk, ppk_required, ike_lifetime, child_lifetime, vips, pools, mobike, send_cert, child_bytes, child_packets, childless, single_pairs
 gw.toml:12:1: error: unknown key `espp` in connection.azure; did you mean `esp`?
     12 | espp = "aes256"
        | ^^^^
-    help: known keys here: local, remote, auth, ike, esp, mode, dpd, start, keying_tries, encapsulation, replay_window, per_cpu_sas, insecure, ppk, ppk_required, ike_lifetime, child_lifetime, vips, pools, mobike, child_bytes, child_packets
+    help: known keys here: local, remote, auth, ike, esp, mode, dpd, start, keying_tries, encapsulation, replay_window, per_cpu_sas, insecure, ppk, ppk_required, ike_lifetime, child_lifetime, vips, pools, mobike, send_cert, child_bytes, child_packets, childless, single_pairs
 2 errors"#
     );
     let local = r#"local = { adress = "%default", subnets = ["10.0.0.0/24"] }"#;

@@ -5,9 +5,10 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use espada_ike::Identity;
-use espada_ike::config::{LocalAuth, RemoteAuth, RemoteIdentity};
+use espada_ike::config::{LocalAuth, RemoteAuth, RemoteIdentity, SendCert};
 use espada_ike::crypto::signature::{Curve, KeyType, PrivateKey};
 use espada_ike::pem;
+use espada_ike::x509::Revocation;
 use espada_ike::x509::issue::{Issuer, Template, alt_name};
 
 use super::*;
@@ -131,6 +132,38 @@ fn certificates_on_both_sides_need_no_pre_shared_key() {
         summary.contains("trusts   authority \"CN=Root\""),
         "{summary}"
     );
+}
+
+#[test]
+fn what_is_asked_and_sent() {
+    let of = |setting: &str| {
+        let config = load_sides(LOCAL, &format!("{REMOTE}{setting}")).unwrap();
+        match &config.connections[0].settings().remote_auth {
+            RemoteAuth::PublicKey(trust) => trust.revocation,
+            RemoteAuth::Psk => panic!(),
+        }
+    };
+    assert_eq!(of(""), Revocation::Relaxed);
+    for (word, meant) in [
+        ("relaxed", Revocation::Relaxed),
+        ("ifuri", Revocation::IfUri),
+        ("strict", Revocation::Strict),
+        ("ifpresent", Revocation::IfPresent),
+        ("off", Revocation::Off),
+    ] {
+        assert_eq!(of(&format!(", revocation = \"{word}\"")), meant);
+    }
+    let error = load_sides(LOCAL, &format!("{REMOTE}, revocation = \"always\"")).unwrap_err();
+    assert!(error.contains("revocation` must be \"relaxed\""), "{error}");
+    let sent = |more: &str| {
+        let remote = format!("{REMOTE} }}\n{more}dpd = {{ delay = \"0s\"");
+        load_sides(LOCAL, &remote).unwrap().connections[0]
+            .settings()
+            .send_cert
+    };
+    assert_eq!(sent(""), SendCert::Always);
+    assert_eq!(sent("send_cert = \"ifasked\"\n"), SendCert::IfAsked);
+    assert_eq!(sent("send_cert = \"never\"\n"), SendCert::Never);
 }
 
 #[test]

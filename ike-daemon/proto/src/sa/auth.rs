@@ -149,7 +149,7 @@ impl AuthSent {
         let mut writer = Writer::new();
         let body = id_body(&local_id);
         writer.add(PayloadType::IDI, |out| out.extend(&body));
-        credential::write_certificates(&mut writer, &config);
+        credential::write_certificates(&mut writer, &config, &wanted);
         credential::write_requests(&mut writer, std::iter::once(&config));
         if common.initial_contact {
             writer.notify(Notify::new(NotifyType::INITIAL_CONTACT, &[]));

@@ -6,7 +6,7 @@ use super::auth::Transcript;
 use super::context::{Common, Cx};
 use super::proof::method;
 use super::{explain, psk, respond};
-use crate::config::{ConnectionConfig, Credential, LocalAuth, RemoteAuth};
+use crate::config::{ConnectionConfig, Credential, LocalAuth, RemoteAuth, SendCert};
 use crate::crypto::auth::{psk_auth, signed_message};
 use crate::crypto::keys::IkeKeys;
 use crate::crypto::signature::{
@@ -24,6 +24,8 @@ use crate::wire::{Notify, NotifyType, Payload, PayloadType, Writer};
 pub(crate) struct Wanted {
     /// Hash functions of its SIGNATURE_HASH_ALGORITHMS, if it sent that (RFC 7427 section 4).
     pub hashes: Option<Vec<HashAlgorithm>>,
+    /// Encodings of certificates that its CERTREQ payloads ask for.
+    pub encodings: Vec<u8>,
     /// SHA-1 over the keys of authorities it trusts, of its CERTREQ payloads.
     pub authorities: Vec<[u8; 20]>,
 }
@@ -39,9 +41,11 @@ impl Wanted {
             }
         }
         for payload in payloads {
-            if let Payload::CertReq(request) = payload
-                && request.encoding == Cert::X509
-            {
+            let Payload::CertReq(request) = payload else {
+                continue;
+            };
+            self.encodings.push(request.encoding);
+            if request.encoding == Cert::X509 {
                 for hash in request.data.as_chunks::<20>().0 {
                     // A message may be looked at twice.
                     if !self.authorities.contains(hash) {
@@ -98,11 +102,20 @@ pub(crate) fn write_requests<'a>(
     }
 }
 
-/// Writes our certificates, our own first, or our raw public key.
-pub(crate) fn write_certificates(writer: &mut Writer, config: &ConnectionConfig) {
+/// Writes our certificates, our own first, or our raw public key, if the peer is to have them.
+pub(crate) fn write_certificates(writer: &mut Writer, config: &ConnectionConfig, wanted: &Wanted) {
     let LocalAuth::PublicKey(credential) = &config.local_auth else {
         return;
     };
+    let encoding = match credential.certificates.is_empty() {
+        true => Cert::RAW_KEY,
+        false => Cert::X509,
+    };
+    match config.send_cert {
+        SendCert::Always => {}
+        SendCert::IfAsked if wanted.encodings.contains(&encoding) => {}
+        SendCert::IfAsked | SendCert::Never => return,
+    }
     let mut add = |encoding, data: &[u8]| {
         writer.add(PayloadType::CERT, |out| Cert { encoding, data }.encode(out));
     };
@@ -272,7 +285,7 @@ mod tests {
         };
         let wanted = Wanted {
             hashes: hashes.map(<[HashAlgorithm]>::to_vec),
-            authorities: Vec::new(),
+            ..Wanted::default()
         };
         let scheme = Scheme::choose(&credential, &wanted)?;
         let message = b"a message";

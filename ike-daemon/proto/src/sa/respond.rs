@@ -540,7 +540,7 @@ impl InitReplied {
         let body = id_body(&local_id);
         let mut writer = Writer::new();
         writer.add(PayloadType::IDR, |out| out.extend(&body));
-        credential::write_certificates(&mut writer, &config);
+        credential::write_certificates(&mut writer, &config, &self.wanted);
         let claim = Claim {
             local_id: &local_id,
             remote_id: &identity,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::pair::*;
 use crate::config::{
-    Credential, LocalAuth, RemoteAddress, RemoteAuth, RemoteIdentity, StartAction,
+    Credential, LocalAuth, RemoteAddress, RemoteAuth, RemoteIdentity, SendCert, StartAction,
 };
 use crate::crypto::signature::vectors::RSA_PKCS1;
 use crate::crypto::signature::{Curve, KeyType, PrivateKey};
@@ -296,6 +296,45 @@ fn pinned_certificates_and_raw_public_keys() {
     (a.remote_auth, b.remote_auth) = (trust(&key_b), trust(&key_a));
     (a.local_auth, b.local_auth) = (credential(key_a, &[]), credential(key_b, &[]));
     connects(a, b);
+}
+
+#[test]
+fn certificates_are_sent_when_the_setting_says_so() {
+    let ca = root("CN=Root", P256);
+    let (a, b) = certified(&ca);
+    let with_setting = |send_cert| {
+        let set = |config: &ConnectionConfig| ConnectionConfig {
+            send_cert,
+            ..config.clone()
+        };
+        (set(&a), set(&b))
+    };
+    // Both ask, by the authorities that they trust.
+    let (asked_a, asked_b) = with_setting(SendCert::IfAsked);
+    connects(asked_a, asked_b.clone());
+    let (_, never_b) = with_setting(SendCert::Never);
+    let mut pair = Pair::new(a.clone(), never_b.clone());
+    pair.run(Duration::from_millis(1500));
+    says(
+        pair.a.refusals()[0],
+        &["it sent no certificate", "remote.certs"],
+    );
+    // Who has the certificate needs none, and does not ask.
+    let mut has_it = a.clone();
+    let LocalAuth::PublicKey(credential) = &b.local_auth else {
+        unreachable!("B has a certificate");
+    };
+    has_it.remote_auth = RemoteAuth::PublicKey(Arc::new(Trust {
+        pinned: credential.certificates.clone(),
+        ..Trust::default()
+    }));
+    let length = |b: ConnectionConfig| {
+        let pair = connects(has_it.clone(), b);
+        let answers = pair.b.sent.iter().map(|transmit| transmit.payload.len());
+        answers.take(2).sum::<usize>()
+    };
+    let whole = length(b.clone());
+    assert!(length(asked_b) + 300 < whole && length(never_b) + 300 < whole);
 }
 
 #[test]

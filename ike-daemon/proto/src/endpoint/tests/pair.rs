@@ -817,6 +817,7 @@ pub fn connection(local: &str, remote: &str, ike: &str, esp: &str) -> Connection
         local_id: None,
         remote_id: RemoteIdentity::Address,
         local_auth: LocalAuth::Psk,
+        send_cert: SendCert::Always,
         remote_auth: RemoteAuth::Psk,
         ppk: None,
         sha1_signatures: false,

@@ -333,17 +333,17 @@ impl<R: Random> Endpoint<R> {
         let needless = self
             .of_connection(connection)
             .filter(|(_, sa)| matches!(sa.phase, Phase::InitSent(_)));
-        let crossed: Vec<u64> = self
-            .of_connection(connection)
-            .filter(|(other, sa)| *other != spi && sa.identities() == peers && sa.crosses(new))
+        let with_peer = || {
+            let spis = peers.iter().flat_map(|(_, peer)| self.index.of_peer(peer));
+            spis.filter_map(|spi| Some((spi, &self.sas.get(&spi)?.sa)))
+                .filter(|(other, sa)| *other != spi && sa.identities() == peers)
+        };
+        let crossed: Vec<u64> = with_peer()
+            .filter(|(_, sa)| sa.connection() == Some(connection) && sa.crosses(new))
             .map(|(other, _)| other)
             .collect();
         // "deletes … any other IKE SAs … authenticated using the same identities" (section 2.4).
-        let of_peer = peers.iter().flat_map(|(_, peer)| self.index.of_peer(peer));
-        let stale = of_peer
-            .filter(|_| initial_contact)
-            .filter_map(|spi| Some((spi, &self.sas.get(&spi)?.sa)))
-            .filter(|(_, sa)| sa.identities() == peers && sa.common.began <= began);
+        let stale = with_peer().filter(|(_, sa)| initial_contact && sa.common.began <= began);
         let replaced: Vec<u64> = needless
             .chain(stale)
             .map(|(other, _)| other)

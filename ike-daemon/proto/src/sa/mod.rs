@@ -192,11 +192,9 @@ impl IkeSa {
     }
 
     /// Our and the peer's identity, once proven.
-    pub fn identities(&self) -> Option<(Identity, Identity)> {
+    pub fn identities(&self) -> Option<(&Identity, &Identity)> {
         match &self.phase {
-            Phase::Established(phase) => {
-                Some((phase.local_id.clone(), phase.proof.identity().clone()))
-            }
+            Phase::Established(phase) => Some((&phase.local_id, phase.proof.identity())),
             _ => None,
         }
     }

@@ -11,10 +11,7 @@ use std::str::FromStr;
 use der::asn1::{AnyRef, ContextSpecific, ObjectIdentifier, OctetStringRef};
 use der::{Decode, Encode, Reader, Sequence, SliceReader, TagNumber};
 use ring::rand::SystemRandom;
-use ring::signature::{
-    self, EcdsaKeyPair, EcdsaSigningAlgorithm, Ed25519KeyPair, KeyPair as _, RsaEncoding,
-    RsaKeyPair,
-};
+use ring::signature::{self, EcdsaKeyPair, Ed25519KeyPair, KeyPair as _, RsaEncoding, RsaKeyPair};
 use x509_cert::spki::AlgorithmIdentifierRef;
 use zeroize::Zeroizing;
 
@@ -89,7 +86,7 @@ impl FromStr for KeyType {
 
 enum Secret {
     Rsa(Box<RsaKeyPair>),
-    Ecdsa(Scalar),
+    Ecdsa(Scalar, Option<Box<EcdsaKeyPair>>),
     Ed25519(Box<Ed25519KeyPair>),
 }
 
@@ -169,10 +166,21 @@ impl PrivateKey {
 
     fn ecdsa(scalar: Scalar) -> Result<Self, KeyError> {
         let kind = PublicKeyKind::Ecdsa(scalar.curve());
-        let public = PublicKey::new(kind, scalar.point()).map_err(|_| KeyError::Inconsistent)?;
+        let point = scalar.point();
+        let own_hash = match scalar.curve() {
+            Curve::P256 => Some(&signature::ECDSA_P256_SHA256_FIXED_SIGNING),
+            Curve::P384 => Some(&signature::ECDSA_P384_SHA384_FIXED_SIGNING),
+            Curve::P521 => None,
+        };
+        let pair = own_hash.map(|algorithm| {
+            let (octets, random) = (scalar.octets(), SystemRandom::new());
+            EcdsaKeyPair::from_private_key_and_public_key(algorithm, &octets, &point, &random)
+                .map(Box::new)
+                .map_err(|_| KeyError::Inconsistent)
+        });
         Ok(Self {
-            public,
-            secret: Secret::Ecdsa(scalar),
+            public: PublicKey::new(kind, point).map_err(|_| KeyError::Inconsistent)?,
+            secret: Secret::Ecdsa(scalar, pair.transpose()?),
         })
     }
 
@@ -246,8 +254,8 @@ impl PrivateKey {
             (Secret::Ed25519(pair), SignatureAlgorithm::Ed25519) => {
                 Some(pair.sign(message).as_ref().to_vec())
             }
-            (Secret::Ecdsa(scalar), SignatureAlgorithm::Ecdsa(hash)) => {
-                sign_ecdsa(scalar, hash, form, message)
+            (Secret::Ecdsa(scalar, pair), SignatureAlgorithm::Ecdsa(hash)) => {
+                sign_ecdsa(scalar, pair.as_deref(), hash, form, message)
             }
             _ => None,
         };
@@ -258,28 +266,22 @@ impl PrivateKey {
     }
 }
 
+/// `pair`: the same key for the hash function that goes with its curve.
 fn sign_ecdsa(
     scalar: &Scalar,
+    pair: Option<&EcdsaKeyPair>,
     hash: HashAlgorithm,
     form: EcdsaForm,
     message: &[u8],
 ) -> Option<Vec<u8>> {
-    let by_ring: Option<&'static EcdsaSigningAlgorithm> = match (scalar.curve(), hash) {
-        (Curve::P256, HashAlgorithm::Sha2_256) => Some(&signature::ECDSA_P256_SHA256_FIXED_SIGNING),
-        (Curve::P384, HashAlgorithm::Sha2_384) => Some(&signature::ECDSA_P384_SHA384_FIXED_SIGNING),
-        (_, HashAlgorithm::Sha1 | HashAlgorithm::Identity) => return None,
-        _ => None,
-    };
-    let fixed = match by_ring {
-        Some(algorithm) => {
-            let random = SystemRandom::new();
-            let (octets, point) = (scalar.octets(), scalar.point());
-            let pair =
-                EcdsaKeyPair::from_private_key_and_public_key(algorithm, &octets, &point, &random)
-                    .ok()?;
-            pair.sign(&random, message).ok()?.as_ref().to_vec()
+    let fixed = match (scalar.curve(), hash, pair) {
+        (_, HashAlgorithm::Sha1 | HashAlgorithm::Identity, _) => return None,
+        (Curve::P256, HashAlgorithm::Sha2_256, Some(pair))
+        | (Curve::P384, HashAlgorithm::Sha2_384, Some(pair)) => {
+            let signature = pair.sign(&SystemRandom::new(), message).ok()?;
+            signature.as_ref().to_vec()
         }
-        None => scalar.sign(&hash.digest(message))?,
+        _ => scalar.sign(&hash.digest(message))?,
     };
     match form {
         EcdsaForm::Fixed => Some(fixed),

@@ -82,6 +82,11 @@ pub trait Engine: Send {
     /// as [`Command::InstallSa`].
     fn apply(&mut self, command: &Command) -> Result<(), BackendError>;
 
+    /// Whether packets for which there is no SA yet wait inside it.
+    fn keeps_packets(&self) -> bool {
+        false
+    }
+
     /// What the front end is to do with this engine's inbound packets on a path.
     fn steering(&self, path: &Path) -> Steering;
 

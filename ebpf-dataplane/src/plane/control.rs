@@ -1,18 +1,19 @@
 //! The control side: chooses an engine for each pair, carries commands out in the order that loses
 //! no packet, keeps routes and guards, and watches the network for changes that move path MTUs.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use espada_common::sa::{
     ChildSa, ChildSaId, Command, Encapsulation, EspSuite, Mode, Path, Policy, Takeover,
 };
 
+use super::held::Held;
 use super::routes::Routes;
 use super::{SharedFrontEnd, lock_front_end};
 use crate::backend::{BackendError, Carrier};
@@ -126,6 +127,9 @@ pub struct Control {
     pairs: BTreeMap<ChildSaId, Carried>,
     /// Our addresses at which the front end looks for ESP and IKE.
     addresses: BTreeSet<IpAddr>,
+    held: Held,
+    /// The interfaces as they were when the network was looked at last, which is after every change.
+    links: Vec<Link>,
 }
 
 impl Control {
@@ -160,6 +164,8 @@ impl Control {
             unrouted: BTreeMap::new(),
             pairs,
             addresses: BTreeSet::new(),
+            held: Held::default(),
+            links: Vec::new(),
         };
         for carried in control.pairs.values() {
             let steering = control.steering(carried);
@@ -252,6 +258,7 @@ impl Control {
             Command::RemovePolicy { connection } => {
                 self.unrouted.remove(connection);
                 self.routes.remove(&mut self.parts.netlink, connection)?;
+                self.watch_traps();
                 self.guard(None)?;
                 self.tell_all(&command)
             }
@@ -300,7 +307,26 @@ impl Control {
             return Err(error);
         }
         self.set_route_mtu(&policy.connection);
+        if policy.trap {
+            self.watch_traps();
+        }
         Ok(())
+    }
+
+    /// Has the first packets of connections kept that have no SA, where their engine does not.
+    fn watch_traps(&mut self) {
+        let served: HashSet<&str> = self.pairs.values().map(|it| &*it.pair.connection).collect();
+        let mut wanted: BTreeMap<u32, Vec<Policy>> = BTreeMap::new();
+        for policy in self.routes.policies() {
+            let Some(engine) = self.parts.engines.first() else {
+                return;
+            };
+            if policy.trap && !engine.keeps_packets() && !served.contains(&*policy.connection) {
+                let of_link = wanted.entry(engine.interface().index).or_default();
+                of_link.push(policy.clone());
+            }
+        }
+        self.held.watch(wanted);
     }
 
     /// The plaintext interface for a connection: that of the engine which carries it, else of the
@@ -373,6 +399,10 @@ impl Control {
             let _ = self.forget_spis(&carried.pair);
             return Err(error);
         }
+        // Until now packets without an SA were dropped, from now on they are carried.
+        if !self.held.is_idle() {
+            self.held.collect(Instant::now());
+        }
         tracing::debug!(
             connection = %sa.connection,
             id = sa.id.0,
@@ -399,6 +429,10 @@ impl Control {
                     .rehome(&mut self.parts.netlink, &sa.connection, link);
             }
             _ => {}
+        }
+        if !self.held.is_idle() {
+            self.held.release(&sa.connection);
+            self.watch_traps();
         }
         Ok(())
     }
@@ -432,6 +466,9 @@ impl Control {
             return Err(BackendError::Unknown(format!("child SA {}", id.0)));
         };
         self.bring_routes(carried.successor);
+        if self.routes.traps(&carried.pair.connection) {
+            self.watch_traps();
+        }
         let removed = match self.parts.engines.get_mut(carried.engine) {
             Some(engine) => engine.apply(command),
             None => Ok(()),
@@ -497,8 +534,12 @@ impl Control {
 
     /// The way of a path, if it can be told now.
     fn look_up_way(&mut self, path: &Path) -> Option<Way> {
-        let links = self.parts.netlink.links().ok()?;
-        way_to(&mut self.parts.netlink, &links, path)
+        if let Some(way) = way_to(&mut self.parts.netlink, &self.links, path) {
+            return Some(way);
+        }
+        // By an interface that is new, perhaps.
+        self.links = self.parts.netlink.links().ok()?;
+        way_to(&mut self.parts.netlink, &self.links, path)
     }
 
     fn steering(&self, carried: &Carried) -> Steering {
@@ -527,6 +568,7 @@ impl Control {
 
     /// Looks addresses and every pair's way up again and tells whoever needs to know.
     pub fn refresh(&mut self) {
+        self.held.collect(Instant::now());
         let links = match self.parts.netlink.links() {
             Ok(links) => links,
             Err(error) => {
@@ -566,6 +608,7 @@ impl Control {
         for connection in changed {
             self.set_route_mtu(&connection);
         }
+        self.links = links;
     }
 
     /// ESP and IKE are looked for on what is sent to the WAN's addresses and the pairs' own; nothing from

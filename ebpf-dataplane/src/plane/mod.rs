@@ -2,6 +2,7 @@
 //! against clear text, the front end, the way to each peer, IKE on the ESP-in-UDP port.
 
 mod control;
+mod held;
 mod nat;
 pub mod routes;
 pub(crate) mod sysctl;

@@ -76,6 +76,12 @@ impl Routes {
         self.policies.contains_key(connection)
     }
 
+    /// Whether packets of a connection ask for an SA.
+    pub fn traps(&self, connection: &str) -> bool {
+        let policy = self.policies.get(connection);
+        policy.is_some_and(|policy| policy.trap)
+    }
+
     /// The MTU of a connection's routes, where it is set.
     pub fn mtu(&self, connection: &str) -> Option<u32> {
         let policy = self.policies.get(connection)?;

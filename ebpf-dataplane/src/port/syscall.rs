@@ -330,6 +330,28 @@ pub fn set_option(socket: BorrowedFd<'_>, level: i32, name: i32, value: i32) -> 
     }
 }
 
+/// Binds a packet socket to an interface, whose frames of every kind it sees from then on.
+pub fn bind_to_link(socket: BorrowedFd<'_>, link: u32) -> io::Result<()> {
+    // SAFETY: sockaddr_ll is plain data, for which all zeros is a valid value.
+    let mut address: libc::sockaddr_ll = unsafe { zeroed() };
+    address.sll_family = libc::AF_PACKET as u16;
+    address.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
+    address.sll_ifindex = i32::try_from(link).map_err(io::Error::other)?;
+    // SAFETY: the pointer and length describe `address`.
+    let result = unsafe {
+        libc::bind(
+            socket.as_raw_fd(),
+            (&raw const address).cast(),
+            size_of::<libc::sockaddr_ll>() as libc::socklen_t,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
 /// Attaches a filter that accepts nothing: for sockets that only send.
 pub fn drop_all_input(socket: BorrowedFd<'_>) -> io::Result<()> {
     let mut program = [libc::sock_filter {

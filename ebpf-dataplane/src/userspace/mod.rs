@@ -531,6 +531,10 @@ impl Engine for UserspaceEngine {
         &self.interface
     }
 
+    fn keeps_packets(&self) -> bool {
+        true
+    }
+
     fn supports(&self, sa: &ChildSa) -> Result<(), String> {
         if sa.mode == Mode::Transport {
             Err("does not carry transport mode; use tunnel mode".to_owned())

@@ -5,7 +5,7 @@ use espada_tests::espada::Espada;
 use espada_tests::matrix::{self, Outcome};
 use espada_tests::peer;
 use espada_tests::scenario::{Gateways, NATIVE, child, count, ensure_nothing_clear};
-use espada_tests::topology::Wan;
+use espada_tests::topology::{Wan, addr};
 
 use super::kernel::lacks;
 
@@ -109,4 +109,53 @@ pairs! {
         xfrm_ebpf: xfrm ebpf,
         xfrm_userspace: xfrm userspace
     ];
+}
+
+/// The packet that asks for an SA is answered too, whatever carries it; A, which has it, is of `engine`.
+fn first_packet(engine: &'static str) -> Result<()> {
+    matrix::case(engine, "espada", "first-packet", "", || {
+        if let Some(reason) = (engine == "xfrm").then(peer::missing_kernel_esp).flatten() {
+            return Ok(Outcome::Skipped(reason));
+        }
+        let gateways = Gateways::start(Wan::Switch, |a, b| {
+            for config in [&mut *a, b] {
+                (config.ike, config.esp) =
+                    ("chacha20poly1305-prfsha256-x25519", "chacha20poly1305");
+                config.extra = NATIVE;
+            }
+            a.global = matrix::engine_setting(engine);
+            a.start = "trap";
+        })?;
+        let logs = || format!("A:\n{}\nB:\n{}", gateways.a.log(), gateways.b.log());
+        let packets = gateways.record(|| {
+            // An emulated machine takes seconds to set an SA up.
+            let slowly = ["ping", "-n", "-i", "1", "-c", "8", "-W", "5", addr::SERVER];
+            let output = gateways.line.client.output(&slowly)?;
+            let text = String::from_utf8_lossy(&output.stdout);
+            let mut replies = text.lines().filter(|line| line.contains(" bytes from "));
+            let first = replies.any(|line| line.contains("icmp_seq=1 "));
+            let status = gateways.a.status()?;
+            ensure!(first, "{text}\n{status:#}\n{}", logs());
+            gateways.verify_traffic().with_context(logs)
+        })?;
+        ensure_nothing_clear(&packets)?;
+        Ok(Outcome::Passed)
+    })
+}
+
+mod first_packet {
+    #[test]
+    fn userspace() -> anyhow::Result<()> {
+        super::first_packet("userspace")
+    }
+
+    #[test]
+    fn ebpf() -> anyhow::Result<()> {
+        super::first_packet("ebpf")
+    }
+
+    #[test]
+    fn xfrm() -> anyhow::Result<()> {
+        super::first_packet("xfrm")
+    }
 }

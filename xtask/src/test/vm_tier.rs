@@ -53,7 +53,7 @@ fn interop_selection(kernel: &str) -> &'static [&'static str] {
             "::native_chacha20::ebpf",
             "::native_gcm::xfrm",
             "::native_gcm_begins::xfrm",
-            "::transport::",
+            "::transport",
             "pairs::",
         ]
     } else {

@@ -69,6 +69,8 @@ struct Case {
 /// The gateways themselves.
 const HOST_A: &str = "198.18.0.1/32";
 const HOST_B: &str = "198.18.0.2/32";
+/// Gateway A behind a NAT.
+const PRIVATE_A: &str = "192.168.61.2/32";
 
 /// For peers with Espada's words, which are strongSwan's.
 const SAME: [&str; 3] = ["", "", ""];
@@ -97,6 +99,7 @@ impl<K: Kind> Pair<K> {
         };
         let (local_subnets, remote_subnets) = match case.mode {
             Mode::Tunnel => (&[addr::LAN_A], &[addr::LAN_B]),
+            Mode::Transport if case.wan == Wan::Nat => (&[PRIVATE_A], &[HOST_B]),
             Mode::Transport => (&[HOST_A], &[HOST_B]),
         };
         (ours.local_subnets, ours.remote_subnets) = (local_subnets, remote_subnets);
@@ -112,7 +115,10 @@ impl<K: Kind> Pair<K> {
             ike,
             esp,
             local_ts: remote_subnets[0],
-            remote_ts: local_subnets[0],
+            remote_ts: match case.mode {
+                Mode::Transport if case.wan == Wan::Nat => "dynamic",
+                _ => local_subnets[0],
+            },
             psk: PSK,
             pki: None,
             ike_extra: "",
@@ -319,22 +325,25 @@ macro_rules! cases {
 /// Transport mode, which the kernel carries.
 macro_rules! transport {
     ($kind:ty; $begins:ident, $ours:expr, $theirs:expr) => {
-        mod transport {
+        $crate::kernel::transport! { $kind; transport: Switch, $begins, $ours, $theirs; }
+    };
+    ($kind:ty; $($name:ident: $wan:ident, $begins:ident, $ours:expr, $theirs:expr;)*) => {$(
+        mod $name {
             use super::*;
 
             #[test]
             fn xfrm() -> anyhow::Result<()> {
                 let case = $crate::kernel::Case {
-                    wan: espada_tests::topology::Wan::Switch,
+                    wan: espada_tests::topology::Wan::$wan,
                     mode: $crate::kernel::Mode::Transport,
                     begins: $crate::kernel::Begins::$begins,
                     ours: $ours,
                     theirs: $theirs,
                 };
-                $crate::kernel::run::<$kind>("xfrm", "transport", &case)
+                $crate::kernel::run::<$kind>("xfrm", stringify!($name), &case)
             }
         }
-    };
+    )*};
 }
 
 use {cases, transport};

@@ -76,7 +76,10 @@ mod five {
         behind_nat: Nat, Espada, GCM, SAME;
     }
 
-    transport! { Five; Espada, GCM, SAME }
+    transport! { Five;
+        transport: Switch, Espada, GCM, SAME;
+        transport_behind_nat: Nat, Espada, GCM, SAME;
+    }
 }
 
 mod six {

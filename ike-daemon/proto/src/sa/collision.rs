@@ -105,6 +105,15 @@ impl Established {
         !self.deleting && !self.superseded
     }
 
+    /// Whether a request of ours about a child SA is under way: the child SAs cannot go to a successor
+    /// until it is answered.
+    pub(super) fn is_at_a_child(&self) -> bool {
+        matches!(
+            self.pending(),
+            Some(Pending::Child(_) | Pending::DeleteChild { .. })
+        )
+    }
+
     /// Our request for a child SA that is under way.
     fn child_request(&mut self) -> Option<&mut ChildRequest> {
         match self
@@ -118,18 +127,22 @@ impl Established {
     }
 
     /// The peer has made a child SA by the request that we answer, in place of `old` or beside what
-    /// there is: notes it if our request under way asks for the same.
+    /// there is: notes it if our request under way asks for the same, also when it replaces one that
+    /// was noted before.
     pub(super) fn note_rival(
         &mut self,
         made: ChildSaId,
         old: Option<ChildSaId>,
         nonces: [&[u8]; 2],
     ) {
-        if let Some(request) = self.child_request()
-            && request.purpose.old() == old
-            && !matches!(request.purpose, Purpose::Processor(_))
-        {
-            request.rival = Some(Rival::new(made, nonces));
+        let Some(request) = self.child_request() else {
+            return;
+        };
+        match &mut request.rival {
+            Some(rival) if Some(rival.made) == old => rival.made = made,
+            _ if matches!(request.purpose, Purpose::Processor(_)) => {}
+            rival if request.purpose.old() == old => *rival = Some(Rival::new(made, nonces)),
+            _ => {}
         }
     }
 

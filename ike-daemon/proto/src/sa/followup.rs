@@ -251,6 +251,10 @@ impl Established {
         let Some(group) = awaited.groups.pop() else {
             return Err(NotifyType::STATE_NOT_FOUND.into());
         };
+        if matches!(awaited.sa, AwaitedSa::Ike { .. }) && self.is_at_a_child() {
+            // Begun since the initiator asked for its successor.
+            return Err(NotifyType::TEMPORARY_FAILURE.into());
+        }
         let shared = exchange_keys(cx, group, parts, writer)?;
         awaited.secrets.push(shared);
         self.make_or_await(common, cx, *awaited, writer)

@@ -264,7 +264,7 @@ impl Established {
                     });
                 }
             }
-            return self.rekey_child_later(cx, old);
+            return self.rekey_child_later(common, cx, old);
         }
         let earlier = request.follow_up.as_ref();
         let nonce_r = earlier.map_or(parts.nonce, |earlier| Some(&earlier.nonce_r[..]));
@@ -318,16 +318,20 @@ impl Established {
                 // The peer has installed its half.
                 cx.out.release(id);
                 self.queue.push_back(Task::DeleteChild { id, spi_in });
-                self.rekey_child_later(cx, old);
+                self.rekey_child_later(common, cx, old);
             }
         }
     }
 
-    fn rekey_child_later(&mut self, cx: &mut Cx<'_>, old: Option<ChildSaId>) {
+    fn rekey_child_later(&mut self, common: &Common, cx: &mut Cx<'_>, old: Option<ChildSaId>) {
         let at = later(cx);
-        let mut children = self.children.iter_mut();
-        if let Some(child) = children.find(|child| Some(child.id) == old && !child.replaced) {
-            child.rekey_at = Some(at);
+        match self.children.iter_mut().find(|child| Some(child.id) == old) {
+            Some(child) if !child.replaced => child.rekey_at = Some(at),
+            // The peer deleted it while we asked.
+            None if old.is_some() && self.config.start == StartAction::Start => {
+                self.acquire(common);
+            }
+            _ => {}
         }
     }
 
@@ -708,11 +712,7 @@ impl Established {
         let Some(nonce_i) = parts.nonce else {
             return Err(NotifyType::INVALID_SYNTAX.into());
         };
-        let busy = matches!(
-            self.pending(),
-            Some(Pending::Child(_) | Pending::DeleteChild { .. })
-        );
-        if !self.is_current() || busy || self.rival_successor().is_some() {
+        if !self.is_current() || self.is_at_a_child() || self.rival_successor().is_some() {
             return Err(NotifyType::TEMPORARY_FAILURE.into());
         }
         let offered = &parts.offer.proposals;

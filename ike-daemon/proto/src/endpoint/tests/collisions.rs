@@ -9,11 +9,21 @@ use super::pair::*;
 use crate::config::StartAction;
 use crate::sa::Phase;
 use crate::sa::established::Task;
-use crate::{DownReason, EndpointConfig, Notice};
+use crate::{ConnectionConfig, DownReason, EndpointConfig, Notice};
 
 /// A pair that is up, with traffic in both directions.
 fn up(seed: u64, start: StartAction) -> Pair {
-    let a = initiator();
+    up_with(seed, initiator(), start)
+}
+
+/// The same, that does two more key exchanges for each SA.
+fn up_with_more_exchanges(seed: u64, start: StartAction) -> Pair {
+    let ike = "aes256gcm16-prfsha256-x25519-ke1_mlkem512-ke2_ecp256";
+    let a = connection(A, B, ike, "aes256gcm16-x25519-ke1_mlkem512-ke2_ecp256");
+    up_with(seed, a, start)
+}
+
+fn up_with(seed: u64, a: ConnectionConfig, start: StartAction) -> Pair {
     let mut b = mirrored(&a);
     b.start = start;
     let mut pair = Pair::seeded(seed, EndpointConfig::default(), a, b);
@@ -420,56 +430,131 @@ fn one_of_two_ike_sas_set_up_at_once_is_dropped() {
     assert!(kept.iter().all(|count| *count > 0), "{kept:?}");
 }
 
+/// What an end does while the other is at something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Act {
+    RekeyChild,
+    RekeyIke,
+    DeleteChild,
+}
+
+fn act(pair: &mut Pair, of_a: bool, act: Act) {
+    match act {
+        Act::RekeyChild => rekey_child(pair, of_a),
+        Act::RekeyIke => rekey_ike(pair, of_a),
+        Act::DeleteChild => expire(pair, of_a, true),
+    }
+}
+
+/// B does something after none, one, … of the messages of what A does, and all that is under way then
+/// arrives in every order that keeps that of each direction.
+#[test]
+fn whatever_crosses_further_key_exchanges_both_end_up_the_same() {
+    const MESSAGES: u32 = 5;
+    for (of_a, of_b) in [
+        (Act::RekeyChild, Act::RekeyChild),
+        (Act::RekeyChild, Act::RekeyIke),
+        (Act::RekeyChild, Act::DeleteChild),
+        (Act::RekeyIke, Act::RekeyChild),
+        (Act::RekeyIke, Act::RekeyIke),
+        (Act::RekeyIke, Act::DeleteChild),
+    ] {
+        for before in 0..6 {
+            for order in 0..1u32 << MESSAGES {
+                let context = format!("{of_a:?} {of_b:?} {before} {order:05b}");
+                let mut pair = up_with_more_exchanges(order.into(), StartAction::None);
+                act(&mut pair, true, of_a);
+                for message in 0..before {
+                    assert!(pair.deliver(message % 2 == 1), "{context}");
+                }
+                act(&mut pair, false, of_b);
+                for message in 0..MESSAGES {
+                    let to_a = order >> message & 1 == 1;
+                    let _ = pair.deliver(to_a) || pair.deliver(!to_a);
+                }
+                if of_b == Act::DeleteChild {
+                    pair.run(Duration::from_secs(150));
+                    pair.assert_mirrored(&context);
+                    pair.assert_connected();
+                } else {
+                    assert_rekeyed(&mut pair, &context);
+                }
+                for (kind, done) in [
+                    (Act::RekeyChild, children_up(&pair.a)),
+                    (Act::RekeyIke, pair.a.established()),
+                ] {
+                    let asked = of_a == kind || of_b == kind;
+                    assert!(
+                        done > usize::from(asked),
+                        "{context}: {kind:?} is forgotten"
+                    );
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn whatever_crosses_on_a_bad_network_both_end_up_the_same() {
     for seed in 0..150 {
-        let mut pair = up(
-            seed,
-            [StartAction::None, StartAction::Start][(seed % 2) as usize],
-        );
-        let mut rng = TestRng(seed ^ 0x5eed);
-        pair.network = Network {
-            latency: Duration::from_millis(20),
-            jitter: Duration::from_millis(600),
-            loss_percent: rng.below(30),
-            duplicate_percent: 20,
-            ..Network::default()
-        };
-        for _ in 0..25 {
-            let of_a = rng.below(2) == 0;
-            match rng.below(12) {
-                0..=3 => rekey_child(&mut pair, of_a),
-                4..=6 => rekey_ike(&mut pair, of_a),
-                7 => expire(&mut pair, of_a, true),
-                8 => {
-                    // Both at once.
-                    rekey_child(&mut pair, true);
-                    rekey_child(&mut pair, false);
-                }
-                9 => {
-                    rekey_ike(&mut pair, true);
-                    rekey_ike(&mut pair, false);
-                }
-                10 => {
-                    rekey_child(&mut pair, of_a);
-                    rekey_ike(&mut pair, !of_a);
-                }
-                _ => {
-                    let now = pair.now;
-                    let acquire = Event::Acquire {
-                        connection: "site".into(),
-                        source: "10.1.0.1".parse().unwrap(),
-                        destination: "10.2.0.1".parse().unwrap(),
-                    };
-                    end(&mut pair, of_a).endpoint.handle_event(now, &acquire);
-                    pair.flush();
-                }
-            }
-            pair.run(Duration::from_millis(rng.below(4000)));
-        }
-        pair.network = Network::default();
-        pair.run(Duration::from_secs(600));
-        pair.assert_mirrored(&format!("seed {seed}"));
-        pair.assert_connected();
+        end_up_the_same(up, seed);
     }
+}
+
+#[test]
+fn further_key_exchanges_that_cross_on_a_bad_network_leave_both_the_same() {
+    for seed in 0..100 {
+        end_up_the_same(up_with_more_exchanges, seed);
+    }
+}
+
+fn end_up_the_same(up: fn(u64, StartAction) -> Pair, seed: u64) {
+    let mut pair = up(
+        seed,
+        [StartAction::None, StartAction::Start][(seed % 2) as usize],
+    );
+    let mut rng = TestRng(seed ^ 0x5eed);
+    pair.network = Network {
+        latency: Duration::from_millis(20),
+        jitter: Duration::from_millis(600),
+        loss_percent: rng.below(30),
+        duplicate_percent: 20,
+        ..Network::default()
+    };
+    for _ in 0..25 {
+        let of_a = rng.below(2) == 0;
+        match rng.below(12) {
+            0..=3 => rekey_child(&mut pair, of_a),
+            4..=6 => rekey_ike(&mut pair, of_a),
+            7 => expire(&mut pair, of_a, true),
+            8 => {
+                // Both at once.
+                rekey_child(&mut pair, true);
+                rekey_child(&mut pair, false);
+            }
+            9 => {
+                rekey_ike(&mut pair, true);
+                rekey_ike(&mut pair, false);
+            }
+            10 => {
+                rekey_child(&mut pair, of_a);
+                rekey_ike(&mut pair, !of_a);
+            }
+            _ => {
+                let now = pair.now;
+                let acquire = Event::Acquire {
+                    connection: "site".into(),
+                    source: "10.1.0.1".parse().unwrap(),
+                    destination: "10.2.0.1".parse().unwrap(),
+                };
+                end(&mut pair, of_a).endpoint.handle_event(now, &acquire);
+                pair.flush();
+            }
+        }
+        pair.run(Duration::from_millis(rng.below(4000)));
+    }
+    pair.network = Network::default();
+    pair.run(Duration::from_secs(600));
+    pair.assert_mirrored(&format!("seed {seed}"));
+    pair.assert_connected();
 }

@@ -24,6 +24,7 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 
 use crate::backend::BackendError;
+use crate::plane::routes::PROTOCOL;
 
 /// What the kernel would not do: the operation, its object, and the kernel's words.
 #[derive(Debug, thiserror::Error)]
@@ -444,6 +445,9 @@ impl Netlink {
     }
 }
 
+/// Where a message about a route says who made it: `rtm_protocol`, behind the header.
+const RTM_PROTOCOL: usize = 16 + 5;
+
 /// Kinds of change that a [`Monitor`] saw.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
@@ -504,7 +508,8 @@ impl Monitor {
         Ok(Self { socket })
     }
 
-    /// Reads what is queued; never waits. An overrun counts as a change of everything.
+    /// Reads what is queued; never waits. An overrun counts as a change of everything, routes of our own
+    /// as none: there are as many as connections.
     pub fn changes(&mut self) -> Changes {
         let mut changes = Changes::default();
         loop {
@@ -518,10 +523,10 @@ impl Monitor {
                         match kind {
                             libc::RTM_NEWLINK | libc::RTM_DELLINK => changes.links = true,
                             libc::RTM_NEWADDR | libc::RTM_DELADDR => changes.addresses = true,
-                            libc::RTM_NEWROUTE
-                            | libc::RTM_DELROUTE
-                            | libc::RTM_NEWRULE
-                            | libc::RTM_DELRULE => changes.routes = true,
+                            libc::RTM_NEWROUTE | libc::RTM_DELROUTE => {
+                                changes.routes |= rest.get(RTM_PROTOCOL) != Some(&PROTOCOL);
+                            }
+                            libc::RTM_NEWRULE | libc::RTM_DELRULE => changes.routes = true,
                             libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH => changes.neighbours = true,
                             _ => {}
                         }

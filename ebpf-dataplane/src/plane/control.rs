@@ -582,8 +582,19 @@ impl Control {
         self.routes.refresh_peers(&mut self.parts.netlink);
         let mut changed = BTreeSet::new();
         let mut ways: HashMap<usize, BTreeMap<ChildSaId, Way>> = HashMap::new();
+        // Many pairs may have the same peer.
+        let mut found: HashMap<_, Option<Way>> = HashMap::new();
         for (id, carried) in &mut self.pairs {
-            let way = way_to(&mut self.parts.netlink, &links, &carried.pair.path);
+            let path = &carried.pair.path;
+            let between = (
+                path.local.ip(),
+                path.remote.ip(),
+                path.encapsulation == Encapsulation::Udp,
+            );
+            let way = found.entry(between);
+            let way = way
+                .or_insert_with(|| way_to(&mut self.parts.netlink, &links, path))
+                .clone();
             let known = carried.way.as_ref().map(|way| way.mtu);
             // Without a route for the moment, the last MTU stays true.
             carried.way = match (way, carried.way.take()) {

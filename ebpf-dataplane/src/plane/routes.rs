@@ -4,12 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet, btree_map};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use espada_common::sa::{Policy, TrafficSelector};
 
 use crate::backend::BackendError;
 use crate::frontend::policy::prefixes;
-use crate::netlink::{Netlink, NetlinkError, Prefix, Route};
+use crate::netlink::{HostAddress, Netlink, NetlinkError, Prefix, Route};
 
 /// `RTPROT_*` number of our routes (none of those iproute2 names). `ip route show proto 150`
 /// lists them.
@@ -24,6 +25,12 @@ fn covers(selectors: &[TrafficSelector], address: IpAddr) -> bool {
 /// The metric that wins over every other; 0 means 1024 in IPv6.
 fn best_metric(destination: IpAddr) -> u32 {
     if destination.is_ipv4() { 0 } else { 1 }
+}
+
+/// Where a policy's routes lead to.
+fn destinations(policy: &Policy) -> BTreeSet<Prefix> {
+    let remote = policy.remote_ts.iter();
+    remote.flat_map(|ts| prefixes(ts.start, ts.end)).collect()
 }
 
 /// One destination in the tunnel and who wants it there.
@@ -45,7 +52,19 @@ pub struct Routes {
     policies: BTreeMap<Arc<str>, Policy>,
     /// Virtual addresses and the plaintext interfaces that have them.
     addresses: BTreeMap<IpAddr, u32>,
+    surroundings: Option<(Instant, Arc<Surroundings>)>,
 }
+
+/// What else there is on this host, as it was a moment ago.
+#[derive(Default)]
+struct Surroundings {
+    addresses: Vec<HostAddress>,
+    /// Those that lead elsewhere.
+    routes: Vec<Route>,
+}
+
+/// So long it is not looked at again: thousands of policies may come at once.
+const MOMENT: Duration = Duration::from_millis(100);
 
 impl Routes {
     /// No routes yet, except those a predecessor left on the same interfaces: they stay for now,
@@ -63,6 +82,7 @@ impl Routes {
             peers: BTreeMap::new(),
             policies: BTreeMap::new(),
             addresses: BTreeMap::new(),
+            surroundings: None,
         })
     }
 
@@ -107,21 +127,21 @@ impl Routes {
         policy: &Policy,
         link: u32,
     ) -> Result<(), BackendError> {
-        let wanted: BTreeSet<Prefix> = policy
-            .remote_ts
-            .iter()
-            .flat_map(|ts| prefixes(ts.start, ts.end))
-            .collect();
-        self.policies
+        let wanted = destinations(policy);
+        let former = self
+            .policies
             .insert(Arc::clone(&policy.connection), policy.clone());
         // Before the routes that would swallow them.
         self.refresh_peers(netlink);
         let added = self.add_addresses(netlink, policy, link);
+        let former = former.as_ref().map(destinations).unwrap_or_default();
         if let Err(error) = added.and_then(|()| self.add_all(netlink, policy, &wanted, link)) {
+            let _ = self.withdraw(netlink, &policy.connection, &former);
             let _ = self.remove(netlink, &policy.connection);
             return Err(error);
         }
-        self.withdraw(netlink, &policy.connection, &wanted)?;
+        let gone: BTreeSet<Prefix> = former.difference(&wanted).copied().collect();
+        self.withdraw(netlink, &policy.connection, &gone)?;
         Ok(self.drop_addresses(netlink)?)
     }
 
@@ -180,13 +200,14 @@ impl Routes {
         link: u32,
     ) -> Result<(), BackendError> {
         let new = |destination: &Prefix| !self.entries.contains_key(destination);
-        let (addresses, existing) = match wanted.iter().any(new) {
-            true => (netlink.addresses()?, netlink.routes()?),
-            false => (Vec::new(), Vec::new()),
+        let around = match wanted.iter().any(new) {
+            true => self.look_around(netlink)?,
+            false => Arc::default(),
         };
         for destination in wanted.iter().copied() {
             let virtual_addresses = policy.addresses.iter().copied();
-            let source = addresses
+            let source = around
+                .addresses
                 .iter()
                 .filter(|address| !self.links.contains(&address.link) && address.global)
                 .map(|address| address.prefix.address)
@@ -222,7 +243,7 @@ impl Routes {
                 priority: best_metric(destination.address),
                 protocol: PROTOCOL,
             };
-            self.report_overlaps(&existing, &route, &policy.connection);
+            self.report_overlaps(&around.routes, &route, &policy.connection);
             let known = self.inherited.len();
             self.inherited
                 .retain(|old| (old.destination, old.priority) != (destination, route.priority));
@@ -253,11 +274,24 @@ impl Routes {
         Ok(())
     }
 
-    fn report_overlaps(&self, existing: &[Route], route: &Route, connection: &str) {
-        for other in existing
-            .iter()
-            .filter(|other| !self.links.contains(&other.link))
+    fn look_around(&mut self, netlink: &mut Netlink) -> Result<Arc<Surroundings>, NetlinkError> {
+        if let Some((seen, known)) = &self.surroundings
+            && seen.elapsed() < MOMENT
         {
+            return Ok(Arc::clone(known));
+        }
+        let mut routes = netlink.routes()?;
+        routes.retain(|route| !self.links.contains(&route.link));
+        let around = Arc::new(Surroundings {
+            addresses: netlink.addresses()?,
+            routes,
+        });
+        self.surroundings = Some((Instant::now(), Arc::clone(&around)));
+        Ok(around)
+    }
+
+    fn report_overlaps(&self, existing: &[Route], route: &Route, connection: &str) {
+        for other in existing {
             let narrower = other.destination.length > route.destination.length
                 && route.destination.contains(other.destination.address);
             if narrower && other.protocol != PROTOCOL {
@@ -276,10 +310,16 @@ impl Routes {
     /// Brings a connection's networks to another plaintext interface. Those that another connection
     /// wants as well go along: one destination has one way.
     pub fn rehome(&mut self, netlink: &mut Netlink, connection: &str, link: u32) {
-        for entry in self.entries.values_mut() {
-            if !entry.connections.contains(connection) || entry.route.link == link {
+        for destination in self
+            .policies
+            .get(connection)
+            .map(destinations)
+            .unwrap_or_default()
+        {
+            let entry = self.entries.get_mut(&destination);
+            let Some(entry) = entry.filter(|entry| entry.route.link != link) else {
                 continue;
-            }
+            };
             let route = Route {
                 link,
                 ..entry.route
@@ -295,44 +335,51 @@ impl Routes {
 
     /// Takes back what only this connection wanted in the tunnel.
     pub fn remove(&mut self, netlink: &mut Netlink, connection: &str) -> Result<(), NetlinkError> {
-        self.policies.remove(connection);
-        self.withdraw(netlink, connection, &BTreeSet::new())?;
+        let policy = self.policies.remove(connection);
+        let gone = policy.as_ref().map(destinations).unwrap_or_default();
+        self.withdraw(netlink, connection, &gone)?;
         self.drop_addresses(netlink)
     }
 
-    /// Takes a connection off all entries but those it still wants.
+    /// Takes a connection off entries that it does not want any more.
     fn withdraw(
         &mut self,
         netlink: &mut Netlink,
         connection: &str,
-        wanted: &BTreeSet<Prefix>,
+        gone: &BTreeSet<Prefix>,
     ) -> Result<(), NetlinkError> {
         let mut result = Ok(());
-        self.entries.retain(|destination, entry| {
-            if !wanted.contains(destination) {
-                entry.connections.remove(connection);
-            }
-            if entry.connections.is_empty() {
-                let removed = netlink.route_delete(&entry.route);
+        for destination in gone {
+            let btree_map::Entry::Occupied(mut entry) = self.entries.entry(*destination) else {
+                continue;
+            };
+            entry.get_mut().connections.remove(connection);
+            if entry.get().connections.is_empty() {
+                let removed = netlink.route_delete(&entry.remove().route);
                 if removed.is_err() {
                     result = removed;
                 }
-                return false;
             }
-            true
-        });
+        }
         result
     }
 
     /// Sets the MTU of a connection's routes: inner packets above it are refused with ICMP by the
     /// kernel already.
     pub fn set_mtu(&mut self, netlink: &mut Netlink, connection: &str, mtu: u32) {
-        for entry in self.entries.values_mut() {
-            if entry.connections.contains(connection) && entry.route.mtu != Some(mtu) {
-                entry.route.mtu = Some(mtu);
-                if let Err(error) = netlink.route_replace(&entry.route) {
-                    tracing::warn!(%error, "cannot set the MTU of a route into the tunnel");
-                }
+        for destination in self
+            .policies
+            .get(connection)
+            .map(destinations)
+            .unwrap_or_default()
+        {
+            let entry = self.entries.get_mut(&destination);
+            let Some(entry) = entry.filter(|entry| entry.route.mtu != Some(mtu)) else {
+                continue;
+            };
+            entry.route.mtu = Some(mtu);
+            if let Err(error) = netlink.route_replace(&entry.route) {
+                tracing::warn!(%error, "cannot set the MTU of a route into the tunnel");
             }
         }
     }

@@ -5,6 +5,7 @@ mod auth;
 mod check;
 mod connection;
 mod document;
+mod end;
 mod host;
 mod pool;
 mod secrets;

@@ -29,6 +29,7 @@ pub(crate) mod respond;
 pub(crate) mod resumed;
 pub(crate) mod retransmit;
 pub(crate) mod saved;
+pub(crate) mod successor;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;

@@ -328,15 +328,15 @@ impl<R: Random> Endpoint<R> {
         let Some(new) = self.sas.get(&spi).map(|entry| &entry.sa) else {
             return;
         };
-        let (peers, began) = (new.identities(), new.common.began);
+        let (ends, began) = (new.identities(), new.common.began);
         // Both ends initiated at once: one IKE SA is enough.
         let needless = self
             .of_connection(connection)
             .filter(|(_, sa)| matches!(sa.phase, Phase::InitSent(_)));
         let with_peer = || {
-            let spis = peers.iter().flat_map(|(_, peer)| self.index.of_peer(peer));
+            let spis = ends.into_iter().flat_map(|ends| self.index.of_ends(ends));
             spis.filter_map(|spi| Some((spi, &self.sas.get(&spi)?.sa)))
-                .filter(|(other, sa)| *other != spi && sa.identities() == peers)
+                .filter(|(other, sa)| *other != spi && sa.identities() == ends)
         };
         let crossed: Vec<u64> = with_peer()
             .filter(|(_, sa)| sa.connection() == Some(connection) && sa.crosses(new))

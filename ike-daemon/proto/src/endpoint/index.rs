@@ -1,7 +1,7 @@
 //! By what else than their SPI IKE SAs are found: a hub has thousands of them.
 
 use std::collections::{BTreeSet, HashMap};
-use std::hash::Hash;
+use std::hash::{BuildHasher as _, Hash, RandomState};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -12,7 +12,9 @@ use crate::sa::IkeSa;
 #[derive(Default)]
 pub(super) struct Index {
     by_connection: HashMap<Arc<str>, BTreeSet<u64>>,
-    by_peer: HashMap<Identity, BTreeSet<u64>>,
+    /// By a hash of the two identities, which are longer.
+    by_ends: HashMap<u64, BTreeSet<u64>>,
+    hash: RandomState,
     by_address: HashMap<IpAddr, BTreeSet<u64>>,
 }
 
@@ -20,7 +22,7 @@ pub(super) struct Index {
 #[derive(Default)]
 pub(super) struct Filed {
     connection: Option<Arc<str>>,
-    peer: Option<Identity>,
+    ends: Option<u64>,
     address: Option<IpAddr>,
 }
 
@@ -35,7 +37,8 @@ impl Index {
             sa.connection(),
             spi,
         );
-        refile(&mut self.by_peer, &mut filed.peer, sa.peer(), spi);
+        let ends = sa.identities().map(|ends| self.hash.hash_one(ends));
+        refile(&mut self.by_ends, &mut filed.ends, ends.as_ref(), spi);
         refile(
             &mut self.by_address,
             &mut filed.address,
@@ -47,7 +50,7 @@ impl Index {
     /// Forgets an IKE SA.
     pub fn forget(&mut self, spi: u64, filed: &mut Filed) {
         refile(&mut self.by_connection, &mut filed.connection, None, spi);
-        refile(&mut self.by_peer, &mut filed.peer, None, spi);
+        refile(&mut self.by_ends, &mut filed.ends, None, spi);
         refile(&mut self.by_address, &mut filed.address, None, spi);
     }
 
@@ -61,9 +64,10 @@ impl Index {
         self.by_connection.get(name).into_iter().flatten().copied()
     }
 
-    /// Those whose peer has proved to be this.
-    pub fn of_peer(&self, identity: &Identity) -> impl Iterator<Item = u64> {
-        self.by_peer.get(identity).into_iter().flatten().copied()
+    /// Those whose ends have proved to be these, our own first, and hardly ever any other.
+    pub fn of_ends(&self, ends: (&Identity, &Identity)) -> impl Iterator<Item = u64> {
+        let key = self.hash.hash_one(ends);
+        self.by_ends.get(&key).into_iter().flatten().copied()
     }
 
     /// Those with a peer at this address.

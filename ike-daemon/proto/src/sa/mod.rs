@@ -200,14 +200,6 @@ impl IkeSa {
         }
     }
 
-    /// The peer's identity, once proven.
-    pub fn peer(&self) -> Option<&Identity> {
-        match &self.phase {
-            Phase::Established(phase) => Some(phase.proof.identity()),
-            _ => None,
-        }
-    }
-
     /// The peer's first request came again.
     pub fn repeated_init(&mut self, cx: &mut Cx<'_>, datagram: &Datagram<'_>) {
         match &self.phase {

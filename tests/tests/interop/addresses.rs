@@ -3,31 +3,13 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use espada_tests::matrix::{self, Outcome};
 use espada_tests::peer::Peer as _;
 use espada_tests::topology::{WAN_DEVICE, Wan, addr};
-use espada_tests::{cmd, strongswan, traffic};
+use espada_tests::{cmd, traffic};
 use serde_json::json;
 
+use super::agree::libipsec;
 use super::{Pair, start};
-
-fn libipsec(name: &str, test: impl FnOnce() -> Result<()>) -> Result<()> {
-    matrix::case("auto", "strongswan5-libipsec", name, "", || {
-        if let Some(reason) = strongswan::missing() {
-            return Ok(Outcome::Skipped(reason));
-        }
-        test()?;
-        Ok(Outcome::Passed)
-    })
-}
-
-fn logs(pair: &Pair) -> String {
-    format!(
-        "espada:\n{}\nstrongSwan:\n{}",
-        pair.espada.log(),
-        pair.strongswan.log()
-    )
-}
 
 /// Espada asks, strongSwan has the pool.
 #[test]
@@ -43,19 +25,19 @@ fn virtual_address_from_strongswan() -> Result<()> {
              pools { clients { addrs = 10.98.0.0/24\n dns = 10.61.2.53 } }",
         )?;
         pair.line.server.route("10.98.0.0/24", addr::GW_B_LAN)?;
-        pair.espada.up().with_context(|| logs(&pair))?;
+        pair.espada.up().with_context(|| pair.logs())?;
         let connection = pair.espada.wait_established()?;
         let lease = &connection["ike"]["lease"];
         ensure!(lease["addresses"] == json!(["10.98.0.1"]), "{connection:#}");
         ensure!(lease["dns"] == json!(["10.61.2.53"]), "{connection:#}");
         let ping = traffic::ping(&pair.line.gw_a, addr::SERVER, 5, &[])?;
-        ensure!(ping.is_complete(), "{ping:?}\n{}", logs(&pair));
+        ensure!(ping.is_complete(), "{ping:?}\n{}", pair.logs());
         traffic::tcp_exchange(&pair.line.gw_a, &pair.line.server, addr::SERVER, 300_000)?;
         // A rekey keeps it.
         pair.strongswan.rekey_child()?;
         std::thread::sleep(Duration::from_secs(1));
         let ping = traffic::ping(&pair.line.gw_a, addr::SERVER, 5, &[])?;
-        ensure!(ping.is_complete(), "{ping:?}\n{}", logs(&pair));
+        ensure!(ping.is_complete(), "{ping:?}\n{}", pair.logs());
         pair.espada.down().map(drop)
     })
 }
@@ -74,7 +56,7 @@ fn virtual_address_for_strongswan() -> Result<()> {
             .configure("connections { net { vips = 0.0.0.0 } }")?;
         pair.line.client.route("10.99.0.0/24", addr::GW_A_LAN)?;
         for _ in 0..2 {
-            pair.strongswan.initiate().with_context(|| logs(&pair))?;
+            pair.strongswan.initiate().with_context(|| pair.logs())?;
             let connection = pair.espada.wait_established()?;
             let lease = &connection["ike"]["lease"];
             ensure!(lease["addresses"] == json!(["10.99.0.1"]), "{connection:#}");
@@ -82,7 +64,7 @@ fn virtual_address_for_strongswan() -> Result<()> {
             ensure!(log.contains("installing new virtual IP 10.99.0.1"), "{log}");
             ensure!(log.contains("10.61.1.53") || log.contains("DNS"), "{log}");
             let ping = traffic::ping(&pair.line.gw_b, addr::CLIENT, 5, &["-I", "10.99.0.1"])?;
-            ensure!(ping.is_complete(), "{ping:?}\n{}", logs(&pair));
+            ensure!(ping.is_complete(), "{ping:?}\n{}", pair.logs());
             pair.strongswan.terminate()?;
         }
         Ok(())
@@ -117,13 +99,13 @@ fn goes_on(pair: &Pair, before: &serde_json::Value) -> Result<()> {
         let ping = traffic::ping(&pair.line.client, addr::SERVER, 2, &["-W", "1"])?;
         Ok(ping.is_complete().then_some(()))
     })
-    .with_context(|| logs(pair))?;
+    .with_context(|| pair.logs())?;
     let after = pair.espada.connection()?;
     let spi = "spi_initiator";
     ensure!(
         before["ike"][spi] == after["ike"][spi],
         "{after:#}\n{}",
-        logs(pair)
+        pair.logs()
     );
     Ok(())
 }
@@ -132,7 +114,7 @@ fn goes_on(pair: &Pair, before: &serde_json::Value) -> Result<()> {
 fn espada_moves_as_initiator() -> Result<()> {
     libipsec("espada_moves_as_initiator", || {
         let pair = start(Wan::Switch, |ours, _| ours.local = "%default")?;
-        pair.espada.up().with_context(|| logs(&pair))?;
+        pair.espada.up().with_context(|| pair.logs())?;
         let before = pair.espada.wait_established()?;
         readdress_a(&pair)?;
         pair.strongswan.wait_log("N(UPD_SA_ADDR)")?;
@@ -150,7 +132,7 @@ fn espada_moves_as_initiator() -> Result<()> {
 fn espada_moves_as_responder() -> Result<()> {
     libipsec("espada_moves_as_responder", || {
         let pair = start(Wan::Switch, |ours, _| ours.local = "%default")?;
-        pair.strongswan.initiate().with_context(|| logs(&pair))?;
+        pair.strongswan.initiate().with_context(|| pair.logs())?;
         let before = pair.espada.wait_established()?;
         readdress_a(&pair)?;
         goes_on(&pair, &before)?;
@@ -170,7 +152,7 @@ fn strongswan_moves() -> Result<()> {
                 true => pair.espada.up().map(drop),
                 false => pair.strongswan.initiate(),
             }
-            .with_context(|| logs(&pair))?;
+            .with_context(|| pair.logs())?;
             let before = pair.espada.wait_established()?;
             let line = &pair.line;
             let new = "198.19.0.2";

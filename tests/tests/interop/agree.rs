@@ -44,13 +44,7 @@ pub(super) fn bring_up(pair: &Pair, begins: Begins) -> Result<()> {
         Begins::Espada => pair.espada.up().map(drop),
         Begins::StrongSwan => pair.strongswan.initiate(),
     }
-    .with_context(|| {
-        format!(
-            "espada:\n{}\nstrongSwan:\n{}",
-            pair.espada.log(),
-            pair.strongswan.log()
-        )
-    })?;
+    .with_context(|| pair.logs())?;
     pair.espada.wait_established()?;
     pair.strongswan.wait_established()
 }

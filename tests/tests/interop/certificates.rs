@@ -112,18 +112,11 @@ fn both_roles(name: &str, sides: Sides) -> Result<()> {
             } else {
                 pair.strongswan.initiate()
             };
-            let logs = || {
-                format!(
-                    "espada:\n{}\nstrongSwan:\n{}",
-                    pair.espada.log(),
-                    pair.strongswan.log()
-                )
-            };
-            ensure!(begun.is_ok(), "{:#}\n{}", begun.unwrap_err(), logs());
+            ensure!(begun.is_ok(), "{:#}\n{}", begun.unwrap_err(), pair.logs());
             let connection = pair.espada.wait_established()?;
             ensure!(connection["ike"]["remote_id"] == ID_B, "{connection:#}");
             pair.strongswan.wait_established()?;
-            ensure!(pair.strongswan.log().contains(sides.log), "{}", logs());
+            ensure!(pair.strongswan.log().contains(sides.log), "{}", pair.logs());
             verify_v4(&pair.line)?;
         }
         Ok(Outcome::Passed)

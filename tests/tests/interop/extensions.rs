@@ -1,31 +1,12 @@
 //! Extensions of IKEv2 with strongSwan: redirect (RFC 5685), IKE SAs without a first child SA (RFC 6023).
 
 use anyhow::{Context, Result, ensure};
-use espada_tests::matrix::{self, Outcome};
 use espada_tests::peer::Peer as _;
 use espada_tests::scenario::verify_v4;
-use espada_tests::strongswan;
 use espada_tests::topology::{WAN_DEVICE, Wan};
 
-use super::{Pair, start};
-
-fn libipsec(name: &str, test: impl FnOnce() -> Result<()>) -> Result<()> {
-    matrix::case("auto", "strongswan5-libipsec", name, "", || {
-        if let Some(reason) = strongswan::missing() {
-            return Ok(Outcome::Skipped(reason));
-        }
-        test()?;
-        Ok(Outcome::Passed)
-    })
-}
-
-fn logs(pair: &Pair) -> String {
-    format!(
-        "espada:\n{}\nstrongSwan:\n{}",
-        pair.espada.log(),
-        pair.strongswan.log()
-    )
-}
+use super::agree::libipsec;
+use super::start;
 
 #[test]
 fn redirected_by_strongswan() -> Result<()> {
@@ -36,7 +17,7 @@ fn redirected_by_strongswan() -> Result<()> {
             .ip(&["address", "add", "198.19.0.2/32", "dev", WAN_DEVICE])?;
         line.gw_a
             .ip(&["route", "replace", new, "dev", WAN_DEVICE])?;
-        pair.espada.up().with_context(|| logs(&pair))?;
+        pair.espada.up().with_context(|| pair.logs())?;
         pair.espada.wait_established()?;
         pair.strongswan
             .swanctl(&["--redirect", "--ike", "net", "--gateway", new])?;
@@ -45,9 +26,9 @@ fn redirected_by_strongswan() -> Result<()> {
                 let remote = connection["ike"]["remote"].as_str().unwrap_or_default();
                 connection["state"] == "established" && remote.starts_with(new)
             })
-            .with_context(|| logs(&pair))?;
+            .with_context(|| pair.logs())?;
         pair.espada.wait_log("redirects us to 198.19.0.2")?;
-        verify_v4(line).with_context(|| logs(&pair))
+        verify_v4(line).with_context(|| pair.logs())
     })
 }
 
@@ -67,7 +48,7 @@ fn childless_with_strongswan() -> Result<()> {
                 true => pair.espada.up().map(drop),
                 false => pair.strongswan.initiate(),
             }
-            .with_context(|| logs(&pair))?;
+            .with_context(|| pair.logs())?;
             pair.espada.wait_established()?;
             let log = pair.strongswan.log();
             let message = match espada_begins {
@@ -75,7 +56,7 @@ fn childless_with_strongswan() -> Result<()> {
                 false => "generating CREATE_CHILD_SA request 2",
             };
             ensure!(log.contains(message), "{log}");
-            verify_v4(&pair.line).with_context(|| logs(&pair))?;
+            verify_v4(&pair.line).with_context(|| pair.logs())?;
         }
         Ok(())
     })

@@ -14,7 +14,7 @@ mod selectors;
 
 use anyhow::Result;
 use espada_tests::espada::{Config, Espada, PSK};
-use espada_tests::peer::Connection;
+use espada_tests::peer::{Connection, Peer as _};
 use espada_tests::process::WorkDir;
 use espada_tests::scenario::{self, ID_A, ID_B};
 use espada_tests::strongswan::{Kind, StrongSwan};
@@ -26,6 +26,17 @@ struct Pair {
     strongswan: StrongSwan,
     line: Line,
     work: WorkDir,
+}
+
+impl Pair {
+    /// Both logs, for an error.
+    fn logs(&self) -> String {
+        format!(
+            "espada:\n{}\nstrongSwan:\n{}",
+            self.espada.log(),
+            self.strongswan.log()
+        )
+    }
 }
 
 /// Starts both; `change` adapts what they are told. kernel-libipsec carries IPv4.

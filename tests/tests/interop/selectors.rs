@@ -2,7 +2,6 @@
 //! have: it takes one pair of what it is offered.
 
 use anyhow::{Context, Result, ensure};
-use espada_tests::peer::Peer as _;
 use espada_tests::scenario::verify_v4;
 use espada_tests::topology::{LAN_DEVICE, Wan, addr};
 use espada_tests::traffic;
@@ -32,10 +31,7 @@ fn pair_after_pair_with_strongswan() -> Result<()> {
                 SUBNETS.get(1).context("a second subnet")?,
                 addr::LAN_A,
             ))?;
-            let logs = || {
-                let (espada, strongswan) = (pair.espada.log(), pair.strongswan.log());
-                format!("espada:\n{espada}\nstrongSwan:\n{strongswan}")
-            };
+            let logs = || pair.logs();
             pair.espada.up().with_context(logs)?;
             let both = pair.espada.wait_connection("both child SAs", |connection| {
                 let children = connection["children"].as_array();

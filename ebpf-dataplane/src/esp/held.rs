@@ -7,11 +7,11 @@ use super::spd::Flow;
 use crate::umem::Frame;
 
 /// Most packets that wait, of all connections together.
-const MOST: usize = 32;
+pub(crate) const MOST: usize = 32;
 /// Most of one connection.
-const MOST_OF_ONE: usize = 8;
+pub(crate) const MOST_OF_ONE: usize = 8;
 /// A packet that has waited longer is of no use to who sent it.
-const PATIENCE: Duration = Duration::from_secs(15);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(15);
 
 /// A packet that waits.
 struct Waiting {

@@ -6,7 +6,7 @@
 pub mod crypto;
 pub mod decap;
 pub mod encap;
-mod held;
+pub(crate) mod held;
 pub mod ip;
 mod meter;
 mod plain;

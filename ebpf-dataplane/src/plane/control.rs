@@ -315,18 +315,15 @@ impl Control {
 
     /// Has the first packets of connections kept that have no SA, where their engine does not.
     fn watch_traps(&mut self) {
+        // Without an SA a connection is at home in the engine that is asked first.
+        let engine = self.parts.engines.first();
+        let Some(engine) = engine.filter(|engine| !engine.keeps_packets()) else {
+            return;
+        };
         let served: HashSet<&str> = self.pairs.values().map(|it| &*it.pair.connection).collect();
-        let mut wanted: BTreeMap<u32, Vec<Policy>> = BTreeMap::new();
-        for policy in self.routes.policies() {
-            let Some(engine) = self.parts.engines.first() else {
-                return;
-            };
-            if policy.trap && !engine.keeps_packets() && !served.contains(&*policy.connection) {
-                let of_link = wanted.entry(engine.interface().index).or_default();
-                of_link.push(policy.clone());
-            }
-        }
-        self.held.watch(wanted);
+        let unserved = |policy: &&Policy| policy.trap && !served.contains(&*policy.connection);
+        let wanted = self.routes.policies().filter(unserved).cloned().collect();
+        self.held.watch(engine.interface().index, wanted);
     }
 
     /// The plaintext interface for a connection: that of the engine which carries it, else of the
@@ -400,9 +397,7 @@ impl Control {
             return Err(error);
         }
         // Until now packets without an SA were dropped, from now on they are carried.
-        if !self.held.is_idle() {
-            self.held.collect(Instant::now());
-        }
+        self.held.collect(Instant::now());
         tracing::debug!(
             connection = %sa.connection,
             id = sa.id.0,

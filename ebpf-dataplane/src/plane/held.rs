@@ -1,26 +1,21 @@
 //! Packets that ask for an SA in engines that cannot keep them: they are seen on the way into the
 //! plaintext interface, where the engine drops them, and sent into it again when the SA is there.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::io::{self, Read as _};
 use std::net::IpAddr;
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use espada_common::sa::{Policy, TrafficSelector};
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
+use crate::esp::held::{MOST, MOST_OF_ONE, PATIENCE};
 use crate::esp::ip;
 use crate::port::gso::VnetHeader;
 use crate::port::syscall::{bind_to_link, set_option};
 
-/// Most packets that wait, of all connections together.
-const MOST: usize = 32;
-/// Most of one connection.
-const MOST_OF_ONE: usize = 8;
-/// A packet that has waited longer is of no use to who sent it.
-const PATIENCE: Duration = Duration::from_secs(15);
 /// Instructions of a filter, of the 4096 that the kernel takes: some two hundred subnets.
 const MOST_INSTRUCTIONS: usize = 1024;
 /// Octets of a packet with its headers that may be one of 64 KiB to be cut.
@@ -29,11 +24,11 @@ const BUFFER: usize = 1 << 17;
 /// Connections that wait for their first packet, and those packets.
 #[derive(Default)]
 pub struct Held {
-    taps: BTreeMap<u32, Tap>,
+    tap: Option<Tap>,
     waiting: VecDeque<Waiting>,
 }
 
-/// What sees the packets on their way into one interface.
+/// What sees the packets on their way into the interface.
 struct Tap {
     socket: Socket,
     wanted: Vec<Policy>,
@@ -42,7 +37,6 @@ struct Tap {
 /// A packet that waits, as the tap gave it.
 struct Waiting {
     connection: Arc<str>,
-    link: u32,
     packet: Vec<u8>,
     since: Instant,
 }
@@ -50,49 +44,46 @@ struct Waiting {
 impl Held {
     /// Whether no connection is waited for.
     pub fn is_idle(&self) -> bool {
-        self.taps.is_empty()
+        self.tap.is_none()
     }
 
-    /// The policies whose first packets are wanted now, by the interface they are routed into.
-    pub fn watch(&mut self, mut wanted: BTreeMap<u32, Vec<Policy>>) {
-        self.taps.retain(|link, _| wanted.contains_key(link));
-        for (link, tap) in &mut self.taps {
-            let Some(wanted) = wanted.remove(link) else {
-                continue;
-            };
-            if let Err(error) = tap.socket.attach_filter(&filter(&wanted)) {
-                tracing::warn!(%error, "packets that ask for an SA are lost");
-            }
-            tap.wanted = wanted;
+    /// The policies whose first packets are wanted now, all of them routed into this interface.
+    pub fn watch(&mut self, link: u32, wanted: Vec<Policy>) {
+        if wanted.is_empty() {
+            self.tap = None;
+            return;
         }
-        for (link, wanted) in wanted {
-            match open(link, &filter(&wanted)) {
-                Ok(socket) => drop(self.taps.insert(link, Tap { socket, wanted })),
-                Err(error) => tracing::warn!(%error, "packets that ask for an SA are lost"),
-            }
+        let filter = filter(&wanted);
+        let socket = match self.tap.take() {
+            Some(tap) => tap.socket.attach_filter(&filter).map(|()| tap.socket),
+            None => open(link, &filter),
+        };
+        match socket {
+            Ok(socket) => self.tap = Some(Tap { socket, wanted }),
+            Err(error) => tracing::warn!(%error, "packets that ask for an SA are lost"),
         }
     }
 
-    /// Takes in what the taps have seen, and forgets what has waited too long.
+    /// Takes in what the tap has seen, and forgets what has waited too long.
     pub fn collect(&mut self, now: Instant) {
         let overdue = |waiting: &Waiting| now.saturating_duration_since(waiting.since) > PATIENCE;
         self.waiting.retain(|waiting| !overdue(waiting));
-        let mut buffer = vec![0; if self.taps.is_empty() { 0 } else { BUFFER }];
-        for (&link, tap) in &self.taps {
-            while let Ok(length) = (&tap.socket).read(&mut buffer) {
-                let packet = buffer.get(..length).unwrap_or_default();
-                let Some(connection) = tap.connection_of(packet) else {
-                    continue;
-                };
-                let of_one = self.waiting.iter().filter(|it| it.connection == connection);
-                if self.waiting.len() < MOST && of_one.count() < MOST_OF_ONE {
-                    self.waiting.push_back(Waiting {
-                        connection,
-                        link,
-                        packet: packet.to_vec(),
-                        since: now,
-                    });
-                }
+        let Some(tap) = &self.tap else {
+            return;
+        };
+        let mut buffer = vec![0; BUFFER];
+        while let Ok(length) = (&tap.socket).read(&mut buffer) {
+            let packet = buffer.get(..length).unwrap_or_default();
+            let Some(connection) = tap.connection_of(packet) else {
+                continue;
+            };
+            let of_one = self.waiting.iter().filter(|it| it.connection == connection);
+            if self.waiting.len() < MOST && of_one.count() < MOST_OF_ONE {
+                self.waiting.push_back(Waiting {
+                    connection,
+                    packet: packet.to_vec(),
+                    since: now,
+                });
             }
         }
     }
@@ -105,7 +96,7 @@ impl Held {
             .partition(|waiting| *waiting.connection == *connection);
         self.waiting = waiting;
         for waiting in ready {
-            let tap = self.taps.get(&waiting.link);
+            let tap = self.tap.as_ref();
             if let Some(Err(error)) = tap.map(|tap| tap.socket.send(&waiting.packet)) {
                 tracing::debug!(%error, "a packet that waited for an SA is lost");
             }

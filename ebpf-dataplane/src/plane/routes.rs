@@ -96,6 +96,11 @@ impl Routes {
         self.policies.contains_key(connection)
     }
 
+    fn destinations_of(&self, connection: &str) -> BTreeSet<Prefix> {
+        let policy = self.policies.get(connection);
+        policy.map(destinations).unwrap_or_default()
+    }
+
     /// Whether packets of a connection ask for an SA.
     pub fn traps(&self, connection: &str) -> bool {
         let policy = self.policies.get(connection);
@@ -128,13 +133,12 @@ impl Routes {
         link: u32,
     ) -> Result<(), BackendError> {
         let wanted = destinations(policy);
-        let former = self
-            .policies
+        let former = self.destinations_of(&policy.connection);
+        self.policies
             .insert(Arc::clone(&policy.connection), policy.clone());
         // Before the routes that would swallow them.
         self.refresh_peers(netlink);
         let added = self.add_addresses(netlink, policy, link);
-        let former = former.as_ref().map(destinations).unwrap_or_default();
         if let Err(error) = added.and_then(|()| self.add_all(netlink, policy, &wanted, link)) {
             let _ = self.withdraw(netlink, &policy.connection, &former);
             let _ = self.remove(netlink, &policy.connection);
@@ -310,12 +314,7 @@ impl Routes {
     /// Brings a connection's networks to another plaintext interface. Those that another connection
     /// wants as well go along: one destination has one way.
     pub fn rehome(&mut self, netlink: &mut Netlink, connection: &str, link: u32) {
-        for destination in self
-            .policies
-            .get(connection)
-            .map(destinations)
-            .unwrap_or_default()
-        {
+        for destination in self.destinations_of(connection) {
             let entry = self.entries.get_mut(&destination);
             let Some(entry) = entry.filter(|entry| entry.route.link != link) else {
                 continue;
@@ -335,8 +334,8 @@ impl Routes {
 
     /// Takes back what only this connection wanted in the tunnel.
     pub fn remove(&mut self, netlink: &mut Netlink, connection: &str) -> Result<(), NetlinkError> {
-        let policy = self.policies.remove(connection);
-        let gone = policy.as_ref().map(destinations).unwrap_or_default();
+        let gone = self.destinations_of(connection);
+        self.policies.remove(connection);
         self.withdraw(netlink, connection, &gone)?;
         self.drop_addresses(netlink)
     }
@@ -367,12 +366,7 @@ impl Routes {
     /// Sets the MTU of a connection's routes: inner packets above it are refused with ICMP by the
     /// kernel already.
     pub fn set_mtu(&mut self, netlink: &mut Netlink, connection: &str, mtu: u32) {
-        for destination in self
-            .policies
-            .get(connection)
-            .map(destinations)
-            .unwrap_or_default()
-        {
+        for destination in self.destinations_of(connection) {
             let entry = self.entries.get_mut(&destination);
             let Some(entry) = entry.filter(|entry| entry.route.mtu != Some(mtu)) else {
                 continue;

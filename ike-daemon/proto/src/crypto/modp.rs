@@ -202,36 +202,41 @@ pub(super) fn private_exponent(group: DhGroup, random: &mut impl Random) -> Zero
     exponent
 }
 
+/// Exponentiation in a group, whatever its size.
+trait Powers: Sync {
+    /// g^x mod p, padded to the length of p.
+    fn of_generator(&self, exponent: &[u8]) -> Vec<u8>;
+
+    /// base^x mod p, padded likewise; `None` unless 1 < base < p - 1.
+    fn of(&self, base: &[u8], exponent: &[u8]) -> Option<SecretBytes>;
+}
+
+fn powers(group: DhGroup) -> Option<&'static dyn Powers> {
+    Some(match group {
+        DhGroup::Modp1024 => &*MODP1024,
+        DhGroup::Modp1536 => &*MODP1536,
+        DhGroup::Modp2048 => &*MODP2048,
+        DhGroup::Modp3072 => &*MODP3072,
+        DhGroup::Modp4096 => &*MODP4096,
+        DhGroup::Modp6144 => &*MODP6144,
+        DhGroup::Modp8192 => &*MODP8192,
+        _ => return None,
+    })
+}
+
 /// g^x mod p, padded to the length of p.
 pub(super) fn public_value(group: DhGroup, exponent: &[u8]) -> Vec<u8> {
-    match group {
-        DhGroup::Modp1024 => MODP1024.power_of_generator(exponent),
-        DhGroup::Modp1536 => MODP1536.power_of_generator(exponent),
-        DhGroup::Modp2048 => MODP2048.power_of_generator(exponent),
-        DhGroup::Modp3072 => MODP3072.power_of_generator(exponent),
-        DhGroup::Modp4096 => MODP4096.power_of_generator(exponent),
-        DhGroup::Modp6144 => MODP6144.power_of_generator(exponent),
-        DhGroup::Modp8192 => MODP8192.power_of_generator(exponent),
-        _ => Vec::new(),
-    }
+    let powers = powers(group).map(|powers| powers.of_generator(exponent));
+    powers.unwrap_or_default()
 }
 
 /// peer^x mod p, padded to the length of p; `None` unless 1 < peer < p - 1 (RFC 6989 section 2.1).
 pub(super) fn shared_secret(group: DhGroup, exponent: &[u8], peer: &[u8]) -> Option<SecretBytes> {
-    match group {
-        DhGroup::Modp1024 => MODP1024.power(peer, exponent),
-        DhGroup::Modp1536 => MODP1536.power(peer, exponent),
-        DhGroup::Modp2048 => MODP2048.power(peer, exponent),
-        DhGroup::Modp3072 => MODP3072.power(peer, exponent),
-        DhGroup::Modp4096 => MODP4096.power(peer, exponent),
-        DhGroup::Modp6144 => MODP6144.power(peer, exponent),
-        DhGroup::Modp8192 => MODP8192.power(peer, exponent),
-        _ => None,
-    }
+    powers(group)?.of(peer, exponent)
 }
 
-impl<const LIMBS: usize> Modp<LIMBS> {
-    fn power_of_generator(&self, exponent: &[u8]) -> Vec<u8> {
+impl<const LIMBS: usize> Powers for Modp<LIMBS> {
+    fn of_generator(&self, exponent: &[u8]) -> Vec<u8> {
         let bit = |number: usize| {
             let octet = exponent.iter().rev().nth(number / 8);
             octet.map_or(0, |octet| octet >> (number % 8) & 1)
@@ -253,7 +258,7 @@ impl<const LIMBS: usize> Modp<LIMBS> {
         public
     }
 
-    fn power(&self, base: &[u8], exponent: &[u8]) -> Option<SecretBytes> {
+    fn of(&self, base: &[u8], exponent: &[u8]) -> Option<SecretBytes> {
         let params = &self.params;
         if base.len() != Uint::<LIMBS>::BYTES {
             return None;

@@ -8,7 +8,7 @@ use espada_common::sa::Share;
 use super::child::{self, ChildOffer};
 use super::context::{Common, Cx, Effect, local_identity};
 use super::credential::{self, Claim, Wanted};
-use super::established::{Established, Task};
+use super::established::Established;
 use super::fragment::Message;
 use super::held::{self, Held};
 use super::init::fail;
@@ -456,9 +456,7 @@ impl AuthSent {
         }
         established.announce(common, cx, false);
         if common.childless && refused.is_none() {
-            established.queue.push_back(Task::CreateChild {
-                purpose: Purpose::First,
-            });
+            established.acquire(common);
             established.pump(common, cx);
             return Ok(Phase::Established(Box::new(established)));
         }

@@ -154,11 +154,12 @@ impl Established {
     pub(super) fn pair_refused(&mut self, cx: &mut Cx<'_>, number: u16, refusal: Arc<Refusal>) {
         self.pairs.refused.push(number);
         let is_pair = |task: &Task| {
-            let purpose = match task {
-                Task::CreateChild { purpose } => Some(purpose),
-                _ => None,
-            };
-            matches!(purpose, Some(Purpose::Pair(_)))
+            matches!(
+                task,
+                Task::CreateChild {
+                    purpose: Purpose::Pair(_)
+                }
+            )
         };
         let delayed = self.delayed.iter().map(|(_, task)| task);
         let hope = !self.children.is_empty() || self.queue.iter().chain(delayed).any(is_pair);

@@ -6,6 +6,7 @@ use std::time::Duration;
 use espada_common::sa::TrafficSelector;
 
 use super::pair::*;
+use crate::config::Childless;
 use crate::{ConnectionConfig, EndpointConfig, Notice, RefusalKind, selector};
 
 fn list(text: &str) -> Vec<TrafficSelector> {
@@ -90,14 +91,16 @@ fn each_pair_is_rekeyed_alone() {
 
 #[test]
 fn whoever_is_told_to_begins_with_one_pair() {
-    let mut a = wide();
-    a.single_pairs = true;
-    let b = mirrored(&wide());
-    let mut pair = Pair::new(a, b);
-    pair.settle();
-    assert_eq!(carried(&pair.a), all_four());
-    pair.assert_mirrored("set up");
-    assert!(pair.a.refusals().is_empty() && pair.b.refusals().is_empty());
+    for childless in [Childless::Allow, Childless::Force] {
+        let mut a = wide();
+        (a.single_pairs, a.childless) = (true, childless);
+        let b = mirrored(&wide());
+        let mut pair = Pair::new(a, b);
+        pair.settle();
+        assert_eq!(carried(&pair.a), all_four());
+        pair.assert_mirrored("set up");
+        assert!(pair.a.refusals().is_empty() && pair.b.refusals().is_empty());
+    }
 }
 
 #[test]

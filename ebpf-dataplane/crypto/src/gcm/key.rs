@@ -6,8 +6,9 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 use super::hash::{Hash, Reducer};
 use super::vector::Vector;
 
-/// Blocks hashed before the sum is reduced. Every packet up to 2 KiB needs one reduction.
-pub(super) const SEGMENT: usize = 128;
+/// Blocks hashed before the sum is reduced. A longer segment would save reductions in large packets, and cost
+/// every SA its powers in memory and, where there are many, in cache.
+pub(super) const SEGMENT: usize = 64;
 
 /// The highest power of the hash key in use: a segment, a length block and a carry before them.
 pub(super) const TOP: usize = SEGMENT + 2;

@@ -21,8 +21,8 @@ pub mod x509;
 pub use config::{ConnectionConfig, EndpointConfig, PskSecret};
 pub use crypto::Random;
 pub use endpoint::{
-    Endpoint, InitiateError, Question, Reconciled, RestoreError, Restored, SavedPeer, SavedState,
-    Transmit,
+    Endpoint, InitiateError, Lookup, Question, Reconciled, RestoreError, Restored, SavedPeer,
+    SavedState, Transmit,
 };
 pub use identity::{DistinguishedName, Identity, IdentityError, IdentityPattern};
 pub use notice::{DownReason, Notice, Severity};

@@ -213,8 +213,8 @@ pub enum Notice {
         connection: Arc<str>,
         /// The gateway that does.
         from: IpAddr,
-        /// Where to.
-        to: IpAddr,
+        /// Where to: an address or a host name.
+        to: String,
     },
     /// Our address or port is another, and the peer is told (RFC 4555).
     Moved {

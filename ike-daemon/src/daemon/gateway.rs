@@ -11,7 +11,7 @@ use espada_common::sa::{ChildSaId, Command, Event, Mode, TrafficSelector};
 use espada_ike::config::{EncapsulationPolicy, RemoteAddress};
 use espada_ike::selector::format_list;
 use espada_ike::{
-    DownReason, Endpoint, InitiateError, Inquiry, Notice, Question, Random, Transmit,
+    DownReason, Endpoint, InitiateError, Inquiry, Lookup, Notice, Question, Random, Transmit,
 };
 use tokio::sync::mpsc;
 
@@ -230,6 +230,19 @@ impl<R: Random> Gateway<R> {
     /// Says what time of day it is at `now`, since 1970.
     pub fn set_wall_clock(&mut self, now: Instant, since_1970: Duration) {
         self.endpoint.set_wall_clock(now, since_1970);
+    }
+
+    /// The next host name that a redirect leads to.
+    pub fn poll_lookup(&mut self) -> Option<Lookup> {
+        self.endpoint.poll_lookup()
+    }
+
+    /// It was looked up.
+    pub fn looked_up(&mut self, now: Instant, lookup: &Lookup, address: Option<IpAddr>) {
+        if let Some(address) = address {
+            self.endpoint.set_source(address, source_towards(address));
+        }
+        self.endpoint.handle_lookup(now, lookup, address);
     }
 
     /// The next question to a server about a certificate.

@@ -25,7 +25,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use espada_common::sa::Event;
 use espada_dataplane::backend::EventSink;
-use espada_ike::{Random, Transmit};
+use espada_ike::{Lookup, Random, Transmit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
@@ -159,6 +159,7 @@ enum Input {
     Event(Event),
     Call(Call),
     Lookup(String, IpAddr),
+    LookedUp(Lookup, Option<IpAddr>),
     Fetched(Fetched),
     Stop,
     Reload,
@@ -182,6 +183,7 @@ async fn serve<R: Random>(
     };
     let (call_sender, mut calls) = mpsc::channel(CALLS);
     let (found_sender, mut found) = mpsc::channel(16);
+    let (led_sender, mut led) = mpsc::channel(16);
     let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
     housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut last_lookup: Option<Instant> = None;
@@ -197,6 +199,9 @@ async fn serve<R: Random>(
         gateway.drive(now, |transmit| send(&sockets, transmit));
         while let Some(question) = gateway.poll_inquiry() {
             fetcher.fetch(question);
+        }
+        while let Some(lookup) = gateway.poll_lookup() {
+            tokio::spawn(follow(lookup, led_sender.clone()));
         }
         if !ready {
             ready = true;
@@ -218,6 +223,7 @@ async fn serve<R: Random>(
             Some(event) = events.recv() => Input::Event(event),
             Some(call) = calls.recv() => Input::Call(call),
             Some((host, address)) = found.recv() => Input::Lookup(host, address),
+            Some((lookup, address)) = led.recv() => Input::LookedUp(lookup, address),
             Some(answer) = fetched.recv() => Input::Fetched(answer),
             _ = signals.terminate.recv() => Input::Stop,
             _ = signals.interrupt.recv() => Input::Stop,
@@ -250,6 +256,7 @@ async fn serve<R: Random>(
             }
             Input::Call(call) => gateway.call(now, call.request, call.answers),
             Input::Lookup(host, address) => gateway.resolve(now, host, address),
+            Input::LookedUp(lookup, address) => gateway.looked_up(now, &lookup, address),
             Input::Fetched(Fetched { inquiry, reply }) => gateway.answer(now, &inquiry, reply),
             Input::Stop if farewell.is_some() => {
                 gateway.forget();
@@ -331,9 +338,7 @@ fn reload<R: Random>(gateway: &mut Gateway<R>, now: Instant) -> Result<String, S
 
 /// Looks a peer's host name up; failures are logged and repeated with the next round.
 async fn look_up(host: String, family: Option<bool>, found: mpsc::Sender<(String, IpAddr)>) {
-    let fits = |address: &IpAddr| family.is_none_or(|v4| address.is_ipv4() == v4);
-    let looked_up = tokio::net::lookup_host((host.as_str(), 500)).await;
-    match looked_up.map(|addresses| addresses.map(|address| address.ip()).find(fits)) {
+    match address_of(&host, family).await {
         Ok(Some(address)) => {
             // The loop has ended if nobody listens.
             let _ = found.send((host, address)).await;
@@ -343,4 +348,23 @@ async fn look_up(host: String, family: Option<bool>, found: mpsc::Sender<(String
         }
         Err(error) => tracing::warn!(%host, %error, "cannot look the peer's host name up"),
     }
+}
+
+/// Looks the host name up that a redirect leads to.
+async fn follow(lookup: Lookup, led: mpsc::Sender<(Lookup, Option<IpAddr>)>) {
+    let host = lookup.host.clone();
+    let address = address_of(&host, Some(lookup.from.is_ipv4())).await;
+    let address = address.unwrap_or_else(|error| {
+        tracing::warn!(%host, %error, "cannot look the gateway up that a redirect leads to");
+        None
+    });
+    let _ = led.send((lookup, address)).await;
+}
+
+/// The first address of a host, of one family (true: IPv4) or any.
+async fn address_of(host: &str, family: Option<bool>) -> std::io::Result<Option<IpAddr>> {
+    let fits = |address: &IpAddr| family.is_none_or(|v4| address.is_ipv4() == v4);
+    let mut addresses = tokio::net::lookup_host((host, 500)).await?;
+    let address = addresses.by_ref().map(|address| address.ip()).find(fits);
+    Ok(address)
 }

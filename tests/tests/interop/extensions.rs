@@ -11,24 +11,30 @@ use super::start;
 #[test]
 fn redirected_by_strongswan() -> Result<()> {
     libipsec("redirected_by_strongswan", || {
-        let pair = start(Wan::Switch, |_, theirs| theirs.local = "%any")?;
-        let (new, line) = ("198.19.0.2", &pair.line);
-        line.gw_b
-            .ip(&["address", "add", "198.19.0.2/32", "dev", WAN_DEVICE])?;
-        line.gw_a
-            .ip(&["route", "replace", new, "dev", WAN_DEVICE])?;
-        pair.espada.up().with_context(|| pair.logs())?;
-        pair.espada.wait_established()?;
-        pair.strongswan
-            .swanctl(&["--redirect", "--ike", "net", "--gateway", new])?;
-        pair.espada
-            .wait_connection("the other gateway", |connection| {
-                let remote = connection["ike"]["remote"].as_str().unwrap_or_default();
-                connection["state"] == "established" && remote.starts_with(new)
-            })
-            .with_context(|| pair.logs())?;
-        pair.espada.wait_log("redirects us to 198.19.0.2")?;
-        verify_v4(line).with_context(|| pair.logs())
+        let new = "198.19.0.2";
+        // The second is no address to strongSwan, so it goes as a host name, which the resolver
+        // makes an address of without asking anybody.
+        for (named, told) in [(new, "198.19.0.2"), ("198.19.2", "198.19.2 (198.19.0.2)")] {
+            let pair = start(Wan::Switch, |_, theirs| theirs.local = "%any")?;
+            let line = &pair.line;
+            line.gw_b
+                .ip(&["address", "add", "198.19.0.2/32", "dev", WAN_DEVICE])?;
+            line.gw_a
+                .ip(&["route", "replace", new, "dev", WAN_DEVICE])?;
+            pair.espada.up().with_context(|| pair.logs())?;
+            pair.espada.wait_established()?;
+            pair.strongswan
+                .swanctl(&["--redirect", "--ike", "net", "--gateway", named])?;
+            pair.espada
+                .wait_connection("the other gateway", |connection| {
+                    let remote = connection["ike"]["remote"].as_str().unwrap_or_default();
+                    connection["state"] == "established" && remote.starts_with(new)
+                })
+                .with_context(|| pair.logs())?;
+            pair.espada.wait_log(&format!("redirects us to {told}"))?;
+            verify_v4(line).with_context(|| pair.logs())?;
+        }
+        Ok(())
     })
 }
 

@@ -29,6 +29,8 @@ pub(super) struct Slot {
     failures: u32,
     /// Redirects in a row, and when the first was.
     pub(super) redirects: Option<(u32, Instant)>,
+    /// The host name that a redirect is waiting for.
+    pub(super) looked_up: Option<String>,
     /// It is to be kept up: by `start = "start"` or a DPD restart, until it is terminated.
     persistent: bool,
     /// As it was loaded last.
@@ -245,6 +247,9 @@ impl<R: Random> Endpoint<R> {
         remote: IpAddr,
         redirected: Option<IpAddr>,
     ) -> Result<(), InitiateError> {
+        if let Some(slot) = self.slots.get_mut(&config.name) {
+            slot.looked_up = None;
+        }
         let source = |remote| self.sources.get(&remote).copied();
         let from = redirected.and_then(source);
         let local = config.local_address.or_else(|| source(remote)).or(from);

@@ -14,7 +14,7 @@ mod stateless;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,6 +26,7 @@ use self::cookie::CookieJar;
 use self::index::{Filed, Index};
 use self::inquiries::Inquiries;
 pub use self::inquiries::Question;
+pub use self::redirect::Lookup;
 pub use self::restore::{Reconciled, RestoreError, Restored, SavedPeer};
 pub use self::saving::SavedState;
 use self::saving::Saving;
@@ -136,6 +137,8 @@ pub struct Endpoint<R> {
     ikev1_noticed: Option<(IpAddr, Instant)>,
     saving: Saving,
     inquiries: Inquiries,
+    /// Host names that are still to be looked up.
+    lookups: VecDeque<Lookup>,
     out: Outbox,
 }
 
@@ -164,6 +167,7 @@ impl<R: Random> Endpoint<R> {
             ikev1_noticed: None,
             saving: Saving::default(),
             inquiries: Inquiries::default(),
+            lookups: VecDeque::new(),
             out: Outbox::default(),
         }
     }

@@ -8,14 +8,25 @@ use super::Endpoint;
 use crate::crypto::Random;
 use crate::notice::Notice;
 use crate::sa::explain;
-use crate::sa::redirect::MAX_REDIRECTS;
+use crate::sa::redirect::{Gateway, MAX_REDIRECTS, is_usable};
 
 /// In which so many redirects count as a loop (section 8: REDIRECT_LOOP_DETECT_PERIOD).
 const PERIOD: Duration = Duration::from_secs(300);
 
+/// A host name that a gateway sends a connection's peer, us, to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lookup {
+    /// Which connection.
+    pub connection: Arc<str>,
+    /// The name.
+    pub host: String,
+    /// The gateway that sends us there; an address of its family is wanted.
+    pub from: IpAddr,
+}
+
 impl<R: Random> Endpoint<R> {
-    /// Calls the gateway that another one names.
-    pub(super) fn redirected(&mut self, now: Instant, name: &Arc<str>, from: IpAddr, to: IpAddr) {
+    /// Calls the gateway that another one names, or has its name looked up.
+    pub(super) fn redirected(&mut self, now: Instant, name: &Arc<str>, from: IpAddr, to: Gateway) {
         let Ok(config) = self.connection(name) else {
             return;
         };
@@ -27,23 +38,73 @@ impl<R: Random> Endpoint<R> {
             _ => (0, now),
         };
         slot.redirects = Some((count + 1, since));
-        let problem = if count >= MAX_REDIRECTS {
-            Some("gateways have redirected us again and again")
-        } else if to == from || from.is_ipv4() != to.is_ipv4() {
-            Some("it names itself, or an address of the other family")
-        } else {
-            None
-        };
-        if let Some(problem) = problem {
+        if count >= MAX_REDIRECTS {
+            let problem = "gateways have redirected us again and again";
             let refusal = explain::redirected(&config, from, problem);
             return self.failed(now, &refusal, true);
         }
+        let connection = Arc::clone(name);
+        match to {
+            Gateway::Address(to) => {
+                let told = to.to_string();
+                self.go_to(now, &connection, from, Some(to), told);
+            }
+            Gateway::Host(host) => {
+                slot.looked_up = Some(host.clone());
+                self.lookups.push_back(Lookup {
+                    connection,
+                    host,
+                    from,
+                });
+            }
+        }
+    }
+
+    fn go_to(
+        &mut self,
+        now: Instant,
+        name: &Arc<str>,
+        from: IpAddr,
+        to: Option<IpAddr>,
+        told: String,
+    ) {
+        let Ok(config) = self.connection(name) else {
+            return;
+        };
+        let fits = |to: &IpAddr| *to != from && to.is_ipv4() == from.is_ipv4() && is_usable(*to);
+        let Some(to) = to.filter(fits) else {
+            let problem = format!(
+                "what it names ({told}) is the gateway itself, or has no address of this family"
+            );
+            let refusal = explain::redirected(&config, from, &problem);
+            return self.failed(now, &refusal, true);
+        };
         self.out.notice(Notice::Redirected {
             connection: name.clone(),
             from,
-            to,
+            to: told,
         });
         // What fails here tells people by a refusal.
         let _ = self.call(now, &config, to, Some(from));
+    }
+
+    /// The next host name to look up; what comes of it is handed to [`Self::handle_lookup`].
+    pub fn poll_lookup(&mut self) -> Option<Lookup> {
+        self.lookups.pop_front()
+    }
+
+    /// Takes in what a name was looked up to, `None` if to nothing of the family that is wanted.
+    pub fn handle_lookup(&mut self, now: Instant, lookup: &Lookup, address: Option<IpAddr>) {
+        let slot = self.slots.get_mut(&lookup.connection);
+        // It may have been terminated or called again meanwhile.
+        let waits = slot.and_then(|slot| slot.looked_up.take_if(|host| *host == lookup.host));
+        if waits.is_none() {
+            return;
+        }
+        let told = match address {
+            Some(address) => format!("{} ({address})", lookup.host),
+            None => lookup.host.clone(),
+        };
+        self.go_to(now, &lookup.connection, lookup.from, address, told);
     }
 }

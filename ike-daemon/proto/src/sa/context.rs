@@ -13,6 +13,7 @@ use super::cp::Lease;
 use super::fragment::Message;
 use super::nat::Nat;
 use super::pool::Leases;
+use super::redirect::Gateway;
 use crate::config::{ConnectionConfig, EndpointConfig, PskSecret};
 use crate::crypto::Random;
 use crate::endpoint::Transmit;
@@ -109,7 +110,7 @@ pub(crate) enum Effect {
     Redirected {
         connection: Arc<str>,
         from: IpAddr,
-        to: IpAddr,
+        to: Gateway,
     },
     /// A successor of an IKE SA comes up.
     Adopt {

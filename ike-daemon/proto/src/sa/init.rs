@@ -12,6 +12,7 @@ use super::intermediate::{self, IntAuth};
 use super::mobike;
 use super::nat::{self, Nat};
 use super::ppk;
+use super::redirect::Gateway;
 use super::retransmit::{Due, Retransmit};
 use super::{Datagram, IkeSa, Phase, explain, protect, redirect, respond};
 use crate::config::{Childless, ConnectionConfig, EncapsulationPolicy, RemoteAddress};
@@ -352,7 +353,7 @@ impl InitSent {
         common: &Common,
         cx: &mut Cx<'_>,
         config: &Arc<ConnectionConfig>,
-        to: IpAddr,
+        to: Gateway,
     ) -> Phase {
         cx.out.effects.push(Effect::Redirected {
             connection: config.name.clone(),

@@ -11,11 +11,22 @@ use crate::wire::{Notify, NotifyType, Payload, Writer};
 /// Redirects in a row that are followed (section 8: MAX_REDIRECTS).
 pub(crate) const MAX_REDIRECTS: u32 = 5;
 
-/// What people are told where a gateway is not named by an address.
-pub(crate) const UNUSABLE: &str = "it does not name it by an address that we could call";
+/// What people are told where a gateway is named in a way that nobody can use.
+pub(crate) const UNUSABLE: &str = "it does not name it by an address or a host name";
 
 const IPV4: u8 = 1;
 const IPV6: u8 = 2;
+const FQDN: u8 = 3;
+/// Longest host name (RFC 1035 section 2.3.4).
+const MAX_NAME: usize = 253;
+
+/// Where a gateway sends us.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Gateway {
+    Address(IpAddr),
+    /// A host name, which is to be looked up.
+    Host(String),
+}
 
 /// Says in IKE_SA_INIT that we follow, or which gateway sent us (sections 3 and 4).
 pub(crate) fn write_support(writer: &mut Writer, cx: &Cx<'_>, from: Option<IpAddr>) {
@@ -34,23 +45,34 @@ pub(crate) fn write_support(writer: &mut Writer, cx: &Cx<'_>, from: Option<IpAdd
     }
 }
 
-/// The gateway that a REDIRECT names, if by an address, and what follows: "the nonce data from the
-/// Ni payload" in IKE_SA_INIT, nothing elsewhere (section 7.2). Names would have to be looked up,
-/// by whoever answers for the name.
-pub(crate) fn target(data: &[u8]) -> Option<(IpAddr, &[u8])> {
+/// The gateway that a REDIRECT names, and what follows: "the nonce data from the Ni payload" in
+/// IKE_SA_INIT, nothing elsewhere (section 7.2).
+pub(crate) fn target(data: &[u8]) -> Option<(Gateway, &[u8])> {
     let (&[kind, length], rest) = data.split_first_chunk()?;
     let (gateway, nonce) = rest.split_at_checked(length.into())?;
     let address: IpAddr = match kind {
         IPV4 => Ipv4Addr::from(<[u8; 4]>::try_from(gateway).ok()?).into(),
         IPV6 => Ipv6Addr::from(<[u8; 16]>::try_from(gateway).ok()?).into(),
+        FQDN => return Some((Gateway::Host(host_name(gateway)?), nonce)),
         _ => return None,
     };
-    let usable = !address.is_unspecified() && !address.is_multicast() && !address.is_loopback();
-    usable.then_some((address, nonce))
+    is_usable(address).then_some((Gateway::Address(address), nonce))
+}
+
+/// Whether a gateway can be at an address.
+pub(crate) fn is_usable(address: IpAddr) -> bool {
+    !address.is_unspecified() && !address.is_multicast() && !address.is_loopback()
+}
+
+fn host_name(octets: &[u8]) -> Option<String> {
+    let fits = |octet: &u8| octet.is_ascii_alphanumeric() || b"-_.".contains(octet);
+    let name = std::str::from_utf8(octets).ok()?;
+    let usable = (1..=MAX_NAME).contains(&octets.len()) && octets.iter().all(fits);
+    usable.then(|| name.to_owned())
 }
 
 /// Where an authenticated peer sends us, if we follow and are the one that called.
-pub(crate) fn wanted(common: &Common, cx: &Cx<'_>, payloads: &[Payload<'_>]) -> Option<IpAddr> {
+pub(crate) fn wanted(common: &Common, cx: &Cx<'_>, payloads: &[Payload<'_>]) -> Option<Gateway> {
     let follows = cx.settings.follow_redirects && common.called.is_some();
     let redirect = notifies(payloads).find(|notify| notify.kind == NotifyType::REDIRECT);
     let (to, _) = target(redirect.filter(|_| follows)?.data)?;
@@ -59,7 +81,7 @@ pub(crate) fn wanted(common: &Common, cx: &Cx<'_>, payloads: &[Payload<'_>]) -> 
 
 impl Established {
     /// Leaves this gateway for another (sections 5 and 6).
-    pub fn leave(&mut self, common: &Common, cx: &mut Cx<'_>, to: IpAddr) {
+    pub fn leave(&mut self, common: &Common, cx: &mut Cx<'_>, to: Gateway) {
         cx.out.effects.push(Effect::Redirected {
             connection: self.config.name.clone(),
             from: common.remote.ip(),
@@ -83,8 +105,11 @@ mod tests {
     proptest! {
         #[test]
         fn any_redirect_is_read_or_refused(data in proptest::collection::vec(any::<u8>(), 0..40)) {
-            if let Some((address, nonce)) = target(&data) {
-                prop_assert!(!address.is_multicast());
+            if let Some((gateway, nonce)) = target(&data) {
+                match gateway {
+                    Gateway::Address(address) => prop_assert!(!address.is_multicast()),
+                    Gateway::Host(name) => prop_assert!(!name.is_empty() && name.is_ascii()),
+                }
                 prop_assert!(data.ends_with(nonce));
             }
         }
@@ -92,12 +117,13 @@ mod tests {
 
     #[test]
     fn what_a_redirect_names() {
-        let (address, nonce) = target(&[1, 4, 192, 0, 2, 9, 7, 7]).unwrap();
-        assert_eq!(
-            (address.to_string().as_str(), nonce),
-            ("192.0.2.9", &[7, 7][..])
-        );
-        assert_eq!(target(b"\x03\x0bgw.example.x"), None);
+        let gateway = Gateway::Address("192.0.2.9".parse().unwrap());
+        let named = target(&[1, 4, 192, 0, 2, 9, 7, 7]);
+        assert_eq!(named, Some((gateway, &[7, 7][..])));
+        let gateway = Gateway::Host("gw.example".to_owned());
+        assert_eq!(target(b"\x03\x0agw.example!"), Some((gateway, &b"!"[..])));
+        assert_eq!(target(b"\x03\x0agw example!"), None);
+        assert_eq!(target(b"\x03\x00"), None);
         assert_eq!(target(&[1, 4, 0, 0, 0, 0]), None);
         assert_eq!(target(&[1, 16, 192, 0, 2, 9]), None);
     }

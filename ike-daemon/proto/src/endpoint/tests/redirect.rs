@@ -31,8 +31,8 @@ fn pair(settings: EndpointConfig) -> Pair {
     Pair::seeded(7, settings, a, b)
 }
 
-/// The nonce of A's first request, and the answer of B that redirects to `to`.
-fn answer(request: &[u8], to: &str, nonce: Option<&[u8]>) -> Vec<u8> {
+/// B's answer to A's first request: REDIRECT with data made of the request's nonce.
+fn reply(request: &[u8], data: impl FnOnce(&[u8]) -> Vec<u8>) -> Vec<u8> {
     let (head, body) = request.split_first_chunk().unwrap();
     let header = Header::decode(head).unwrap();
     let payloads = Payloads::collect_all(header.next_payload, body).unwrap();
@@ -40,7 +40,7 @@ fn answer(request: &[u8], to: &str, nonce: Option<&[u8]>) -> Vec<u8> {
         Payload::Nonce(nonce) => Some(*nonce),
         _ => None,
     });
-    let data = named(to, nonce.or(own).unwrap());
+    let data = data(own.unwrap());
     let mut writer = Writer::new();
     writer.notify(Notify::new(NotifyType::REDIRECT, &data));
     writer.message(Header {
@@ -49,6 +49,11 @@ fn answer(request: &[u8], to: &str, nonce: Option<&[u8]>) -> Vec<u8> {
         length: 0,
         ..header
     })
+}
+
+/// The one that redirects to the address `to`.
+fn answer(request: &[u8], to: &str, nonce: Option<&[u8]>) -> Vec<u8> {
+    reply(request, |own| named(to, nonce.unwrap_or(own)))
 }
 
 fn says(request: &[u8], kind: NotifyType) -> bool {
@@ -95,6 +100,59 @@ fn a_redirect_in_ike_sa_init_is_followed() {
     pair.assert_connected();
     let path = pair.a.sas.values().next().unwrap().path;
     assert_eq!(path.remote.ip().to_string(), B2);
+}
+
+#[test]
+fn a_host_name_is_looked_up() {
+    let mut pair = pair(EndpointConfig::default());
+    pair.cut = true;
+    pair.flush();
+    let send = |pair: &mut Pair| {
+        let request = pair.a.sent.last().unwrap().clone();
+        let reply = reply(&request.payload, |nonce| {
+            [&b"\x03\x0agw.example"[..], nonce].concat()
+        });
+        let (local, remote) = (request.local, request.remote);
+        let endpoint = &mut pair.a.endpoint;
+        endpoint.handle_datagram(pair.now, local, remote, &reply);
+        endpoint.poll_lookup().expect("a name")
+    };
+    let lookup = send(&mut pair);
+    assert_eq!(
+        (&*lookup.host, lookup.from.to_string().as_str()),
+        ("gw.example", B)
+    );
+    pair.b.address = B2.parse().unwrap();
+    pair.cut = false;
+    let address = Some(pair.b.address);
+    pair.a.endpoint.handle_lookup(pair.now, &lookup, address);
+    pair.flush();
+    assert_eq!(target(&pair).ip().to_string(), B2);
+    pair.settle();
+    pair.assert_connected();
+    // A second answer comes too late.
+    pair.a.endpoint.handle_lookup(pair.now, &lookup, address);
+    pair.settle();
+    pair.assert_connected();
+}
+
+#[test]
+fn a_host_name_that_nobody_knows_is_explained() {
+    let mut pair = pair(EndpointConfig::default());
+    pair.cut = true;
+    pair.flush();
+    let request = pair.a.sent.last().unwrap().clone();
+    let reply = reply(&request.payload, |nonce| {
+        [&b"\x03\x0agw.example"[..], nonce].concat()
+    });
+    let (local, remote) = (request.local, request.remote);
+    let endpoint = &mut pair.a.endpoint;
+    endpoint.handle_datagram(pair.now, local, remote, &reply);
+    let lookup = endpoint.poll_lookup().expect("a name");
+    endpoint.handle_lookup(pair.now, &lookup, None);
+    pair.flush();
+    let refusal = pair.a.refusals()[0];
+    assert!(refusal.details[0].contains("gw.example"), "{refusal}");
 }
 
 #[test]

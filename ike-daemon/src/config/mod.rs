@@ -340,8 +340,8 @@ pub fn load(file: &Path, policy: SecretsPolicy) -> Result<GatewayConfig, ConfigE
     parse(file, &text, policy)
 }
 
-/// Like [`load`], from text already read.
-fn parse(
+/// Like [`load`], from text already read. `file` is where relative paths in it start, and what messages name.
+pub fn parse(
     file: &Path,
     text: &Zeroizing<String>,
     policy: SecretsPolicy,

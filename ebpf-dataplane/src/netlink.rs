@@ -1,30 +1,32 @@
 //! A small synchronous rtnetlink client: links, addresses, routes and neighbours. A socket
 //! belongs to the network namespace of the thread that opened it.
 
+mod message;
+mod monitor;
+
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::net::IpAddr;
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader,
     NetlinkMessage, NetlinkPayload,
 };
-use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage};
-use netlink_packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
-};
-use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol,
-    RouteScope, RouteType,
-};
+use netlink_packet_route::address::AddressMessage;
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::neighbour::NeighbourFlags;
+use netlink_packet_route::route::{RouteAttribute, RouteMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 
+use self::message::{
+    address_message, address_of, family, link_of, neighbour_message, next_hop_of, route_message,
+    route_of,
+};
+pub(crate) use self::message::{ip_of, neighbour_of};
+pub use self::monitor::{Changes, Monitor};
 use crate::backend::BackendError;
-use crate::plane::routes::PROTOCOL;
 
 /// What the kernel would not do: the operation, its object, and the kernel's words.
 #[derive(Debug, thiserror::Error)]
@@ -445,115 +447,6 @@ impl Netlink {
     }
 }
 
-/// Where a message about a route says who made it: `rtm_protocol`, behind the header.
-const RTM_PROTOCOL: usize = 16 + 5;
-
-/// Kinds of change that a [`Monitor`] saw.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Changes {
-    /// Interfaces came, went or changed.
-    pub links: bool,
-    /// Addresses of this host.
-    pub addresses: bool,
-    /// Routes, and the rules by which they are chosen.
-    pub routes: bool,
-    /// Neighbours.
-    pub neighbours: bool,
-}
-
-impl Changes {
-    /// True when anything changed.
-    pub fn any(&self) -> bool {
-        *self != Self::default()
-    }
-
-    /// What changed here or there.
-    pub fn and(self, other: Self) -> Self {
-        Self {
-            links: self.links || other.links,
-            addresses: self.addresses || other.addresses,
-            routes: self.routes || other.routes,
-            neighbours: self.neighbours || other.neighbours,
-        }
-    }
-}
-
-/// A socket that is told of changes; wait for it with [`AsFd`].
-pub struct Monitor {
-    socket: Socket,
-}
-
-impl Monitor {
-    /// Subscribes to links, addresses, routes and neighbours.
-    pub fn open() -> Result<Self, NetlinkError> {
-        let open = || -> io::Result<Socket> {
-            let mut socket = Socket::new(NETLINK_ROUTE)?;
-            socket.bind_auto()?;
-            for group in [
-                libc::RTNLGRP_LINK,
-                libc::RTNLGRP_NEIGH,
-                libc::RTNLGRP_IPV4_IFADDR,
-                libc::RTNLGRP_IPV6_IFADDR,
-                libc::RTNLGRP_IPV4_ROUTE,
-                libc::RTNLGRP_IPV6_ROUTE,
-                libc::RTNLGRP_IPV4_RULE,
-                libc::RTNLGRP_IPV6_RULE,
-            ] {
-                socket.add_membership(group)?;
-            }
-            socket.set_non_blocking(true)?;
-            Ok(socket)
-        };
-        let socket = open().map_err(|e| NetlinkError::new("watch the network's state", None, e))?;
-        Ok(Self { socket })
-    }
-
-    /// Reads what is queued; never waits. An overrun counts as a change of everything, routes of our own
-    /// as none: there are as many as connections.
-    pub fn changes(&mut self) -> Changes {
-        let mut changes = Changes::default();
-        loop {
-            match self.socket.recv_from_full() {
-                Ok((datagram, _)) => {
-                    let mut rest = datagram.as_slice();
-                    while let Some(length) = message_length(rest) {
-                        let kind = rest
-                            .get(4..6)
-                            .map_or(0, |b| u16::from_ne_bytes([b[0], b[1]]));
-                        match kind {
-                            libc::RTM_NEWLINK | libc::RTM_DELLINK => changes.links = true,
-                            libc::RTM_NEWADDR | libc::RTM_DELADDR => changes.addresses = true,
-                            libc::RTM_NEWROUTE | libc::RTM_DELROUTE => {
-                                changes.routes |= rest.get(RTM_PROTOCOL) != Some(&PROTOCOL);
-                            }
-                            libc::RTM_NEWRULE | libc::RTM_DELRULE => changes.routes = true,
-                            libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH => changes.neighbours = true,
-                            _ => {}
-                        }
-                        rest = rest.get(length.next_multiple_of(4)..).unwrap_or(&[]);
-                    }
-                }
-                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
-                    changes = Changes {
-                        links: true,
-                        addresses: true,
-                        routes: true,
-                        neighbours: true,
-                    };
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return changes,
-            }
-        }
-    }
-}
-
-impl AsFd for Monitor {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
-    }
-}
-
 impl fmt::Display for Route {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.destination)?;
@@ -561,14 +454,6 @@ impl fmt::Display for Route {
             write!(f, " via {gateway}")?;
         }
         write!(f, " on interface {}", self.link)
-    }
-}
-
-fn family(address: IpAddr) -> AddressFamily {
-    if address.is_ipv4() {
-        AddressFamily::Inet
-    } else {
-        AddressFamily::Inet6
     }
 }
 
@@ -600,237 +485,6 @@ fn first<T>(mut items: impl Iterator<Item = T>, operation: &str) -> Result<T, Ne
         let source = io::Error::new(io::ErrorKind::NotFound, "the kernel gave an empty answer");
         NetlinkError::new(operation, None, source)
     })
-}
-
-fn link_of(answer: RouteNetlinkMessage) -> Option<Link> {
-    let RouteNetlinkMessage::NewLink(message) = answer else {
-        return None;
-    };
-    let mut link = Link {
-        index: message.header.index,
-        name: String::new(),
-        mtu: 0,
-        mac: None,
-        ethernet: message.header.link_layer_type == LinkLayerType::Ether,
-        up: message.header.flags.contains(LinkFlags::Up),
-        rx_queues: 1,
-        kind: None,
-        lower: None,
-        controller: None,
-    };
-    for attribute in message.attributes {
-        match attribute {
-            LinkAttribute::IfName(name) => link.name = name,
-            LinkAttribute::Mtu(mtu) => link.mtu = mtu,
-            LinkAttribute::Address(address) => link.mac = address.try_into().ok(),
-            LinkAttribute::NumRxQueues(queues) => link.rx_queues = queues,
-            LinkAttribute::Link(index) => link.lower = Some(index),
-            LinkAttribute::Controller(index) => link.controller = Some(index),
-            LinkAttribute::LinkInfo(about) => {
-                link.kind = about.iter().find_map(|item| match item {
-                    LinkInfo::Kind(kind) => Some(kind.to_string()),
-                    _ => None,
-                });
-            }
-            _ => {}
-        }
-    }
-    Some(link)
-}
-
-fn address_message(link: u32, address: IpAddr) -> AddressMessage {
-    let mut message = AddressMessage::default();
-    message.header.family = family(address);
-    message.header.prefix_len = Prefix::host(address).length;
-    message.header.index = link;
-    if address.is_ipv4() {
-        message.attributes.push(AddressAttribute::Local(address));
-    } else {
-        message
-            .attributes
-            .push(AddressAttribute::Flags(AddressFlags::Nodad));
-    }
-    message.attributes.push(AddressAttribute::Address(address));
-    message
-}
-
-fn address_of(message: &AddressMessage) -> Option<HostAddress> {
-    use netlink_packet_route::address::AddressScope;
-    // On a point-to-point link IFA_ADDRESS is the far end and IFA_LOCAL ours; IPv6 has only the first.
-    let mut address = None;
-    for attribute in &message.attributes {
-        match attribute {
-            AddressAttribute::Local(local) => address = Some(*local),
-            AddressAttribute::Address(other) => address = address.or(Some(*other)),
-            _ => {}
-        }
-    }
-    Some(HostAddress {
-        link: message.header.index,
-        prefix: Prefix {
-            address: address?,
-            length: message.header.prefix_len,
-        },
-        global: message.header.scope == AddressScope::Universe,
-    })
-}
-
-pub(crate) fn ip_of(address: &RouteAddress) -> Option<IpAddr> {
-    match address {
-        RouteAddress::Inet(address) => Some(IpAddr::V4(*address)),
-        RouteAddress::Inet6(address) => Some(IpAddr::V6(*address)),
-        _ => None,
-    }
-}
-
-fn mtu_of(metrics: &[RouteMetric]) -> Option<u32> {
-    metrics.iter().find_map(|metric| match metric {
-        RouteMetric::Mtu(mtu) => Some(*mtu),
-        _ => None,
-    })
-}
-
-fn next_hop_of(message: &RouteMessage) -> NextHop {
-    let local = message.header.kind == RouteType::Local;
-    let mut hop = NextHop {
-        link: 0,
-        gateway: None,
-        source: None,
-        mtu: None,
-        local,
-    };
-    for attribute in &message.attributes {
-        match attribute {
-            RouteAttribute::Oif(index) => hop.link = *index,
-            RouteAttribute::Gateway(gateway) => hop.gateway = ip_of(gateway),
-            // An IPv4 route over an IPv6 next hop (RFC 5549).
-            RouteAttribute::Via(netlink_packet_route::route::RouteVia::Inet6(gateway)) => {
-                hop.gateway = Some(IpAddr::V6(*gateway));
-            }
-            RouteAttribute::PrefSource(source) => hop.source = ip_of(source),
-            RouteAttribute::Metrics(metrics) => hop.mtu = mtu_of(metrics),
-            _ => {}
-        }
-    }
-    hop
-}
-
-fn route_of(message: &RouteMessage) -> Option<Route> {
-    if message.header.kind != RouteType::Unicast
-        || message.header.table != RouteHeader::RT_TABLE_MAIN
-    {
-        return None;
-    }
-    let any = match message.header.address_family {
-        AddressFamily::Inet => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-        AddressFamily::Inet6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-        _ => return None,
-    };
-    let mut route = Route {
-        destination: Prefix {
-            address: any,
-            length: message.header.destination_prefix_length,
-        },
-        link: 0,
-        gateway: None,
-        source: None,
-        mtu: None,
-        priority: 0,
-        protocol: message.header.protocol.into(),
-    };
-    for attribute in &message.attributes {
-        match attribute {
-            RouteAttribute::Destination(address) => route.destination.address = ip_of(address)?,
-            RouteAttribute::Oif(index) => route.link = *index,
-            RouteAttribute::Gateway(gateway) => route.gateway = ip_of(gateway),
-            RouteAttribute::PrefSource(source) => route.source = ip_of(source),
-            RouteAttribute::Metrics(metrics) => route.mtu = mtu_of(metrics),
-            RouteAttribute::Priority(priority) => route.priority = *priority,
-            // Of several equal next hops the first will do.
-            RouteAttribute::MultiPath(hops) => {
-                let Some(hop) = hops.first() else { continue };
-                route.link = hop.interface_index;
-                route.gateway = hop.attributes.iter().find_map(|attribute| match attribute {
-                    RouteAttribute::Gateway(gateway) => ip_of(gateway),
-                    _ => None,
-                });
-            }
-            _ => {}
-        }
-    }
-    Some(route)
-}
-
-fn route_message(route: &Route) -> RouteMessage {
-    let mut message = RouteMessage::default();
-    message.header = RouteHeader {
-        address_family: family(route.destination.address),
-        destination_prefix_length: route.destination.length,
-        table: RouteHeader::RT_TABLE_MAIN,
-        protocol: RouteProtocol::from(route.protocol),
-        // The kernel checks gateways only for routes of wider scope than the link's.
-        scope: if route.gateway.is_some() {
-            RouteScope::Universe
-        } else {
-            RouteScope::Link
-        },
-        kind: RouteType::Unicast,
-        ..RouteHeader::default()
-    };
-    let attributes = &mut message.attributes;
-    attributes.push(RouteAttribute::Destination(
-        route.destination.address.into(),
-    ));
-    attributes.push(RouteAttribute::Oif(route.link));
-    if let Some(gateway) = route.gateway {
-        attributes.push(RouteAttribute::Gateway(gateway.into()));
-    }
-    if let Some(source) = route.source {
-        attributes.push(RouteAttribute::PrefSource(source.into()));
-    }
-    if let Some(mtu) = route.mtu {
-        attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)]));
-    }
-    if route.priority != 0 {
-        attributes.push(RouteAttribute::Priority(route.priority));
-    }
-    message
-}
-
-fn neighbour_message(link: u32, address: IpAddr) -> NeighbourMessage {
-    let mut message = NeighbourMessage::default();
-    message.header.family = family(address);
-    message.header.ifindex = link;
-    let destination = match address {
-        IpAddr::V4(address) => NeighbourAddress::Inet(address),
-        IpAddr::V6(address) => NeighbourAddress::Inet6(address),
-    };
-    message
-        .attributes
-        .push(NeighbourAttribute::Destination(destination));
-    message
-}
-
-pub(crate) fn neighbour_of(message: &NeighbourMessage) -> Neighbour {
-    let usable = matches!(
-        message.header.state,
-        NeighbourState::Reachable
-            | NeighbourState::Stale
-            | NeighbourState::Delay
-            | NeighbourState::Probe
-            | NeighbourState::Permanent
-    );
-    let mac = message
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            NeighbourAttribute::LinkLayerAddress(mac) => <[u8; 6]>::try_from(mac.as_slice()).ok(),
-            _ => None,
-        });
-    Neighbour {
-        mac: mac.filter(|_| usable),
-        stale: message.header.state == NeighbourState::Stale,
-    }
 }
 
 #[cfg(test)]

@@ -30,6 +30,7 @@ pub(crate) mod resumed;
 pub(crate) mod retransmit;
 pub(crate) mod saved;
 pub(crate) mod successor;
+mod timers;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;

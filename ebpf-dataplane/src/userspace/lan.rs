@@ -73,15 +73,19 @@ pub fn choose(
                 Err(format!("it serves {MAX_LANS} interfaces"))
             } else if config.wan.contains(name) {
                 Err("it is a WAN interface".into())
+            } else if !matches!(frame_size, 2048 | 4096) {
+                Err("AF_XDP's frames are too small for the tunnel interface's MTU".into())
             } else {
-                fit(&links, name, frame_size)
+                fit(&links, name).cloned()
             };
             (name.clone(), fit)
         })
         .collect()
 }
 
-fn fit(links: &[Link], name: &str, frame_size: usize) -> Result<Link, String> {
+/// The interface of that name among all of a network namespace, or why its packets cannot go past the
+/// kernel, as far as that can be seen from outside.
+pub fn fit<'a>(links: &'a [Link], name: &str) -> Result<&'a Link, String> {
     let link = links
         .iter()
         .find(|link| link.name == name)
@@ -100,10 +104,8 @@ fn fit(links: &[Link], name: &str, frame_size: usize) -> Result<Link, String> {
              taken VLAN tags off",
             other.name
         ))
-    } else if !matches!(frame_size, 2048 | 4096) {
-        Err("AF_XDP's frames are too small for the tunnel interface's MTU".into())
     } else {
-        Ok(link.clone())
+        Ok(link)
     }
 }
 

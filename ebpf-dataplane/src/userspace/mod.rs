@@ -34,7 +34,7 @@ use lanes::Lanes;
 use source::{Port, SharedPort, Source};
 use worker::{InboundParts, OutboundParts};
 
-pub use lan::LanStatus;
+pub use lan::{LanStatus, fit as lan_fit};
 pub use lanes::MOST as MOST_LANES;
 
 /// Name of this engine.

@@ -95,7 +95,7 @@ impl Interface {
     }
 }
 
-fn native(link: &Link, support: Option<XdpSupport>) -> Fact {
+pub(super) fn native(link: &Link, support: Option<XdpSupport>) -> Fact {
     if !link.ethernet {
         return Fact::no("as there are no Ethernet headers; the front end uses tc");
     }
@@ -107,7 +107,7 @@ fn native(link: &Link, support: Option<XdpSupport>) -> Fact {
     }
 }
 
-fn zero_copy(link: &Link, support: Option<XdpSupport>) -> Fact {
+pub(super) fn zero_copy(link: &Link, support: Option<XdpSupport>) -> Fact {
     if !link.ethernet {
         return Fact::no("as there are no Ethernet headers");
     }

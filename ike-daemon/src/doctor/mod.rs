@@ -6,6 +6,7 @@ mod fact;
 mod host;
 mod interface;
 pub mod ipsec;
+mod lan;
 mod network;
 #[cfg(test)]
 mod tests;
@@ -20,6 +21,7 @@ pub use fact::{Answer, Fact};
 pub use host::Host;
 pub use interface::Interface;
 pub use ipsec::Ipsec;
+pub use lan::Lan;
 pub use network::Network;
 pub use verdict::{Advice, Engine};
 
@@ -47,6 +49,8 @@ pub struct Report {
     pub bpf: Bpf,
     /// The interfaces towards the peers.
     pub interfaces: Vec<Interface>,
+    /// The LAN interfaces of the configuration (`lan`).
+    pub lan: Vec<Lan>,
     /// The kernel's own IPsec.
     pub ipsec: Ipsec,
     /// The network stack, and who else is in it.
@@ -78,16 +82,20 @@ pub fn examine(options: &Options<'_>) -> anyhow::Result<Report> {
         .iter()
         .map(|(name, why)| Interface::look(name, why))
         .collect::<anyhow::Result<Vec<_>>>()?;
+    let links = Netlink::open()?.links()?;
+    let named = options.config.map_or(&[][..], |c| &c.dataplane.lan);
+    let lan: Vec<_> = named.iter().map(|name| Lan::look(&links, name)).collect();
     let ipsec = (options.ipsec)(&symbols);
     let network = Network::look(&interfaces, &symbols);
     let engines = verdict::engines(&host, &bpf, &interfaces, &ipsec, &network);
     let auto = verdict::auto(&engines);
-    let advice = verdict::advice(&host, &bpf, &interfaces, &network);
+    let advice = verdict::advice(&host, &bpf, &interfaces, &lan, &network);
     Ok(Report {
         version: env!("CARGO_PKG_VERSION"),
         host,
         bpf,
         interfaces,
+        lan,
         ipsec,
         network,
         engines,

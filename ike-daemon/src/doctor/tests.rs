@@ -244,14 +244,16 @@ fn network(holders: Vec<PortHolder>) -> Network {
 
 fn report(host: Host, ipsec: Ipsec, network: Network) -> Report {
     let (bpf, interfaces) = (bpf(), vec![card()]);
+    let lan = vec![Lan::look(&[link(None)], "lan0")];
     let engines = verdict::engines(&host, &bpf, &interfaces, &ipsec, &network);
-    let advice = verdict::advice(&host, &bpf, &interfaces, &network);
+    let advice = verdict::advice(&host, &bpf, &interfaces, &lan, &network);
     Report {
         version: "0.1.0",
         auto: verdict::auto(&engines),
         host,
         bpf,
         interfaces,
+        lan,
         ipsec,
         network,
         engines,
@@ -291,6 +293,8 @@ fn a_good_host_works_and_is_told_what_to_know() {
         "espada_xdp 31823 instructions",
         "interface eth0 (as named)",
         "ice; MTU 1500, 8 receive queues",
+        "LAN interface lan0 past the kernel no, there is no such interface",
+        "lan0 goes through the kernel, as there is no such interface",
         "500 held by charon, 4500 held by charon",
         "native ESP on eth0: AF_XDP without copying",
         "takes userspace",

@@ -26,6 +26,11 @@ impl Report {
         for interface in &self.interfaces {
             write_interface(&mut text, interface);
         }
+        for lan in &self.lan {
+            section(&mut text, &format!("LAN interface {}", lan.name));
+            fact(&mut text, "past the kernel", &lan.bypass);
+            fact(&mut text, "AF_XDP zero copy", &lan.zero_copy);
+        }
         self.write_ipsec(&mut text);
         self.write_network(&mut text);
         self.write_engines(&mut text);

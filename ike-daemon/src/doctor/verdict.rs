@@ -9,6 +9,7 @@ use super::fact::{Answer, Fact};
 use super::host::Host;
 use super::interface::Interface;
 use super::ipsec::Ipsec;
+use super::lan::Lan;
 use super::network::Network;
 
 /// What an engine could do here.
@@ -201,7 +202,13 @@ fn xfrm(host: &Host, ipsec: &Ipsec) -> Engine {
 }
 
 /// What to change or to know besides the engines.
-pub fn advice(host: &Host, bpf: &Bpf, interfaces: &[Interface], network: &Network) -> Vec<Advice> {
+pub fn advice(
+    host: &Host,
+    bpf: &Bpf,
+    interfaces: &[Interface],
+    lan: &[Lan],
+    network: &Network,
+) -> Vec<Advice> {
     let mut advice = Vec::new();
     let mut say = |problem: bool, text: String| advice.push(Advice { problem, text });
     if !host.is_root() {
@@ -228,6 +235,16 @@ pub fn advice(host: &Host, bpf: &Bpf, interfaces: &[Interface], network: &Networ
     front_end(host, bpf, &mut say);
     for interface in interfaces {
         about_interface(interface, &mut say);
+    }
+    for lan in lan.iter().filter(|lan| lan.bypass.answer == Answer::No) {
+        say(
+            true,
+            format!(
+                "{} goes through the kernel, as {}: mend that, or take it out of `dataplane.lan`",
+                lan.name,
+                lan.bypass.words()
+            ),
+        );
     }
     about_network(network, &mut say);
     advice

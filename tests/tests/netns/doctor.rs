@@ -75,11 +75,22 @@ fn the_configurations_interfaces_are_looked_at() -> Result<()> {
     skip_unless_possible!("the_configurations_interfaces_are_looked_at");
     let line = Line::new(Wan::Direct)?;
     let work = WorkDir::new()?;
-    let config = config_a(&line);
+    let mut config = config_a(&line);
+    config.global = "lan = [\"lan0\", \"lan9\"]";
     espada::Espada::write_files(work.path(), &config.render(), &config.render_secrets())?;
     let file = work.file("espada.toml").display().to_string();
     let found = report(&line.gw_a, &["--config", &file])?;
     entry(&found["interfaces"], WAN_DEVICE)?;
+    // Kernels before 6.3 cannot say what a driver has.
+    let fits = &entry(&found["lan"], "lan0")?["bypass"];
+    ensure!(fits["answer"] != "no", "{found:#}");
+    let missing = &entry(&found["lan"], "lan9")?["bypass"];
+    ensure!(missing["answer"] == "no", "{found:#}");
+    let problems = problems(&found).join("\n");
+    ensure!(
+        problems.contains("lan9 goes through the kernel"),
+        "{problems}"
+    );
     // There is no default route, so without a configuration there is nothing to look at.
     let found = report(&line.gw_a, &[])?;
     ensure!(found["interfaces"].as_array().is_some_and(Vec::is_empty));

@@ -6,6 +6,7 @@ mod build;
 mod debian;
 mod demo;
 mod frontend;
+mod fuzz;
 mod peers;
 mod process;
 mod progress;
@@ -43,6 +44,8 @@ enum Command {
     Test(test::Args),
     /// Measure parts of the data plane
     Bench(bench::Args),
+    /// Run the fuzz targets, each for a while
+    Fuzz(fuzz::Args),
     /// Run a command under another kernel, in qemu
     Vm(vm::Args),
 }
@@ -67,6 +70,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Demo(args) => demo::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Fuzz(args) => fuzz::run(&args),
         Command::Vm(args) => vm::run(&args),
     }
 }

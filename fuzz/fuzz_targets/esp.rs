@@ -1,0 +1,4 @@
+//! ESP from the wire.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| espada_fuzz_bodies::esp::body(input));

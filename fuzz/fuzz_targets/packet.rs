@@ -1,0 +1,4 @@
+//! Frames from the wire.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| espada_fuzz_bodies::packet::body(input));

@@ -1,4 +1,4 @@
-//! The readers of certificates, revocation lists, answers of OCSP responders and PEM files.
+//! The readers of certificates, revocation lists and PEM files.
 
 use espada_ike::pem;
 use espada_ike::x509::{Certificate, Crl};

@@ -334,15 +334,17 @@ pub(super) fn read_bounded(path: &Path, limit: u64) -> io::Result<Zeroizing<Stri
 
 fn read_open(file: File, limit: u64) -> io::Result<Zeroizing<String>> {
     let invalid = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
-    let size = file.metadata()?.len();
-    if size > limit {
+    let about = file.metadata()?;
+    if about.len() > limit {
         return Err(invalid(format!("it is larger than {limit} octets")));
     }
+    // Pipes do not say how much they hold.
+    let most = if about.is_file() { about.len() } else { limit };
     // Reserved at once: growing would leave unwiped copies behind.
-    let mut octets = Zeroizing::new(Vec::with_capacity(usize::try_from(limit).unwrap_or(0) + 1));
-    file.take(limit + 1).read_to_end(&mut octets)?;
-    if octets.len() as u64 > limit {
-        return Err(invalid(format!("it is larger than {limit} octets")));
+    let mut octets = Zeroizing::new(Vec::with_capacity(usize::try_from(most).unwrap_or(0) + 1));
+    file.take(most + 1).read_to_end(&mut octets)?;
+    if octets.len() as u64 > most {
+        return Err(invalid(format!("there is more in it than {most} octets")));
     }
     let text =
         std::str::from_utf8(&octets).map_err(|_| invalid("it is not UTF-8 text".to_owned()))?;

@@ -1,6 +1,6 @@
 //! The codec of IKE messages.
 
-use espada_ike::wire::{Header, Payload, PayloadType, Payloads, Writer, sa, ts};
+use espada_ike::wire::{Header, Payload, Payloads, Writer};
 
 /// A datagram on the IKE port: what was understood of it is, written again, understood in the same way.
 pub fn body(datagram: &[u8]) {
@@ -22,7 +22,7 @@ pub fn body(datagram: &[u8]) {
     let (mut writer, mut last) = (Writer::new(), 0);
     for payload in &payloads {
         last = writer.bytes().len();
-        write(payload, &mut writer);
+        payload.encode(&mut writer);
     }
     let mut octets = writer.bytes().to_vec();
     if let Some(Payload::Sk { inner, .. } | Payload::Skf { inner, .. }) = payloads.last() {
@@ -44,41 +44,9 @@ pub fn body(datagram: &[u8]) {
     }
 }
 
-fn write(payload: &Payload<'_>, writer: &mut Writer) {
-    match payload {
-        Payload::Sa(proposals) => {
-            let proposals: Vec<_> = proposals.iter().map(|body| body.to_proposal()).collect();
-            writer.add(PayloadType::SA, |out| sa::encode(&proposals, out));
-        }
-        Payload::Ke(ke) => writer.add(PayloadType::KE, |out| ke.encode(out)),
-        Payload::IdI(id) => writer.add(PayloadType::IDI, |out| id.encode(out)),
-        Payload::IdR(id) => writer.add(PayloadType::IDR, |out| id.encode(out)),
-        Payload::Cert(cert) => writer.add(PayloadType::CERT, |out| cert.encode(out)),
-        Payload::CertReq(cert) => writer.add(PayloadType::CERTREQ, |out| cert.encode(out)),
-        Payload::Auth(auth) => writer.add(PayloadType::AUTH, |out| auth.encode(out)),
-        Payload::Nonce(data) => writer.add(PayloadType::NONCE, |out| out.extend(*data)),
-        Payload::Notify(notify) => writer.notify(*notify),
-        Payload::Delete(delete) => writer.add(PayloadType::DELETE, |out| delete.encode(out)),
-        Payload::TsI(selectors) => writer.add(PayloadType::TSI, |out| ts::encode(selectors, out)),
-        Payload::TsR(selectors) => writer.add(PayloadType::TSR, |out| ts::encode(selectors, out)),
-        Payload::Cp(configuration) => writer.add(PayloadType::CP, |out| configuration.encode(out)),
-        Payload::Other {
-            kind,
-            critical,
-            body,
-        } => writer.add_with(*kind, *critical, |out| out.extend(*body)),
-        Payload::Sk { body, .. } => writer.add(PayloadType::SK, |out| out.extend(*body)),
-        Payload::Skf { fragment, body, .. } => writer.add(PayloadType::SKF, |out| {
-            out.extend(fragment.number.to_be_bytes());
-            out.extend(fragment.total.to_be_bytes());
-            out.extend(*body);
-        }),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use espada_ike::wire::{ExchangeType, Flags};
+    use espada_ike::wire::{ExchangeType, Flags, PayloadType};
 
     use super::*;
     use crate::seeded;

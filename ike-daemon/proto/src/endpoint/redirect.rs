@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Endpoint;
+use crate::config::ConnectionConfig;
 use crate::crypto::Random;
 use crate::notice::Notice;
 use crate::sa::explain;
@@ -43,16 +44,15 @@ impl<R: Random> Endpoint<R> {
             let refusal = explain::redirected(&config, from, problem);
             return self.failed(now, &refusal, true);
         }
-        let connection = Arc::clone(name);
         match to {
             Gateway::Address(to) => {
                 let told = to.to_string();
-                self.go_to(now, &connection, from, Some(to), told);
+                self.go_to(now, &config, from, Some(to), told);
             }
             Gateway::Host(host) => {
                 slot.looked_up = Some(host.clone());
                 self.lookups.push_back(Lookup {
-                    connection,
+                    connection: Arc::clone(name),
                     host,
                     from,
                 });
@@ -63,29 +63,26 @@ impl<R: Random> Endpoint<R> {
     fn go_to(
         &mut self,
         now: Instant,
-        name: &Arc<str>,
+        config: &Arc<ConnectionConfig>,
         from: IpAddr,
         to: Option<IpAddr>,
         told: String,
     ) {
-        let Ok(config) = self.connection(name) else {
-            return;
-        };
         let fits = |to: &IpAddr| *to != from && to.is_ipv4() == from.is_ipv4() && is_usable(*to);
         let Some(to) = to.filter(fits) else {
             let problem = format!(
                 "what it names ({told}) is the gateway itself, or has no address of this family"
             );
-            let refusal = explain::redirected(&config, from, &problem);
+            let refusal = explain::redirected(config, from, &problem);
             return self.failed(now, &refusal, true);
         };
         self.out.notice(Notice::Redirected {
-            connection: name.clone(),
+            connection: config.name.clone(),
             from,
             to: told,
         });
         // What fails here tells people by a refusal.
-        let _ = self.call(now, &config, to, Some(from));
+        let _ = self.call(now, config, to, Some(from));
     }
 
     /// The next host name to look up; what comes of it is handed to [`Self::handle_lookup`].
@@ -105,6 +102,8 @@ impl<R: Random> Endpoint<R> {
             Some(address) => format!("{} ({address})", lookup.host),
             None => lookup.host.clone(),
         };
-        self.go_to(now, &lookup.connection, lookup.from, address, told);
+        if let Ok(config) = self.connection(&lookup.connection) {
+            self.go_to(now, &config, lookup.from, address, told);
+        }
     }
 }

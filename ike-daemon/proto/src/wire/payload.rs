@@ -121,6 +121,42 @@ pub enum Payload<'a> {
     },
 }
 
+impl Payload<'_> {
+    /// Adds it to a message. What an encrypted one holds is not part of that: the type of its first payload
+    /// stands where a following payload's would, and is the caller's to set.
+    pub fn encode(&self, writer: &mut Writer) {
+        match self {
+            Self::Sa(proposals) => {
+                let proposals: Vec<_> = proposals.iter().map(|body| body.to_proposal()).collect();
+                writer.add(PayloadType::SA, |out| sa::encode(&proposals, out));
+            }
+            Self::Ke(ke) => writer.add(PayloadType::KE, |out| ke.encode(out)),
+            Self::IdI(id) => writer.add(PayloadType::IDI, |out| id.encode(out)),
+            Self::IdR(id) => writer.add(PayloadType::IDR, |out| id.encode(out)),
+            Self::Cert(cert) => writer.add(PayloadType::CERT, |out| cert.encode(out)),
+            Self::CertReq(cert) => writer.add(PayloadType::CERTREQ, |out| cert.encode(out)),
+            Self::Auth(auth) => writer.add(PayloadType::AUTH, |out| auth.encode(out)),
+            Self::Nonce(data) => writer.add(PayloadType::NONCE, |out| out.extend(*data)),
+            Self::Notify(notify) => writer.notify(*notify),
+            Self::Delete(delete) => writer.add(PayloadType::DELETE, |out| delete.encode(out)),
+            Self::TsI(selectors) => writer.add(PayloadType::TSI, |out| ts::encode(selectors, out)),
+            Self::TsR(selectors) => writer.add(PayloadType::TSR, |out| ts::encode(selectors, out)),
+            Self::Cp(cp) => writer.add(PayloadType::CP, |out| cp.encode(out)),
+            Self::Sk { body, .. } => writer.add(PayloadType::SK, |out| out.extend(*body)),
+            Self::Skf { fragment, body, .. } => writer.add(PayloadType::SKF, |out| {
+                out.extend(fragment.number.to_be_bytes());
+                out.extend(fragment.total.to_be_bytes());
+                out.extend(*body);
+            }),
+            Self::Other {
+                kind,
+                critical,
+                body,
+            } => writer.add_with(*kind, *critical, |out| out.extend(*body)),
+        }
+    }
+}
+
 /// Which of a message's fragments one is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fragment {

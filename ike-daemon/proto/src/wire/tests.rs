@@ -7,33 +7,6 @@ use super::id::{Delete, KeyExchangeData, Typed};
 use super::*;
 use crate::proposal::{Protocol, Transform, TransformType, WireProposal};
 
-fn encode(payload: &Payload<'_>, writer: &mut Writer) {
-    match payload {
-        Payload::Sa(proposals) => {
-            let proposals: Vec<_> = proposals.iter().map(|body| body.to_proposal()).collect();
-            writer.add(PayloadType::SA, |out| sa::encode(&proposals, out));
-        }
-        Payload::Ke(ke) => writer.add(PayloadType::KE, |out| ke.encode(out)),
-        Payload::IdI(id) => writer.add(PayloadType::IDI, |out| id.encode(out)),
-        Payload::IdR(id) => writer.add(PayloadType::IDR, |out| id.encode(out)),
-        Payload::Cert(cert) => writer.add(PayloadType::CERT, |out| cert.encode(out)),
-        Payload::CertReq(cert) => writer.add(PayloadType::CERTREQ, |out| cert.encode(out)),
-        Payload::Auth(auth) => writer.add(PayloadType::AUTH, |out| auth.encode(out)),
-        Payload::Nonce(data) => writer.add(PayloadType::NONCE, |out| out.extend(*data)),
-        Payload::Notify(notify) => writer.notify(*notify),
-        Payload::Delete(delete) => writer.add(PayloadType::DELETE, |out| delete.encode(out)),
-        Payload::TsI(selectors) => writer.add(PayloadType::TSI, |out| ts::encode(selectors, out)),
-        Payload::TsR(selectors) => writer.add(PayloadType::TSR, |out| ts::encode(selectors, out)),
-        Payload::Cp(cp) => writer.add(PayloadType::CP, |out| cp.encode(out)),
-        Payload::Other {
-            kind,
-            critical,
-            body,
-        } => writer.add_with(*kind, *critical, |out| out.extend(*body)),
-        Payload::Sk { .. } | Payload::Skf { .. } => unreachable!("not generated"),
-    }
-}
-
 fn bytes(range: std::ops::Range<usize>) -> impl Strategy<Value = Vec<u8>> {
     proptest::collection::vec(any::<u8>(), range)
 }
@@ -223,7 +196,7 @@ proptest! {
         let payloads = Payloads::collect_all(header.next_payload, rest).unwrap();
         prop_assert_eq!(payloads.len(), bodies.len());
         let mut again = Writer::new();
-        payloads.iter().for_each(|payload| encode(payload, &mut again));
+        payloads.iter().for_each(|payload| payload.encode(&mut again));
         prop_assert_eq!(again.bytes(), rest);
     }
 

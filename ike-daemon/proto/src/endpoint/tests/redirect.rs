@@ -11,7 +11,7 @@ use crate::sa::established::Pending;
 use crate::wire::{
     ExchangeType, Flags, Header, Notify, NotifyType, Payload, PayloadType, Payloads, Writer,
 };
-use crate::{EndpointConfig, Notice};
+use crate::{EndpointConfig, Lookup, Notice};
 
 const B2: &str = "198.51.100.99";
 
@@ -65,14 +65,29 @@ fn says(request: &[u8], kind: NotifyType) -> bool {
         .any(|payload| matches!(payload, Payload::Notify(notify) if notify.kind == kind))
 }
 
-/// Takes A's requests from the wire, and hands in an answer.
-fn redirect(pair: &mut Pair, to: &str, nonce: Option<&[u8]>) {
+/// Hands in an answer to A's last request.
+fn hand_in(pair: &mut Pair, reply: impl FnOnce(&[u8]) -> Vec<u8>) {
     let request = pair.a.sent.last().unwrap().clone();
-    let reply = answer(&request.payload, to, nonce);
+    let reply = reply(&request.payload);
     pair.a
         .endpoint
         .handle_datagram(pair.now, request.local, request.remote, &reply);
+}
+
+/// Takes A's requests from the wire, and hands in an answer.
+fn redirect(pair: &mut Pair, to: &str, nonce: Option<&[u8]>) {
+    hand_in(pair, |request| answer(request, to, nonce));
     pair.flush();
+}
+
+/// Redirects to a host name, which A wants to know the address of.
+fn redirect_to_name(pair: &mut Pair) -> Lookup {
+    hand_in(pair, |request| {
+        reply(request, |nonce| {
+            [&b"\x03\x0agw.example"[..], nonce].concat()
+        })
+    });
+    pair.a.endpoint.poll_lookup().expect("a name")
 }
 
 fn target(pair: &Pair) -> SocketAddr {
@@ -107,17 +122,7 @@ fn a_host_name_is_looked_up() {
     let mut pair = pair(EndpointConfig::default());
     pair.cut = true;
     pair.flush();
-    let send = |pair: &mut Pair| {
-        let request = pair.a.sent.last().unwrap().clone();
-        let reply = reply(&request.payload, |nonce| {
-            [&b"\x03\x0agw.example"[..], nonce].concat()
-        });
-        let (local, remote) = (request.local, request.remote);
-        let endpoint = &mut pair.a.endpoint;
-        endpoint.handle_datagram(pair.now, local, remote, &reply);
-        endpoint.poll_lookup().expect("a name")
-    };
-    let lookup = send(&mut pair);
+    let lookup = redirect_to_name(&mut pair);
     assert_eq!(
         (&*lookup.host, lookup.from.to_string().as_str()),
         ("gw.example", B)
@@ -141,15 +146,8 @@ fn a_host_name_that_nobody_knows_is_explained() {
     let mut pair = pair(EndpointConfig::default());
     pair.cut = true;
     pair.flush();
-    let request = pair.a.sent.last().unwrap().clone();
-    let reply = reply(&request.payload, |nonce| {
-        [&b"\x03\x0agw.example"[..], nonce].concat()
-    });
-    let (local, remote) = (request.local, request.remote);
-    let endpoint = &mut pair.a.endpoint;
-    endpoint.handle_datagram(pair.now, local, remote, &reply);
-    let lookup = endpoint.poll_lookup().expect("a name");
-    endpoint.handle_lookup(pair.now, &lookup, None);
+    let lookup = redirect_to_name(&mut pair);
+    pair.a.endpoint.handle_lookup(pair.now, &lookup, None);
     pair.flush();
     let refusal = pair.a.refusals()[0];
     assert!(refusal.details[0].contains("gw.example"), "{refusal}");

@@ -76,6 +76,17 @@ pub struct Path {
     pub encapsulation: Encapsulation,
 }
 
+impl Path {
+    /// The same path as the other end sees it.
+    pub fn reversed(self) -> Self {
+        Self {
+            local: self.remote,
+            remote: self.local,
+            ..self
+        }
+    }
+}
+
 /// Which packets a pair carries of those that its selectors cover, where both ends have several pairs
 /// with the same selectors (RFC 9611).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -170,6 +181,20 @@ pub struct ChildSa {
     /// Hard lifetime from installation on (RFC 4301 section 4.4.2.1): an engine that outlives the
     /// control side stops the pair by itself when it is over.
     pub lifetime: Duration,
+}
+
+impl ChildSa {
+    /// The same pair as the other end has it.
+    pub fn reversed(&self) -> Self {
+        Self {
+            inbound: self.outbound.clone(),
+            outbound: self.inbound.clone(),
+            path: self.path.reversed(),
+            local_ts: self.remote_ts.clone(),
+            remote_ts: self.local_ts.clone(),
+            ..self.clone()
+        }
+    }
 }
 
 /// The SPD entry of a connection: these selectors are protected whether or not an SA is up.

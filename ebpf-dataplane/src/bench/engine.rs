@@ -60,7 +60,7 @@ impl Bench {
             opened: Output::new(),
             inner: Vec::new(),
             turn: 0,
-            path: reverse(child(suite).path),
+            path: child(suite).path.reversed(),
             now,
         })
     }
@@ -71,14 +71,7 @@ impl Bench {
         sender: ChildSa,
         shared: Option<&Arc<Shared>>,
     ) -> Result<(), BenchError> {
-        let receiver = ChildSa {
-            inbound: sender.outbound.clone(),
-            outbound: sender.inbound.clone(),
-            path: reverse(sender.path),
-            local_ts: sender.remote_ts.clone(),
-            remote_ts: sender.local_ts.clone(),
-            ..sender.clone()
-        };
+        let receiver = sender.reversed();
         self.outbound
             .apply_shared(&Command::InstallSa(Box::new(sender)), shared)?;
         self.inbound
@@ -174,12 +167,4 @@ fn inner_packet(destination: IpAddr, bytes: usize) -> Vec<u8> {
     // An IPv4 header always fits: `bytes` is at least 28 and at most a frame.
     let _ = ip::build(&outer, payload.len(), header);
     packet
-}
-
-fn reverse(path: Path) -> Path {
-    Path {
-        local: path.remote,
-        remote: path.local,
-        ..path
-    }
 }

@@ -263,7 +263,7 @@ fn bpf_reads_what_userspace_sends_at_every_length() {
             let Some((mut bench, _, mut b)) = engines(test, &sa) else {
                 return;
             };
-            let mirror = net::mirror(&sa);
+            let mirror = sa.reversed();
             let Some(mut sender) = Bench::new(test, &mirror) else {
                 return;
             };
@@ -302,7 +302,7 @@ fn swap_addresses(packet: &mut [u8], v6: bool) {
 fn bpf_one_changed_bit_is_noticed_and_changes_nothing() {
     let sa = sa(Encapsulation::Esp, false, true);
     let test = "bpf_one_changed_bit_is_noticed_and_changes_nothing";
-    let Some(mut sender) = Bench::new(test, &net::mirror(&sa)) else {
+    let Some(mut sender) = Bench::new(test, &sa.reversed()) else {
         return;
     };
     let mut bench = Bench::new(test, &sa).unwrap();
@@ -331,7 +331,7 @@ fn bpf_what_an_sa_must_not_carry_is_dropped_with_its_reason() {
         return;
     };
     // The same keys for other subnets: what it sends is authentic and outside ours.
-    let mut other = net::mirror(&sa);
+    let mut other = sa.reversed();
     other.local_ts = vec![net::range("172.16.0.0", "172.16.0.255")];
     let mut sender = Bench::new(test, &other).unwrap();
     let mut packet = net::packet("172.16.0.1", "10.0.0.1", 17, &[0; 60]);
@@ -340,7 +340,7 @@ fn bpf_what_an_sa_must_not_carry_is_dropped_with_its_reason() {
     assert_eq!(bench.dropped_in(DropReason::SelectorMismatch), 1);
 
     // A congestion mark on a packet whose transport does not know them (RFC 6040).
-    let mut sender = Bench::new(test, &net::mirror(&sa)).unwrap();
+    let mut sender = Bench::new(test, &sa.reversed()).unwrap();
     packet = net::packet("10.1.0.1", "10.0.0.1", 17, &[0; 60]);
     // Behind the numbers that the SA has seen.
     let _ = sender.seal(&packet);

@@ -138,18 +138,7 @@ struct Receiver {
 
 impl Receiver {
     fn new(sa: &ChildSa) -> Self {
-        let sa = ChildSa {
-            inbound: sa.outbound.clone(),
-            outbound: sa.inbound.clone(),
-            path: Path {
-                local: sa.path.remote,
-                remote: sa.path.local,
-                ..sa.path
-            },
-            local_ts: sa.remote_ts.clone(),
-            remote_ts: sa.local_ts.clone(),
-            ..sa.clone()
-        };
+        let sa = sa.reversed();
         let now = Instant::now();
         let mut inbound = Inbound::new(config(), Stats::new(now));
         for command in commands(&sa) {

@@ -48,7 +48,7 @@ fn bpf_prepared_keystream_makes_the_same_octets() {
     let test = "bpf_prepared_keystream_makes_the_same_octets";
     for esn in [false, true] {
         let sa = sa(Encapsulation::Esp, false, esn);
-        let mirror = net::mirror(&sa);
+        let mirror = sa.reversed();
         let Some(mut sender) = Bench::with(test, &sa, true) else {
             return;
         };
@@ -83,7 +83,7 @@ fn bpf_prepared_keystream_makes_the_same_octets() {
 fn bpf_a_forgery_gives_its_keystream_back() {
     let test = "bpf_a_forgery_gives_its_keystream_back";
     let sa = sa(Encapsulation::Esp, false, true);
-    let Some(mut sender) = Bench::new(test, &net::mirror(&sa)) else {
+    let Some(mut sender) = Bench::new(test, &sa.reversed()) else {
         return;
     };
     let mut bench = Bench::with(test, &sa, true).unwrap();

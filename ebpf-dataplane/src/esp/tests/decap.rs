@@ -153,7 +153,7 @@ fn padding_dummies_and_next_headers() {
 fn selectors_bind_what_comes_out() {
     let sa = child(1, GCM, path(Encapsulation::Esp, false));
     let (mut a, _) = pair(&sa, Config::default());
-    let mut narrow = mirror(&sa);
+    let mut narrow = sa.reversed();
     narrow.local_ts = vec![range("10.1.0.0", "10.1.0.6")];
     let (mut b, _) = pair(&narrow, Config::default());
     let wire = a.send(&[udp(false, 100), packet("10.0.0.5", "10.1.0.6", 17, &[0; 8])]);
@@ -212,7 +212,7 @@ fn a_moved_nat_mapping_is_reported_by_the_newest_authentic_packet_only() {
     assert!(matches!(events[..], [Event::NatMoved { id: ChildSaId(1), remote: r }] if r == remote));
     let path = espada_common::sa::Path {
         remote,
-        ..reverse(path(Encapsulation::Udp, false))
+        ..path(Encapsulation::Udp, false).reversed()
     };
     b.apply(&Command::MovePath {
         id: ChildSaId(1),
@@ -294,7 +294,7 @@ proptest! {
                 );
             }
         }
-        let meta = Meta { path: reverse(sa.path), ..Meta::default() };
+        let meta = Meta { path: sa.path.reversed(), ..Meta::default() };
         let mut burst = Burst::new();
         let frame = b.frame(&packet, meta);
         burst.push(frame);

@@ -291,7 +291,7 @@ fn without_an_sa_an_acquire_is_raised_and_the_first_packets_wait() {
 
     let new = child(2, GCM, path(Encapsulation::Esp, false));
     a.apply(&Command::InstallSa(Box::new(new.clone())));
-    b.apply(&Command::InstallSa(Box::new(mirror(&new))));
+    b.apply(&Command::InstallSa(Box::new(new.reversed())));
     let wire = a.release();
     let received = b.receive(&wire);
     let mut expected = vec![udp(false, 100), udp(true, 100)];

@@ -225,7 +225,7 @@ fn open(
             let mut frame = pool.get().unwrap();
             frame.append(octets.len()).unwrap().copy_from_slice(octets);
             *frame.meta_mut() = Meta {
-                path: reverse(meta.path),
+                path: meta.path.reversed(),
                 ..*meta
             };
             burst.push(frame);
@@ -253,7 +253,7 @@ fn lanes_accept_every_packet_once() {
             .map(|_| {
                 let stats = Stats::new(now);
                 let mut inbound = Inbound::new(Config::default(), Arc::clone(&stats));
-                let install = Command::InstallSa(Box::new(mirror(&sa)));
+                let install = Command::InstallSa(Box::new(sa.reversed()));
                 inbound.apply_shared(&install, Some(&shared)).unwrap();
                 (inbound, stats, arena.take(64))
             })

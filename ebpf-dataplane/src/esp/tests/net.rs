@@ -63,14 +63,6 @@ pub fn path(encapsulation: Encapsulation, v6: bool) -> Path {
     }
 }
 
-pub fn reverse(path: Path) -> Path {
-    Path {
-        local: path.remote,
-        remote: path.local,
-        ..path
-    }
-}
-
 /// The pair of SAs `id` as gateway A has it; keys and SPIs follow from `id`.
 pub fn child(id: u64, suite: EspSuite, path: Path) -> ChildSa {
     let half = |tag: u8| HalfSa {
@@ -106,18 +98,6 @@ pub fn child(id: u64, suite: EspSuite, path: Path) -> ChildSa {
         replay_window: 64,
         allowances: Default::default(),
         lifetime: std::time::Duration::from_secs(3600),
-    }
-}
-
-/// The same pair as gateway B has it.
-pub fn mirror(sa: &ChildSa) -> ChildSa {
-    ChildSa {
-        inbound: sa.outbound.clone(),
-        outbound: sa.inbound.clone(),
-        path: reverse(sa.path),
-        local_ts: sa.remote_ts.clone(),
-        remote_ts: sa.local_ts.clone(),
-        ..sa.clone()
     }
 }
 
@@ -278,7 +258,7 @@ impl Gateway {
         let mut burst = Burst::new();
         for (octets, meta) in packets {
             let meta = Meta {
-                path: reverse(meta.path),
+                path: meta.path.reversed(),
                 ..*meta
             };
             let frame = self.frame(octets, meta);
@@ -308,7 +288,7 @@ pub fn pair(sa: &ChildSa, config: Config) -> (Gateway, Gateway) {
     let arena = Arena::new(256, frame_size).unwrap();
     let mut a = Gateway::new(config, arena.take(128));
     let mut b = Gateway::new(config, arena.take(128));
-    let other = mirror(sa);
+    let other = sa.reversed();
     a.apply(&policy(sa));
     b.apply(&policy(&other));
     a.apply(&Command::InstallSa(Box::new(sa.clone())));

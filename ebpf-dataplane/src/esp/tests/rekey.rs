@@ -16,7 +16,7 @@ fn a_rekey_loses_no_packet() {
     };
     let in_flight = a.send(&vec![udp(false, 100); 5]);
     // B moves first: it sends on the new SA and still receives on the old one.
-    b.apply(&rekey(&mirror(&new)));
+    b.apply(&rekey(&new.reversed()));
     let back = packet("10.1.0.7", "10.0.0.5", 17, &[0; 8]);
     let early = b.send(std::slice::from_ref(&back));
     assert_eq!(early[0].1.spi, new.inbound.spi);
@@ -74,7 +74,7 @@ fn a_retired_pair_receives_and_its_successor_sends() {
     let in_flight = a.send(&vec![udp(false, 100); 5]);
     b.apply(&Command::RekeySa {
         old: ChildSaId(1),
-        new: Box::new(mirror(&new)),
+        new: Box::new(new.reversed()),
         takeover: Takeover::WithRemoval,
     });
     b.apply(&Command::Retire { id: ChildSaId(1) });
@@ -168,7 +168,7 @@ fn a_pair_can_be_removed_and_installed_again() {
     for _ in 0..3 {
         let wire = a.send(&[udp(false, 100)]);
         assert_eq!(b.receive(&wire).len(), 1);
-        for (gateway, sa) in [(&mut a, sa.clone()), (&mut b, mirror(&sa))] {
+        for (gateway, sa) in [(&mut a, sa.clone()), (&mut b, sa.reversed())] {
             gateway.apply(&Command::RemoveSa { id: sa.id });
             gateway.apply(&Command::InstallSa(Box::new(sa)));
         }

@@ -131,9 +131,9 @@ fn several_sas_in_one_burst_keep_their_order() {
         let third = format!("10.1.{id}");
         sa.remote_ts = vec![range(&format!("{third}.0"), &format!("{third}.255"))];
         a.apply(&espada_common::sa::Command::InstallSa(Box::new(sa.clone())));
-        b.apply(&espada_common::sa::Command::InstallSa(Box::new(mirror(
-            &sa,
-        ))));
+        b.apply(&espada_common::sa::Command::InstallSa(Box::new(
+            sa.reversed(),
+        )));
     }
     let sent: Vec<_> = (0..60u8)
         .map(|n| {

@@ -3,7 +3,7 @@ use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aya::programs::{SchedClassifier, TcAttachType};
 
@@ -278,28 +278,42 @@ fn bpf_super_packets_of_tcp_do_not_leak() {
         let listener = link.across(|| TcpListener::bind("198.51.100.1:0").unwrap());
         let mut sender = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (mut receiver, _) = listener.accept().unwrap();
-        receiver
-            .set_read_timeout(Some(Duration::from_millis(500)))
-            .unwrap();
+        let patience = Duration::from_secs(20);
+        receiver.set_read_timeout(Some(patience)).unwrap();
         let mut received = vec![0; OCTETS];
         sender.write_all(&vec![1; OCTETS]).unwrap();
         receiver.read_exact(&mut received).unwrap();
+        // The answer carries an open window. Against a closed one the sender would only probe,
+        // and give up after fifteen probes half a second apart, as they are dropped on its host.
+        receiver.write_all(&[1]).unwrap();
+        sender.read_exact(&mut [0]).unwrap();
         front_end
             .set_policies(&[pair("198.51.100.1/32", "198.51.100.2/32")])
             .unwrap();
-        sender.write_all(&vec![2; OCTETS]).unwrap();
+        // Larger than the send buffer, perhaps: the write may wait until the guard is gone. Closed
+        // sooner, the connection would be given up sooner.
+        let writer = std::thread::spawn(move || {
+            sender.write_all(&vec![2; OCTETS]).unwrap();
+            sender
+        });
+        // More packets than calls: counted by their segments.
+        let deadline = Instant::now() + patience;
+        while front_end.dropped(DropReason::ClearOutbound) <= 5 {
+            assert!(Instant::now() < deadline, "the guard counts no segments");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        receiver
+            .set_read_timeout(Some(Duration::from_millis(500)))
+            .unwrap();
         assert!(
             receiver.read(&mut received).is_err(),
             "clear text got through"
         );
-        // More packets than calls: counted by their segments.
-        assert!(front_end.dropped(DropReason::ClearOutbound) > 5);
         front_end.set_policies(&[]).unwrap();
-        receiver
-            .set_read_timeout(Some(Duration::from_secs(20)))
-            .unwrap();
+        receiver.set_read_timeout(Some(patience)).unwrap();
         receiver.read_exact(&mut received).unwrap();
         assert!(received.iter().all(|octet| *octet == 2));
+        writer.join().unwrap();
     });
 }
 

@@ -1,9 +1,10 @@
-//! Joining consecutive TCP segments of one flow into one packet for the tunnel interface: the
-//! host's stack then works once per up to 64 KiB. What the peer sent can be restored exactly, as
-//! the kernel asks of receive offloads.
+//! Joining consecutive TCP segments, or UDP datagrams of one length, of one flow into one packet for
+//! the tunnel interface: the host's stack then works once per up to 64 KiB. What the peer sent can be
+//! restored exactly, as the kernel asks of receive offloads.
 
 use super::checksum;
 use super::gso::{VnetHeader, write_ip_lengths};
+use crate::esp::ip::protocol;
 use crate::umem::Frame;
 
 /// Segments joined at most.
@@ -17,31 +18,58 @@ const TCP_PSH: u8 = 0x08;
 const TCP_ACK: u8 = 0x10;
 const NONE: u16 = u16::MAX;
 
-/// What must be known of a TCP segment with payload.
+/// What must be known of a TCP segment or a UDP datagram with payload.
 #[derive(Clone, Copy)]
 struct Segment {
+    protocol: u8,
     ip: usize,
     head: usize,
     payload: usize,
+    /// TCP's; 0 for UDP.
     sequence: u32,
+    /// TCP's; a datagram is never the last of its run for it.
     push: bool,
 }
 
 impl Segment {
     /// A whole, plain segment with payload; anything unusual is left as it is.
     fn of(packet: &[u8]) -> Option<Self> {
-        let ip = match packet.first()? {
-            // No options, no fragment, TCP.
-            0x45 if packet.get(6)? & 0x3f == 0 && *packet.get(7)? == 0 && *packet.get(9)? == 6 => {
+        let (ip, protocol) = match packet.first()? {
+            // No options, no fragment.
+            0x45 if packet.get(6)? & 0x3f == 0 && *packet.get(7)? == 0 => {
                 let total = u16::from_be_bytes([*packet.get(2)?, *packet.get(3)?]);
-                (usize::from(total) == packet.len()).then_some(20)?
+                (usize::from(total) == packet.len()).then_some((20, *packet.get(9)?))?
             }
-            first if first >> 4 == 6 && *packet.get(6)? == 6 => {
+            first if first >> 4 == 6 => {
                 let length = u16::from_be_bytes([*packet.get(4)?, *packet.get(5)?]);
-                (usize::from(length) + 40 == packet.len()).then_some(40)?
+                (usize::from(length) + 40 == packet.len()).then_some((40, *packet.get(6)?))?
             }
             _ => return None,
         };
+        match protocol {
+            protocol::TCP => Self::of_tcp(packet, ip),
+            protocol::UDP => Self::of_udp(packet, ip),
+            _ => None,
+        }
+    }
+
+    /// A datagram with a checksum: cut out of a joined one it would get one.
+    fn of_udp(packet: &[u8], ip: usize) -> Option<Self> {
+        let udp = packet.get(ip..ip + 8)?;
+        let head = ip + 8;
+        let payload = packet.len().checked_sub(head).filter(|n| *n > 0)?;
+        let whole = usize::from(u16::from_be_bytes([udp[4], udp[5]])) == packet.len() - ip;
+        (whole && udp[6..8] != [0; 2]).then_some(Self {
+            protocol: protocol::UDP,
+            ip,
+            head,
+            payload,
+            sequence: 0,
+            push: false,
+        })
+    }
+
+    fn of_tcp(packet: &[u8], ip: usize) -> Option<Self> {
         let tcp = packet.get(ip..ip + 20)?;
         let head = ip + usize::from(tcp[12] >> 4) * 4;
         let payload = packet
@@ -50,6 +78,7 @@ impl Segment {
             .filter(|n| *n > 0 && head >= ip + 20)?;
         let plain = tcp[12] & 0x0f == 0 && tcp[13] & !TCP_PSH == TCP_ACK;
         plain.then_some(Self {
+            protocol: protocol::TCP,
             ip,
             head,
             payload,
@@ -59,14 +88,46 @@ impl Segment {
     }
 
     fn checksum_holds(&self, packet: &[u8]) -> bool {
-        packet.get(self.ip..).is_some_and(|tcp| {
-            checksum::pseudo_header(packet, 6, tcp.len())
-                .is_some_and(|pseudo| pseudo.add(tcp).finish() == 0)
+        packet.get(self.ip..).is_some_and(|transport| {
+            checksum::pseudo_header(packet, self.protocol, transport.len())
+                .is_some_and(|pseudo| pseudo.add(transport).finish() == 0)
         })
+    }
+
+    /// Whether `other` is what follows this one and `carried` octets of payload.
+    fn is_followed_by(&self, other: &Self, carried: usize) -> bool {
+        let in_sequence = match self.protocol {
+            protocol::TCP => other.sequence == self.sequence.wrapping_add(carried as u32),
+            _ => true,
+        };
+        let alike = (other.protocol, other.ip, other.head) == (self.protocol, self.ip, self.head);
+        alike && in_sequence && other.payload <= self.payload
+    }
+
+    /// Whether everything but lengths, identification, sequence, PSH and checksums is equal in `a`, a
+    /// packet like this one, and in `b`, which is so many packets behind it.
+    fn same_headers(&self, a: &[u8], b: &[u8], distance: u16) -> bool {
+        let equal = |from: usize, to: usize| a.get(from..to) == b.get(from..to);
+        let ip = self.ip;
+        let ip_equal = if ip == 20 {
+            let id = |p: &[u8]| u16::from_be_bytes([p[4], p[5]]);
+            let fixed = a[6] & 0x40 != 0;
+            equal(0, 2) && equal(6, 10) && (fixed || id(b) == id(a).wrapping_add(distance))
+        } else {
+            equal(0, 4) && equal(6, 8)
+        };
+        let transport_equal = match self.protocol {
+            // Acknowledgement and offset; window; options.
+            protocol::TCP => {
+                equal(ip + 8, ip + 13) && equal(ip + 14, ip + 16) && equal(ip + 18, self.head)
+            }
+            _ => true,
+        };
+        ip_equal && transport_equal
     }
 }
 
-/// Whether two packets are of one TCP connection (or might be: only addresses and ports count).
+/// Whether two packets are of one flow (or might be: only addresses and ports count).
 fn same_flow(a: &[u8], b: &[u8]) -> bool {
     let key = |packet: &[u8]| -> Option<([u8; 32], [u8; 4])> {
         let mut addresses = [0; 32];
@@ -89,20 +150,6 @@ fn same_flow(a: &[u8], b: &[u8]) -> bool {
     }
 }
 
-/// Whether everything but lengths, identification, sequence, PSH and checksums is equal.
-fn same_headers(a: &[u8], b: &[u8], ip: usize, head: usize, distance: u16) -> bool {
-    let equal = |from: usize, to: usize| a.get(from..to) == b.get(from..to);
-    let ip_equal = if ip == 20 {
-        let id = |p: &[u8]| u16::from_be_bytes([p[4], p[5]]);
-        let fixed = a[6] & 0x40 != 0;
-        equal(0, 2) && equal(6, 10) && (fixed || id(b) == id(a).wrapping_add(distance))
-    } else {
-        equal(0, 4) && equal(6, 8)
-    };
-    // Acknowledgement and offset; window; options.
-    ip_equal && equal(ip + 8, ip + 13) && equal(ip + 14, ip + 16) && equal(ip + 18, head)
-}
-
 /// Frames that leave as one packet: a chain through [`Coalescer::next`].
 struct Run {
     first: u16,
@@ -118,13 +165,22 @@ struct Run {
 }
 
 /// Reusable state of one writer.
-#[derive(Default)]
 pub struct Coalescer {
+    datagrams: bool,
     runs: Vec<Run>,
     next: Vec<u16>,
 }
 
 impl Coalescer {
+    /// Joins UDP datagrams only if told so, as the kernel cuts them only since Linux 6.2.
+    pub fn new(datagrams: bool) -> Self {
+        Self {
+            datagrams,
+            runs: Vec::new(),
+            next: Vec::new(),
+        }
+    }
+
     /// Calls `emit` once per packet to write, with the pieces to gather; each flow stays in order.
     pub fn deliver(&mut self, frames: &mut [Frame], mut emit: impl FnMut(VnetHeader, &[&[u8]])) {
         // Frames are counted in 16 bits.
@@ -155,7 +211,8 @@ impl Coalescer {
         self.next.clear();
         self.next.resize(frames.len(), NONE);
         for index in 0..frames.len() {
-            let segment = Segment::of(frames[index].data());
+            let segment = Segment::of(frames[index].data())
+                .filter(|segment| self.datagrams || segment.protocol != protocol::UDP);
             if !segment.is_some_and(|segment| self.join(frames, index, segment)) {
                 self.runs.push(Run {
                     first: index as u16,
@@ -189,12 +246,9 @@ impl Coalescer {
             return false;
         };
         let carried = run.total - head.head;
-        let continues = segment.ip == head.ip
-            && segment.head == head.head
-            && segment.sequence == head.sequence.wrapping_add(carried as u32)
-            && segment.payload <= head.payload
+        let continues = head.is_followed_by(&segment, carried)
             && run.total + segment.payload <= usize::from(u16::MAX)
-            && same_headers(first_of(run), packet, head.ip, head.head, run.pieces);
+            && head.same_headers(first_of(run), packet, run.pieces);
         // The joined packet's checksum is vouched for, so the parts' must hold.
         if !continues || !segment.checksum_holds(packet) {
             return false;
@@ -227,22 +281,26 @@ fn finish(run: &Run, frames: &mut [Frame]) -> VnetHeader {
     let (ip, transport) = frame.data_mut().split_at_mut(segment.ip);
     let length = run.total - segment.ip;
     write_ip_lengths(ip, length, 0);
+    let (gso_type, checksum_offset) = match (segment.protocol, segment.ip) {
+        (protocol::UDP, _) => (VnetHeader::GSO_UDP_L4, 6),
+        (_, 20) => (VnetHeader::GSO_TCPV4, 16),
+        _ => (VnetHeader::GSO_TCPV6, 16),
+    };
+    if segment.protocol == protocol::UDP {
+        transport[4..6].copy_from_slice(&(length as u16).to_be_bytes());
+    }
     if run.push {
         transport[13] |= TCP_PSH;
     }
-    let pseudo = checksum::pseudo_header(ip, 6, length).unwrap_or_default();
-    transport[16..18].copy_from_slice(&pseudo.fold().to_ne_bytes());
+    let pseudo = checksum::pseudo_header(ip, segment.protocol, length).unwrap_or_default();
+    transport[checksum_offset..checksum_offset + 2].copy_from_slice(&pseudo.fold().to_ne_bytes());
     VnetHeader {
         flags: VnetHeader::FLAG_NEEDS_CHECKSUM,
-        gso_type: if segment.ip == 20 {
-            VnetHeader::GSO_TCPV4
-        } else {
-            VnetHeader::GSO_TCPV6
-        },
+        gso_type,
         header_length: segment.head as u16,
         gso_size: segment.payload as u16,
         checksum_start: segment.ip as u16,
-        checksum_offset: 16,
+        checksum_offset: checksum_offset as u16,
     }
 }
 
@@ -266,6 +324,10 @@ mod tests {
     }
 
     fn deliver(packets: &[Vec<u8>]) -> Vec<(VnetHeader, Vec<u8>)> {
+        deliver_with(&mut Coalescer::new(true), packets)
+    }
+
+    fn deliver_with(coalescer: &mut Coalescer, packets: &[Vec<u8>]) -> Vec<(VnetHeader, Vec<u8>)> {
         let arena = Arena::new(packets.len().max(1), 16384).unwrap();
         let mut pool = arena.take(packets.len());
         let mut burst = Burst::new();
@@ -275,32 +337,41 @@ mod tests {
             burst.push(frame);
         }
         let mut out = Vec::new();
-        Coalescer::default().deliver(burst.frames_mut(), |header, pieces| {
+        coalescer.deliver(burst.frames_mut(), |header, pieces| {
             out.push((header, pieces.concat()));
         });
         out
     }
 
-    /// Segments without FIN and CWR, which end a run.
-    fn plain(v6: bool, payload: &[u8], size: u16, port: u8) -> (VnetHeader, Vec<u8>) {
-        let (header, mut packet) = super_packet(v6, payload, size, 12);
+    /// Segments without FIN and CWR, which end a run, or datagrams.
+    fn plain(udp: bool, v6: bool, payload: &[u8], size: u16, port: u8) -> (VnetHeader, Vec<u8>) {
+        let (mut header, mut packet) = super_packet(v6, payload, size, 12);
         let ip = usize::from(header.checksum_start);
-        packet[ip + 13] = TCP_ACK | TCP_PSH;
         packet[ip + 1] = port;
+        if udp {
+            packet.drain(ip + 8..ip + 32);
+            packet[if v6 { 6 } else { 9 }] = protocol::UDP;
+            header.gso_type = VnetHeader::GSO_UDP_L4;
+            header.header_length = (ip + 8) as u16;
+            header.checksum_offset = 6;
+        } else {
+            packet[ip + 13] = TCP_ACK | TCP_PSH;
+        }
         (header, packet)
     }
 
     proptest! {
         #[test]
         fn joined_segments_cut_again_are_the_same(
+            udp: bool,
             v6: bool,
             a in proptest::collection::vec(any::<u8>(), 1..20_000),
             b in proptest::collection::vec(any::<u8>(), 1..9_000),
             size in 500u16..4000,
             interleave in proptest::collection::vec(any::<bool>(), 64),
         ) {
-            let (header_a, packet_a) = plain(v6, &a, size, 1);
-            let (header_b, packet_b) = plain(v6, &b, size, 2);
+            let (header_a, packet_a) = plain(udp, v6, &a, size, 1);
+            let (header_b, packet_b) = plain(udp, v6, &b, size, 2);
             let (sent_a, sent_b) = (segments(&header_a, &packet_a), segments(&header_b, &packet_b));
             let (mut left_a, mut left_b) = (sent_a.iter(), sent_b.iter());
             let mut mixed = Vec::new();
@@ -318,6 +389,7 @@ mod tests {
             let mut again_a = Vec::new();
             let mut again_b = Vec::new();
             for (header, packet) in delivered {
+                prop_assert!(header.gso_type == VnetHeader::GSO_NONE || length_says(&packet) == packet.len());
                 let cut = if header.gso_type == VnetHeader::GSO_NONE { vec![packet.clone()] } else { segments(&header, &packet) };
                 let ip = if v6 { 40 } else { 20 };
                 if packet[ip + 1] == 1 { again_a.extend(cut) } else { again_b.extend(cut) }
@@ -335,10 +407,26 @@ mod tests {
         }
     }
 
+    /// What the IP and UDP headers say how long the packet is; for TCP the IP header.
+    fn length_says(packet: &[u8]) -> usize {
+        let word = |at: usize| usize::from(u16::from_be_bytes([packet[at], packet[at + 1]]));
+        let (ip, protocol, length) = match packet[0] >> 4 {
+            4 => (20, packet[9], word(2)),
+            _ => (40, packet[6], 40 + word(4)),
+        };
+        if protocol == protocol::UDP {
+            assert_eq!(ip + word(ip + 4), length);
+        }
+        length
+    }
+
     #[test]
     fn a_bad_checksum_is_never_hidden() {
-        let (header, packet) = plain(false, &[7; 4000], 1000, 1);
-        for bad in 0..4 {
+        for (udp, bad) in [false, true]
+            .into_iter()
+            .flat_map(|udp| (0..4).map(move |bad| (udp, bad)))
+        {
+            let (header, packet) = plain(udp, false, &[7; 4000], 1000, 1);
             let mut sent = segments(&header, &packet);
             sent[bad][60] ^= 1;
             let delivered = deliver(&sent);
@@ -353,13 +441,44 @@ mod tests {
 
     #[test]
     fn reordered_and_repeated_segments_stay_apart() {
-        let (header, packet) = plain(false, &[7; 3000], 1000, 1);
+        let (header, packet) = plain(false, false, &[7; 3000], 1000, 1);
         let sent = segments(&header, &packet);
         let order = [&sent[1], &sent[0], &sent[0], &sent[2]].map(Clone::clone);
-        let delivered: Vec<_> = deliver(&order)
-            .into_iter()
-            .map(|(_, packet)| packet)
-            .collect();
-        assert_eq!(delivered, order);
+        assert_eq!(only_packets(&order), order);
+    }
+
+    fn only_packets(packets: &[Vec<u8>]) -> Vec<Vec<u8>> {
+        let delivered = deliver(packets).into_iter();
+        delivered.map(|(_, packet)| packet).collect()
+    }
+
+    #[test]
+    fn datagrams_that_could_not_be_restored_stay_apart() {
+        let (header, packet) = plain(true, false, &[7; 3000], 1000, 1);
+        let sent = segments(&header, &packet);
+        assert_eq!(deliver(&sent).len(), 1);
+        // A kernel that would not cut them.
+        assert_eq!(deliver_with(&mut Coalescer::new(false), &sent).len(), 3);
+        // The first one shorter than the next.
+        let (header, packet) = plain(true, false, &[7; 900], 900, 1);
+        let mut shorter = segments(&header, &packet);
+        shorter.push(sent[1].clone());
+        assert_eq!(only_packets(&shorter), shorter);
+        // No checksum, and a length that is not that of the packet.
+        for (at, octets) in [(26, [0, 0]), (24, [0, 99])] {
+            let mut odd = sent.clone();
+            for packet in &mut odd {
+                packet[at..at + 2].copy_from_slice(&octets);
+            }
+            assert_eq!(only_packets(&odd), odd);
+        }
+        // Identifications that do not count up, of datagrams that may become fragments.
+        let mut ids = sent;
+        for packet in &mut ids {
+            packet[6] = 0;
+            packet[4..6].copy_from_slice(&[1, 1]);
+            checksum::ipv4_header(&mut packet[..20]);
+        }
+        assert_eq!(only_packets(&ids), ids);
     }
 }

@@ -2,6 +2,7 @@
 //! virtio-net header beside it) into packets that fit the path.
 
 use super::checksum::{self, Sum};
+use crate::esp::ip::protocol;
 
 /// `struct virtio_net_hdr` in host byte order, as a TUN with IFF_VNET_HDR reads and writes it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -66,8 +67,6 @@ impl VnetHeader {
     }
 }
 
-const PROTOCOL_TCP: u8 = 6;
-const PROTOCOL_UDP: u8 = 17;
 const TCP_FIN: u8 = 0x01;
 const TCP_PSH: u8 = 0x08;
 const TCP_CWR: u8 = 0x80;
@@ -88,8 +87,8 @@ impl<'a> Segmenter<'a> {
     /// `None` when the two headers contradict each other or the kind is not one we announced.
     pub fn new(header: &VnetHeader, packet: &'a [u8]) -> Option<Self> {
         let protocol = match header.gso_type & !VnetHeader::GSO_ECN {
-            VnetHeader::GSO_TCPV4 | VnetHeader::GSO_TCPV6 => PROTOCOL_TCP,
-            VnetHeader::GSO_UDP_L4 => PROTOCOL_UDP,
+            VnetHeader::GSO_TCPV4 | VnetHeader::GSO_TCPV6 => protocol::TCP,
+            VnetHeader::GSO_UDP_L4 => protocol::UDP,
             _ => return None,
         };
         // The kernel leaves the checksum of every such packet open, at its transport header.
@@ -100,10 +99,10 @@ impl<'a> Segmenter<'a> {
             _ => return None,
         };
         let length = match protocol {
-            PROTOCOL_TCP => usize::from(*transport.get(12)? >> 4) * 4,
+            protocol::TCP => usize::from(*transport.get(12)? >> 4) * 4,
             _ => 8,
         };
-        let least = if protocol == PROTOCOL_TCP { 20 } else { 8 };
+        let least = if protocol == protocol::TCP { 20 } else { 8 };
         if ip < least_ip || length < least || header.gso_size == 0 {
             return None;
         }
@@ -143,7 +142,7 @@ impl<'a> Segmenter<'a> {
         let (ip, transport) = headers.split_at_mut(self.ip);
         let transport_length = transport.len() + payload.len();
         write_ip_lengths(ip, transport_length, self.count);
-        let checksum_at = if self.protocol == PROTOCOL_TCP {
+        let checksum_at = if self.protocol == protocol::TCP {
             let sequence =
                 u32::from_be_bytes([transport[4], transport[5], transport[6], transport[7]]);
             let sequence = sequence.wrapping_add(self.sent as u32);
@@ -164,7 +163,7 @@ impl<'a> Segmenter<'a> {
         let pseudo =
             checksum::pseudo_header(ip, self.protocol, transport_length).unwrap_or_default();
         let sum = match sum_parts(pseudo, transport, payload).finish() {
-            0 if self.protocol == PROTOCOL_UDP => 0xffff,
+            0 if self.protocol == protocol::UDP => 0xffff,
             sum => sum,
         };
         transport[checksum_at..checksum_at + 2].copy_from_slice(&sum.to_ne_bytes());
@@ -310,7 +309,7 @@ pub(super) mod tests {
     fn udp_segments_have_their_own_lengths() {
         let mut packet = vec![0u8; 28];
         packet[0] = 0x45;
-        packet[9] = PROTOCOL_UDP;
+        packet[9] = protocol::UDP;
         packet.extend_from_slice(&[7; 250]);
         let header = VnetHeader {
             gso_type: VnetHeader::GSO_UDP_L4,

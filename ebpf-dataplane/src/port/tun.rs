@@ -1,5 +1,6 @@
 //! The tunnel interface: inner packets from and to the host's stack. The device speaks
-//! IFF_VNET_HDR, so the kernel hands over TCP in packets of up to 64 KiB that are cut here.
+//! IFF_VNET_HDR, so the kernel hands over TCP, and UDP since Linux 6.2, in packets of up to 64 KiB that
+//! are cut here.
 
 use std::fs::{File, OpenOptions};
 use std::hash::Hasher;
@@ -28,6 +29,8 @@ pub struct Tun {
     /// A descriptor of each queue.
     queues: Vec<File>,
     name: String,
+    /// Whether the kernel cuts UDP, which came with Linux 6.2.
+    datagrams: bool,
 }
 
 impl Tun {
@@ -46,7 +49,8 @@ impl Tun {
             });
         }
         let several = queues > 1;
-        let attach = || {
+        let mut datagrams = true;
+        let mut attach = || {
             let file = OpenOptions::new()
                 .read(true)
                 .write(true)
@@ -61,17 +65,21 @@ impl Tun {
             )))?;
             let basic =
                 libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
-            // UDP segmentation came with Linux 6.2.
             syscall::tun_set_offload(file.as_fd(), basic | libc::TUN_F_USO4 | libc::TUN_F_USO6)
-                .or_else(|_| syscall::tun_set_offload(file.as_fd(), basic))
+                .or_else(|_| {
+                    datagrams = false;
+                    syscall::tun_set_offload(file.as_fd(), basic)
+                })
                 .map_err(system(format!("cannot set the offloads of `{name}`")))?;
             Ok(file)
         };
+        let queues = (0..queues.max(1))
+            .map(|_| attach())
+            .collect::<Result<_, BackendError>>()?;
         Ok(Self {
-            queues: (0..queues.max(1))
-                .map(|_| attach())
-                .collect::<Result<_, BackendError>>()?,
+            queues,
             name: name.to_owned(),
+            datagrams,
         })
     }
 
@@ -101,7 +109,7 @@ impl Tun {
         };
         Ok(TunWriter {
             queues: self.queues.iter().map(queue).collect::<io::Result<_>>()?,
-            coalescer: Coalescer::default(),
+            coalescer: Coalescer::new(self.datagrams),
         })
     }
 }
@@ -271,8 +279,8 @@ fn flow_number(packet: &[u8]) -> u64 {
 }
 
 impl TunWriter {
-    /// Writes the whole burst, neighbouring TCP segments of a flow as one packet, and returns the
-    /// frames to `pool`. The kernel hands the answers of a flow out by the queue that it was last
+    /// Writes the whole burst, neighbouring TCP segments of a flow as one packet, UDP datagrams too
+    /// where the kernel can cut them, and returns the frames to `pool`. The kernel hands the answers of a flow out by the queue that it was last
     /// written through, so each flow has one.
     pub fn write(&mut self, burst: &mut Burst, pool: &mut FramePool, drops: &DropCounters) {
         if let [queue] = self.queues.as_mut_slice() {

@@ -3,6 +3,7 @@
 
 mod ebpf;
 mod lanes;
+mod traffic;
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -15,6 +16,8 @@ use espada_common::sa::{
     ChildSa, Cipher, Encapsulation, EspSuite, Event, GcmIcv, HalfSa, Mode, Path, Policy,
     SecretBytes, Share, Takeover, TrafficSelector,
 };
+
+use traffic::{datagrams, ping, tcp};
 
 use super::*;
 use crate::frontend::{ModeChoice, Options};
@@ -275,55 +278,6 @@ fn with_sas(mut engines: [Plane; 2], v6: bool, encapsulation: Encapsulation) -> 
     engines
 }
 
-/// Ping with a pattern (checked by ping) in several sizes, up to needing fragments. With a
-/// deadline, ping ends at the fifth reply; without, a busy machine's late replies count as lost.
-fn ping(pair: &Pair, v6: bool) {
-    for size in [0, 56, 1300, 4000] {
-        let output = run(&format!(
-            "ip netns exec {} ping -n -q -i 0.01 -c 5 -w 10 -p 5a -s {size} -I {} {}",
-            pair.names[0],
-            inner(0, v6),
-            inner(1, v6)
-        ));
-        let received = output
-            .split(", ")
-            .find_map(|part| part.strip_suffix(" received"));
-        let received: u32 = received.unwrap().parse().unwrap();
-        assert!(received >= 5, "size {size}: {output}");
-        assert!(!output.contains("wrong data"), "{output}");
-    }
-}
-
-/// `octets` each way over one TCP connection, each octet checked.
-fn tcp(pair: &Pair, v6: bool, octets: usize) {
-    let pattern = |n: usize| (n.wrapping_mul(2_654_435_761) >> 13) as u8;
-    let listener = pair.inside(1, || TcpListener::bind((inner(1, v6), 7777)).unwrap());
-    let transfer = move |mut stream: TcpStream| {
-        stream
-            .set_read_timeout(Some(Duration::from_secs(10)))
-            .unwrap();
-        let mut writer = stream.try_clone().unwrap();
-        let sender = std::thread::spawn(move || {
-            let data: Vec<u8> = (0..octets).map(pattern).collect();
-            writer.write_all(&data).unwrap();
-        });
-        let mut data = vec![0; octets];
-        stream.read_exact(&mut data).unwrap();
-        sender.join().unwrap();
-        assert!(
-            data.iter()
-                .enumerate()
-                .all(|(n, octet)| *octet == pattern(n))
-        );
-    };
-    std::thread::scope(|scope| {
-        scope.spawn(|| transfer(listener.accept().unwrap().0));
-        pair.inside(0, || {
-            transfer(TcpStream::connect((inner(1, v6), 7777)).unwrap())
-        });
-    });
-}
-
 /// Everything that either sent arrived at the other.
 fn carried(engines: &mut [Plane; 2]) {
     let mut rounds = 0;
@@ -348,6 +302,7 @@ fn end_to_end(outer_v6: bool, encapsulation: Encapsulation) {
     for inner_v6 in [false, true] {
         ping(&pair, inner_v6);
         tcp(&pair, inner_v6, 3_000_000);
+        datagrams(&pair, inner_v6);
     }
     carried(&mut engines);
 }

@@ -81,6 +81,8 @@ struct Head {
 }
 
 struct Inner {
+    /// First octet of the frame; never changes.
+    base: NonNull<u8>,
     start: u32,
     len: u32,
     meta: Meta,
@@ -136,8 +138,10 @@ impl Arena {
         }
         let base = NonNull::new(base.cast()).ok_or_else(io::Error::last_os_error)?;
         let heads = (0..frames)
-            .map(|_| Head {
+            .map(|index| Head {
                 inner: UnsafeCell::new(Inner {
+                    // SAFETY: inside the mapping.
+                    base: unsafe { base.add(index * frame_size) },
                     start: 0,
                     len: 0,
                     meta: Meta::default(),
@@ -180,9 +184,10 @@ impl Arena {
         let last = first.saturating_add(n).min(total);
         let mut free = Vec::with_capacity(total);
         // Lowest addresses are handed out first.
-        free.extend((first..last).rev().map(|index| Frame {
+        let heads = self.heads.get(first..last).unwrap_or_default();
+        free.extend(heads.iter().rev().map(|head| Frame {
+            head: NonNull::from(head),
             arena: Arc::clone(self),
-            index,
         }));
         FramePool {
             arena: Arc::clone(self),
@@ -258,7 +263,10 @@ impl FramePool {
         // SAFETY: `into_addr` forgot exactly one strong count for this index when it set `lent`,
         // and the swap above made us its only taker.
         let arena = unsafe { Arc::from_raw(Arc::as_ptr(&self.arena)) };
-        Some(Frame { arena, index })
+        Some(Frame {
+            head: NonNull::from(head),
+            arena,
+        })
     }
 }
 
@@ -290,30 +298,30 @@ impl Reserve {
 /// Exclusive ownership of one frame: a range of octets with room before and behind, and metadata.
 /// Give it back with [`FramePool::put`]: a frame that is merely dropped is lost to its arena.
 pub struct Frame {
+    /// Its place in the arena, so that the packet is two steps away.
+    head: NonNull<Head>,
     arena: Arc<Arena>,
-    index: usize,
 }
+
+// SAFETY: it owns what it points to, in an arena that it keeps.
+unsafe impl Send for Frame {}
+// SAFETY: a shared `Frame` changes nothing.
+unsafe impl Sync for Frame {}
 
 impl Frame {
     fn inner(&self) -> &Inner {
-        // SAFETY: `index` is in bounds since construction, and this is the only `Frame` for it;
-        // the borrow of `self` keeps others from writing.
-        unsafe { &*self.arena.heads.get_unchecked(self.index).inner.get() }
+        // SAFETY: `head` points into `arena`, and this is the only `Frame` for it; the borrow of
+        // `self` keeps others from writing.
+        unsafe { &*self.head.as_ref().inner.get() }
     }
 
     fn inner_mut(&mut self) -> &mut Inner {
         // SAFETY: as `inner`, exclusively borrowed.
-        unsafe { &mut *self.arena.heads.get_unchecked(self.index).inner.get() }
+        unsafe { &mut *self.head.as_ref().inner.get() }
     }
 
     fn ptr(&self) -> *mut u8 {
-        // SAFETY: `index` is in bounds, so the frame lies inside the mapping.
-        unsafe {
-            self.arena
-                .base
-                .as_ptr()
-                .add(self.index * self.arena.frame_size)
-        }
+        self.inner().base.as_ptr()
     }
 
     /// Metadata.
@@ -421,20 +429,24 @@ impl Frame {
         unsafe { std::slice::from_raw_parts_mut(self.ptr().add(from), room) }
     }
 
+    /// Where the frame begins in the arena.
+    fn place(&self) -> usize {
+        self.ptr().addr() - self.arena.base.addr().get()
+    }
+
     /// Address of the packet's first octet in the arena, as AF_XDP descriptors want it.
     pub fn offset(&self) -> u64 {
-        (self.index * self.arena.frame_size + self.headroom()) as u64
+        (self.place() + self.headroom()) as u64
     }
 
     /// Gives the frame to a kernel ring under this address; it comes back by [`FramePool::adopt`].
     /// The arena stays mapped while frames are lent.
     pub fn into_addr(self) -> u64 {
-        let addr = self
-            .offset()
-            .min(((self.index + 1) * self.arena.frame_size - 1) as u64);
-        self.arena.heads[self.index]
-            .lent
-            .store(true, Ordering::Release);
+        let last = self.place() + self.arena.frame_size - 1;
+        let addr = self.offset().min(last as u64);
+        // SAFETY: as `inner`.
+        let lent = unsafe { &self.head.as_ref().lent };
+        lent.store(true, Ordering::Release);
         // `adopt` takes over this strong count.
         std::mem::forget(self);
         addr

@@ -77,9 +77,18 @@ impl TrafficSelector {
     }
 
     /// Whether `address` is in the range.
+    #[inline]
     pub fn contains_addr(&self, address: IpAddr) -> bool {
-        // Both ends are of one family, and IpAddr orders IPv4 before IPv6.
-        self.start <= address && address <= self.end
+        // As numbers: the order of `IpAddr` is that of its octets, one by one.
+        match (self.start, address, self.end) {
+            (IpAddr::V4(start), IpAddr::V4(address), IpAddr::V4(end)) => {
+                (start.to_bits()..=end.to_bits()).contains(&address.to_bits())
+            }
+            (IpAddr::V6(start), IpAddr::V6(address), IpAddr::V6(end)) => {
+                (start.to_bits()..=end.to_bits()).contains(&address.to_bits())
+            }
+            _ => false,
+        }
     }
 
     /// Whether a packet with this address, protocol and port on the selector's side is covered.

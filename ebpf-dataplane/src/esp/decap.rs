@@ -271,8 +271,8 @@ impl Inbound {
                 // The same number twice in one burst passes `check` both times.
                 Err(replay::Replayed) => Err(DropReason::Replay),
                 Ok(newest) => {
-                    if newest {
-                        out.events.extend(moved(sa, &frame.meta().path, now));
+                    if newest && let Some(event) = moved(sa, &frame.meta().path, now) {
+                        out.events.push(event);
                     }
                     unwrap(sa, &self.config, &mut frame, job.head)
                 }
@@ -436,10 +436,10 @@ fn unwrap(
     frame.truncate(inner.total_len);
 
     // RFC 4301 section 5.2, step 4: the packet must be one the SA was negotiated for.
-    if !inner.flow.reversed().selected(&sa.local_ts, &sa.remote_ts) {
+    if !inner.flow.selected(&sa.remote_ts, &sa.local_ts) {
         let about =
             ip::flow_of_icmp_error(frame.data(), &inner).ok_or(DropReason::SelectorMismatch)?;
-        if !about.reversed().selected(&sa.local_ts, &sa.remote_ts) {
+        if !about.selected(&sa.remote_ts, &sa.local_ts) {
             return Err(DropReason::SelectorMismatch);
         }
     }

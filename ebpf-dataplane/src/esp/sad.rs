@@ -58,7 +58,8 @@ impl Geometry {
     /// The longest payload (inner packet in tunnel mode) whose outer packet fits `mtu`.
     pub fn max_payload(&self, mtu: u16) -> usize {
         let room = usize::from(mtu).saturating_sub(self.outer + self.head() + self.icv);
-        (room / self.block * self.block).saturating_sub(TRAILER)
+        // Whole blocks, which are 4 or 16 octets: powers of two.
+        (room & !(self.block - 1)).saturating_sub(TRAILER)
     }
 
     /// The longest inner IP packet, whose header has `header_len` octets.

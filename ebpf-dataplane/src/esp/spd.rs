@@ -39,20 +39,19 @@ impl Flow {
         }
     }
 
-    fn matches(&self, local: &TrafficSelector, remote: &TrafficSelector) -> bool {
-        let (local_port, remote_port) = match self.ports {
-            Some((local, remote)) => (Some(local), Some(remote)),
-            None => (None, None),
-        };
-        local.matches(self.source, self.protocol, local_port)
-            && remote.matches(self.destination, self.protocol, remote_port)
+    fn matches(&self, source: &TrafficSelector, destination: &TrafficSelector) -> bool {
+        let (source_port, destination_port) = self.ports.unzip();
+        source.matches(self.source, self.protocol, source_port)
+            && destination.matches(self.destination, self.protocol, destination_port)
     }
 
-    /// Whether one of the selectors on each side covers this packet, `source` being ours.
-    pub fn selected(&self, local: &[TrafficSelector], remote: &[TrafficSelector]) -> bool {
-        local
-            .iter()
-            .any(|local| remote.iter().any(|remote| self.matches(local, remote)))
+    /// Whether one of the selectors of each side covers this packet: ours is the source of what we send
+    /// and the destination of what we receive.
+    pub fn selected(&self, source: &[TrafficSelector], destination: &[TrafficSelector]) -> bool {
+        source.iter().any(|source| {
+            let mut destinations = destination.iter();
+            destinations.any(|destination| self.matches(source, destination))
+        })
     }
 }
 

@@ -45,6 +45,7 @@ impl Sum {
         clippy::should_implement_trait,
         reason = "a part of a packet is not a summand type"
     )]
+    #[inline]
     pub fn add(mut self, octets: &[u8]) -> Self {
         let (blocks, rest) = octets.as_chunks::<BLOCK>();
         self.0 += of_blocks(blocks);
@@ -80,6 +81,7 @@ impl Sum {
 
 /// Sum of the pseudo header of TCP or UDP (RFC 9293 section 3.1, RFC 8200 section 8.1).
 /// `ip` is the IP header; `None` when it is cut short or not IP.
+#[inline]
 pub fn pseudo_header(ip: &[u8], protocol: u8, length: usize) -> Option<Sum> {
     let addresses = match ip.first()? >> 4 {
         4 => ip.get(12..20)?,

@@ -129,25 +129,21 @@ impl Segment {
 
 /// Whether two packets are of one flow (or might be: only addresses and ports count).
 fn same_flow(a: &[u8], b: &[u8]) -> bool {
-    let key = |packet: &[u8]| -> Option<([u8; 32], [u8; 4])> {
-        let mut addresses = [0; 32];
-        let ip = match packet.first()? >> 4 {
-            4 => {
-                addresses[..8].copy_from_slice(packet.get(12..20)?);
-                usize::from(packet[0] & 0x0f) * 4
-            }
-            6 => {
-                addresses.copy_from_slice(packet.get(8..40)?);
-                40
-            }
-            _ => return None,
-        };
-        Some((addresses, packet.get(ip..)?.first_chunk().copied()?))
+    let (Some(first), Some(other)) = (a.first(), b.first()) else {
+        return false;
     };
-    match (key(a), key(b)) {
-        (Some(a), Some(b)) => a == b,
+    let ip = |first: &u8| usize::from(first & 0x0f) * 4;
+    match (first >> 4, other >> 4) {
+        (4, 4) => same::<8>(a, b, 12, 12) && same::<4>(a, b, ip(first), ip(other)),
+        (6, 6) => same::<32>(a, b, 8, 8) && same::<4>(a, b, 40, 40),
         _ => false,
     }
+}
+
+/// Whether both have the same octets at these places.
+fn same<const N: usize>(a: &[u8], b: &[u8], at_a: usize, at_b: usize) -> bool {
+    let field = |packet: &[u8], at| packet.get(at..)?.first_chunk::<N>().copied();
+    field(a, at_a).is_some_and(|octets| field(b, at_b) == Some(octets))
 }
 
 /// Frames that leave as one packet: a chain through [`Coalescer::next`].

@@ -78,6 +78,8 @@ pub struct Segmenter<'a> {
     /// Octets of IP headers.
     ip: usize,
     protocol: u8,
+    /// Of the pseudo header without the length.
+    pseudo: Sum,
     size: usize,
     sent: usize,
     count: u16,
@@ -116,6 +118,7 @@ impl<'a> Segmenter<'a> {
             payload,
             ip,
             protocol,
+            pseudo: checksum::pseudo_header(headers, protocol, 0)?,
             size,
             sent: 0,
             count: 0,
@@ -160,9 +163,9 @@ impl<'a> Segmenter<'a> {
             6
         };
         transport[checksum_at..checksum_at + 2].fill(0);
-        let pseudo =
-            checksum::pseudo_header(ip, self.protocol, transport_length).unwrap_or_default();
-        let sum = match sum_parts(pseudo, transport, payload).finish() {
+        // The transport header is of even length, so the payload may follow.
+        let pseudo = self.pseudo.add_u16(transport_length as u16);
+        let sum = match pseudo.add(transport).add(payload).finish() {
             0 if self.protocol == protocol::UDP => 0xffff,
             sum => sum,
         };
@@ -171,11 +174,6 @@ impl<'a> Segmenter<'a> {
         self.count = self.count.wrapping_add(1);
         true
     }
-}
-
-/// Transport headers are of even length, so the payload may follow.
-fn sum_parts(pseudo: Sum, transport: &[u8], payload: &[u8]) -> Sum {
-    pseudo.add(transport).add(payload)
 }
 
 /// Sets the length of what follows the IP headers; an IPv4 identification counts up.

@@ -162,16 +162,17 @@ struct Run {
 
 /// Reusable state of one writer.
 pub struct Coalescer {
-    datagrams: bool,
+    /// Transport protocols whose packets are joined.
+    protocols: &'static [u8],
     runs: Vec<Run>,
     next: Vec<u16>,
 }
 
 impl Coalescer {
-    /// Joins UDP datagrams only if told so, as the kernel cuts them only since Linux 6.2.
-    pub fn new(datagrams: bool) -> Self {
+    /// Joins packets of TCP and UDP as far as they are among `protocols`.
+    pub fn new(protocols: &'static [u8]) -> Self {
         Self {
-            datagrams,
+            protocols,
             runs: Vec::new(),
             next: Vec::new(),
         }
@@ -208,7 +209,7 @@ impl Coalescer {
         self.next.resize(frames.len(), NONE);
         for index in 0..frames.len() {
             let segment = Segment::of(frames[index].data())
-                .filter(|segment| self.datagrams || segment.protocol != protocol::UDP);
+                .filter(|segment| self.protocols.contains(&segment.protocol));
             if !segment.is_some_and(|segment| self.join(frames, index, segment)) {
                 self.runs.push(Run {
                     first: index as u16,
@@ -320,7 +321,10 @@ mod tests {
     }
 
     fn deliver(packets: &[Vec<u8>]) -> Vec<(VnetHeader, Vec<u8>)> {
-        deliver_with(&mut Coalescer::new(true), packets)
+        deliver_with(
+            &mut Coalescer::new(&[protocol::TCP, protocol::UDP]),
+            packets,
+        )
     }
 
     fn deliver_with(coalescer: &mut Coalescer, packets: &[Vec<u8>]) -> Vec<(VnetHeader, Vec<u8>)> {
@@ -454,7 +458,10 @@ mod tests {
         let sent = segments(&header, &packet);
         assert_eq!(deliver(&sent).len(), 1);
         // A kernel that would not cut them.
-        assert_eq!(deliver_with(&mut Coalescer::new(false), &sent).len(), 3);
+        assert_eq!(
+            deliver_with(&mut Coalescer::new(&[protocol::TCP]), &sent).len(),
+            3
+        );
         // The first one shorter than the next.
         let (header, packet) = plain(true, false, &[7; 900], 900, 1);
         let mut shorter = segments(&header, &packet);

@@ -6,6 +6,7 @@ pub mod gso;
 pub mod lan;
 pub mod raw;
 pub mod ring;
+pub mod segmentation;
 pub mod syscall;
 pub mod tun;
 pub mod udp;

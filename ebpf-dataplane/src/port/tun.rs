@@ -14,11 +14,13 @@ use espada_common::drops::DropReason;
 use super::checksum;
 use super::gro::Coalescer;
 use super::gso::{Segmenter, VnetHeader};
+use super::segmentation::UdpSegmentation;
 use super::syscall;
 use crate::backend::BackendError;
 use crate::esp::ip::{self, Fragment, protocol};
 use crate::esp::spd::Mix;
 use crate::esp::stats::DropCounters;
+use crate::features::kernel_release;
 use crate::umem::{Burst, Frame, FramePool, TAILROOM};
 
 /// Largest packet a TUN hands over.
@@ -29,14 +31,18 @@ pub struct Tun {
     /// A descriptor of each queue.
     queues: Vec<File>,
     name: String,
-    /// Whether the kernel cuts UDP, which came with Linux 6.2.
-    datagrams: bool,
+    /// Transport protocols whose packets it takes in one piece.
+    joined: &'static [u8],
 }
 
 impl Tun {
     /// Creates the interface with a number of queues (at least one), or attaches to a persistent one of
     /// that name. The kernel keeps each flow of the host's packets on one queue.
-    pub fn open(name: &str, queues: usize) -> Result<Self, BackendError> {
+    pub fn open(
+        name: &str,
+        queues: usize,
+        segmentation: UdpSegmentation,
+    ) -> Result<Self, BackendError> {
         let system = |what: String| move |source| BackendError::System { what, source };
         let plain = |b: u8| b.is_ascii_graphic() && b != b'/' && b != b'%' && b != b':';
         if name.is_empty() || name.len() >= libc::IFNAMSIZ || !name.bytes().all(plain) {
@@ -49,6 +55,7 @@ impl Tun {
             });
         }
         let several = queues > 1;
+        // UDP segmentation came with Linux 6.2.
         let mut datagrams = true;
         let mut attach = || {
             let file = OpenOptions::new()
@@ -79,7 +86,11 @@ impl Tun {
         Ok(Self {
             queues,
             name: name.to_owned(),
-            datagrams,
+            joined: if datagrams && segmentation.delivers() {
+                &[protocol::TCP, protocol::UDP]
+            } else {
+                &[protocol::TCP]
+            },
         })
     }
 
@@ -109,7 +120,7 @@ impl Tun {
         };
         Ok(TunWriter {
             queues: self.queues.iter().map(queue).collect::<io::Result<_>>()?,
-            coalescer: Coalescer::new(self.datagrams),
+            coalescer: Coalescer::new(self.joined),
         })
     }
 }
@@ -227,28 +238,60 @@ pub struct TunWriter {
     coalescer: Coalescer,
 }
 
-struct Queue {
-    file: File,
+struct Queue<W = File> {
+    file: W,
     /// What goes through it, where there are several; empty between calls.
     frames: Burst,
 }
 
-impl Queue {
+impl<W: Write> Queue<W> {
     fn write(&mut self, frames: &mut [Frame], coalescer: &mut Coalescer, drops: &DropCounters) {
-        let file = &mut self.file;
-        coalescer.deliver(frames, |header, pieces| {
-            let head = header.emit();
-            let mut slices = [IoSlice::new(&[]); super::gro::MOST_PIECES + 1];
-            slices[0] = IoSlice::new(&head);
-            let mut count = 1;
-            for (slice, piece) in slices[1..].iter_mut().zip(pieces) {
-                *slice = IoSlice::new(piece);
-                count += 1;
+        let mut refused = false;
+        coalescer.deliver(frames, |header, pieces| match self.put(&header, pieces) {
+            Ok(()) => {}
+            Err(error)
+                if header.gso_type != VnetHeader::GSO_NONE
+                    && error.raw_os_error() == Some(libc::EINVAL) =>
+            {
+                refused = true;
+                self.put_apart(&header, &pieces.concat(), drops);
             }
-            if file.write_vectored(&slices[..count]).is_err() {
+            Err(_) => drops.add(DropReason::TunFull),
+        });
+        if refused {
+            tracing::warn!(
+                kernel = kernel_release(),
+                "the kernel refuses what it is to cut, a fault of some releases (6.6.44 is one); from now on \
+                 it gets packets one by one, which is slower: update it"
+            );
+            *coalescer = Coalescer::new(&[]);
+        }
+    }
+
+    fn put(&mut self, header: &VnetHeader, pieces: &[&[u8]]) -> io::Result<()> {
+        let head = header.emit();
+        let mut slices = [IoSlice::new(&[]); super::gro::MOST_PIECES + 1];
+        slices[0] = IoSlice::new(&head);
+        let mut count = 1;
+        for (slice, piece) in slices[1..].iter_mut().zip(pieces) {
+            *slice = IoSlice::new(piece);
+            count += 1;
+        }
+        self.file.write_vectored(&slices[..count]).map(drop)
+    }
+
+    /// Writes the packets that were joined to `packet`.
+    fn put_apart(&mut self, header: &VnetHeader, packet: &[u8], drops: &DropCounters) {
+        let mut segmenter = Segmenter::new(header, packet);
+        while let Some(segmenter) = &mut segmenter
+            && let Some(length) = segmenter.next_len()
+        {
+            let mut one = vec![0; length];
+            if !segmenter.write_next(&mut one) || self.put(&VnetHeader::default(), &[&one]).is_err()
+            {
                 drops.add(DropReason::TunFull);
             }
-        });
+        }
     }
 }
 
@@ -308,6 +351,77 @@ impl TunWriter {
 mod tests {
     use super::*;
     use crate::esp::tests::net::packet;
+    use crate::umem::Arena;
+
+    /// A kernel that takes no packets to cut.
+    #[derive(Default)]
+    struct Refusing {
+        taken: Vec<Vec<u8>>,
+        refused: usize,
+    }
+
+    impl Write for Refusing {
+        fn write(&mut self, octets: &[u8]) -> io::Result<usize> {
+            let (head, packet) = octets.split_first_chunk().unwrap();
+            if VnetHeader::parse(head).gso_type != VnetHeader::GSO_NONE {
+                self.refused += 1;
+                return Err(io::Error::from_raw_os_error(libc::EINVAL));
+            }
+            self.taken.push(packet.to_vec());
+            Ok(octets.len())
+        }
+
+        fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+            let octets: Vec<u8> = slices.iter().flat_map(|slice| slice.to_vec()).collect();
+            self.write(&octets)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_the_kernel_refuses_to_cut_reaches_it_in_pieces() {
+        let arena = Arena::new(16, 2048).unwrap();
+        let mut pool = arena.take(16);
+        let mut queue = Queue {
+            file: Refusing::default(),
+            frames: Burst::new(),
+        };
+        let mut coalescer = Coalescer::new(&[protocol::TCP, protocol::UDP]);
+        let drops = DropCounters::default();
+        let datagrams: Vec<_> = (0..5u8)
+            .map(|number| {
+                let mut udp = vec![number; 108];
+                udp[..8].copy_from_slice(&[1, 0, 2, 0, 0, 108, 0, 0]);
+                let mut datagram = packet("10.0.0.1", "10.1.0.2", protocol::UDP, &udp);
+                let pseudo = checksum::pseudo_header(&datagram, protocol::UDP, 108).unwrap();
+                let sum = pseudo.add(&udp).finish();
+                datagram[26..28].copy_from_slice(&sum.to_ne_bytes());
+                // Its identification need not count up.
+                datagram[6] |= 0x40;
+                datagram
+            })
+            .collect();
+        for round in 1..=2 {
+            let mut burst = Burst::new();
+            for datagram in &datagrams {
+                let mut frame = pool.get().unwrap();
+                let room = frame.append(datagram.len()).unwrap();
+                room.copy_from_slice(datagram);
+                burst.push(frame);
+            }
+            queue.write(burst.frames_mut(), &mut coalescer, &drops);
+            burst.recycle(&mut pool);
+            assert_eq!(queue.file.taken.len(), 5 * round);
+            assert_eq!(queue.file.refused, 1);
+        }
+        let payload = |packet: &[u8]| packet[28..].to_vec();
+        let sent = datagrams.iter().chain(&datagrams).map(|p| payload(p));
+        assert!(sent.eq(queue.file.taken.iter().map(|p| payload(p))));
+        assert_eq!(drops.snapshot(), [0; DropReason::COUNT]);
+    }
 
     #[test]
     fn a_flow_and_its_answers_have_one_number() {

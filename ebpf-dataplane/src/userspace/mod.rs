@@ -19,10 +19,12 @@ use espada_common::sa::{ChildSa, ChildSaId, ChildSaStats, Command, Encapsulation
 use crate::backend::{BackendError, EventSink};
 use crate::engine::{Engine, Interface, Steering, Way};
 use crate::esp::{self, ApplyError, Inbound, Outbound, Shared, Stats};
+use crate::features::kernel_release;
 use crate::netlink::{Link, Netlink};
 use crate::plane::{SharedFrontEnd, lock_front_end, sysctl};
 use crate::port::raw::{RawReceiver, RawSender};
 use crate::port::ring::Socket;
+use crate::port::segmentation::UdpSegmentation;
 use crate::port::tun::Tun;
 use crate::port::udp::{self, UdpReceiver, UdpSender};
 use crate::port::xsk::{self, Neighbours, SharedXskSenders, XskReceiver, XskSender};
@@ -82,6 +84,8 @@ pub struct Workers {
     /// Before whatever else runs on the machine (SCHED_RR), as the kernel's own packet work does.
     /// Packets otherwise wait for other threads' turns to end, milliseconds each.
     pub realtime: bool,
+    /// UDP that the kernel is to cut.
+    pub udp_segmentation: UdpSegmentation,
     /// Microseconds that they poll the drivers behind AF_XDP sockets before they sleep.
     pub busy_poll: Option<NonZeroU32>,
 }
@@ -148,7 +152,15 @@ impl UserspaceEngine {
         let mut netlink = Netlink::open()?;
         let mtu = config.mtu;
         let places = lanes::places(config.workers);
-        let tun = Tun::open(&config.tun, places.len())?;
+        let segmentation = config.workers.udp_segmentation;
+        if segmentation == UdpSegmentation::Auto && !segmentation.sends() {
+            tracing::warn!(
+                kernel = kernel_release(),
+                "Linux 7.0 to 7.1.4 spoils UDP that it is to cut in front of some network cards: ESP in UDP goes \
+                 packet by packet, which is slower; set udp_segmentation = \"on\" if your kernel has been mended"
+            );
+        }
+        let tun = Tun::open(&config.tun, places.len(), segmentation)?;
         sysctl::prepare_tun(&config.tun);
         let tun_link = netlink.link(&config.tun)?;
         netlink.set_tunnel_up(tun_link.index, mtu)?;
@@ -269,7 +281,7 @@ impl UserspaceEngine {
                 tun: tun_reader,
                 lan: lan_receivers,
                 answers: tun.writer().map_err(half)?,
-                udp: UdpSender::new(sockets)
+                udp: UdpSender::new(sockets, segmentation)
                     .map_err(system("cannot read the address of an ESP-in-UDP socket"))?,
                 raw: RawSender::open(config.esp.ttl)?,
                 xsk: steering.as_ref().map(|steering| steering.senders.clone()),

@@ -34,6 +34,7 @@ pub use document::{Diagnostic, Severity, show_duration};
 use document::{Document, Table, nearest, quoted_list};
 use espada_dataplane::esp;
 use espada_dataplane::plane::EngineKind;
+use espada_dataplane::port::segmentation::UdpSegmentation;
 use espada_dataplane::userspace;
 use espada_dataplane::xfrm::{self, Mark, OffloadMode};
 use secrets::Secrets;
@@ -109,6 +110,8 @@ pub struct DataplaneConfig {
     pub busy_poll: Option<NonZeroU32>,
     /// `realtime`: the userspace engine's workers run before other threads.
     pub realtime: bool,
+    /// `udp_segmentation`.
+    pub udp_segmentation: UdpSegmentation,
     /// `keystream_ahead`: the eBPF engine's keystream is prepared in userspace.
     pub keystream_ahead: bool,
     /// `xfrm_mark`, `xfrm_output_mark` and `xfrm_offload`.
@@ -132,6 +135,7 @@ impl Default for DataplaneConfig {
             lan: Vec::new(),
             busy_poll: None,
             realtime: true,
+            udp_segmentation: UdpSegmentation::Auto,
             keystream_ahead: false,
             xfrm: xfrm::Options::default(),
         }
@@ -300,6 +304,7 @@ const DATAPLANE_KEYS: &[&str] = &[
     "lan",
     "busy_poll",
     "realtime",
+    "udp_segmentation",
     "keystream_ahead",
     "xfrm_mark",
     "xfrm_output_mark",
@@ -452,6 +457,14 @@ fn read_dataplane(table: &Table<'_, '_>) -> DataplaneConfig {
     }
     if let Some(realtime) = table.boolean("realtime") {
         config.realtime = realtime.value;
+    }
+    let modes = [
+        ("auto", UdpSegmentation::Auto),
+        ("on", UdpSegmentation::On),
+        ("off", UdpSegmentation::Off),
+    ];
+    if let Some(mode) = table.choice("udp_segmentation", &modes) {
+        config.udp_segmentation = mode.value;
     }
     if let Some(ahead) = table.boolean("keystream_ahead") {
         config.keystream_ahead = ahead.value;

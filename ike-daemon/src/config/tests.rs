@@ -518,7 +518,23 @@ remote = { address = "20.240.192.55", subnets = "10.1.0.0/24" }
     assert!(warnings(&config)[0].contains("`dataplane.wan` is not set"));
 }
 
-/// The examples in docs/examples are valid as they stand, apart from the mode of their secrets.
+#[test]
+fn udp_segmentation_is_the_users_choice() {
+    let read = |text: &str| load_text(&format!("[dataplane]\nwan = \"eth0\"\n{text}"), None);
+    for (text, expected) in [
+        ("", UdpSegmentation::Auto),
+        ("udp_segmentation = \"auto\"\n", UdpSegmentation::Auto),
+        ("udp_segmentation = \"on\"\n", UdpSegmentation::On),
+        ("udp_segmentation = \"off\"\n", UdpSegmentation::Off),
+    ] {
+        let config = read(text).unwrap();
+        assert_eq!(config.dataplane.udp_segmentation, expected);
+    }
+    let refusal = read("udp_segmentation = true\n").unwrap_err().to_string();
+    assert!(refusal.contains("gw.toml:3:20: error"), "{refusal}");
+    assert!(refusal.contains("\"auto\", \"on\""), "{refusal}");
+}
+
 #[test]
 fn lan_interfaces_past_the_kernel() {
     let read = |text: &str| load_text(&format!("[dataplane]\nwan = \"eth0\"\n{text}"), None);
@@ -538,6 +554,7 @@ fn lan_interfaces_past_the_kernel() {
     assert!(warnings(&idle)[0].contains("`dataplane.lan` has no effect"));
 }
 
+/// As they stand, apart from the mode of their secrets.
 #[test]
 fn the_examples_are_valid() {
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/examples");

@@ -59,6 +59,7 @@ pub fn start(
             lanes: settings.workers,
             pinned: settings.pin_workers,
             realtime: settings.realtime,
+            udp_segmentation: settings.udp_segmentation,
             busy_poll: settings.busy_poll,
         },
         xfrm: settings.xfrm,
@@ -89,7 +90,9 @@ pub fn start(
     let first = engines.iter().find(|engine| engine.interface.is_some());
     let userspace = first.is_some_and(|engine| engine.name == EngineKind::Userspace.name());
     Ok(Plane {
-        udp_is_faster: userspace && !xsk.is_some_and(|xsk| xsk.zero_copy),
+        udp_is_faster: userspace
+            && settings.udp_segmentation.sends()
+            && !xsk.is_some_and(|xsk| xsk.zero_copy),
         engines,
         xsk,
         workers: running.lanes(),

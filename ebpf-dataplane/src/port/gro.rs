@@ -27,7 +27,7 @@ struct Segment {
     payload: usize,
     /// TCP's; 0 for UDP.
     sequence: u32,
-    /// TCP's; a datagram is never the last of its run for it.
+    /// TCP's; not set for UDP.
     push: bool,
 }
 
@@ -53,7 +53,7 @@ impl Segment {
         }
     }
 
-    /// A datagram with a checksum: cut out of a joined one it would get one.
+    /// Only a datagram with a checksum: after joining and cutting it would have one.
     fn of_udp(packet: &[u8], ip: usize) -> Option<Self> {
         let udp = packet.get(ip..ip + 8)?;
         let head = ip + 8;

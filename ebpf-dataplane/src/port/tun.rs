@@ -322,9 +322,9 @@ fn flow_number(packet: &[u8]) -> u64 {
 }
 
 impl TunWriter {
-    /// Writes the whole burst, neighbouring TCP segments of a flow as one packet, UDP datagrams too
-    /// where the kernel can cut them, and returns the frames to `pool`. The kernel hands the answers of a flow out by the queue that it was last
-    /// written through, so each flow has one.
+    /// Writes the whole burst, neighbouring TCP segments of a flow as one packet, UDP datagrams too where
+    /// the kernel cuts them rightly, and returns the frames to `pool`. The kernel hands the answers of a
+    /// flow out by the queue that it was last written through, so each flow has one.
     pub fn write(&mut self, burst: &mut Burst, pool: &mut FramePool, drops: &DropCounters) {
         if let [queue] = self.queues.as_mut_slice() {
             queue.write(burst.frames_mut(), &mut self.coalescer, drops);

@@ -58,7 +58,7 @@ impl Geometry {
     /// The longest payload (inner packet in tunnel mode) whose outer packet fits `mtu`.
     pub fn max_payload(&self, mtu: u16) -> usize {
         let room = usize::from(mtu).saturating_sub(self.outer + self.head() + self.icv);
-        // Whole blocks, which are 4 or 16 octets: powers of two.
+        // Whole blocks, as above.
         (room & !(self.block - 1)).saturating_sub(TRAILER)
     }
 

@@ -410,4 +410,4 @@ fn add(sum: &mut [u64; DropReason::COUNT], more: &[u64; DropReason::COUNT]) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -14,7 +14,6 @@ use espada_common::drops::DropReason;
 use super::checksum;
 use super::gro::Coalescer;
 use super::gso::{Segmenter, VnetHeader};
-use super::segmentation::UdpSegmentation;
 use super::syscall;
 use crate::backend::BackendError;
 use crate::esp::ip::{self, Fragment, protocol};
@@ -37,12 +36,9 @@ pub struct Tun {
 
 impl Tun {
     /// Creates the interface with a number of queues (at least one), or attaches to a persistent one of
-    /// that name. The kernel keeps each flow of the host's packets on one queue.
-    pub fn open(
-        name: &str,
-        queues: usize,
-        segmentation: UdpSegmentation,
-    ) -> Result<Self, BackendError> {
+    /// that name. The kernel keeps each flow of the host's packets on one queue. With `datagrams` it gets UDP
+    /// joined if it takes that.
+    pub fn open(name: &str, queues: usize, mut datagrams: bool) -> Result<Self, BackendError> {
         let system = |what: String| move |source| BackendError::System { what, source };
         let plain = |b: u8| b.is_ascii_graphic() && b != b'/' && b != b'%' && b != b':';
         if name.is_empty() || name.len() >= libc::IFNAMSIZ || !name.bytes().all(plain) {
@@ -55,8 +51,6 @@ impl Tun {
             });
         }
         let several = queues > 1;
-        // UDP segmentation came with Linux 6.2.
-        let mut datagrams = true;
         let mut attach = || {
             let file = OpenOptions::new()
                 .read(true)
@@ -74,6 +68,7 @@ impl Tun {
                 libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
             syscall::tun_set_offload(file.as_fd(), basic | libc::TUN_F_USO4 | libc::TUN_F_USO6)
                 .or_else(|_| {
+                    // UDP segmentation came with Linux 6.2.
                     datagrams = false;
                     syscall::tun_set_offload(file.as_fd(), basic)
                 })
@@ -86,7 +81,7 @@ impl Tun {
         Ok(Self {
             queues,
             name: name.to_owned(),
-            joined: if datagrams && segmentation.delivers() {
+            joined: if datagrams {
                 &[protocol::TCP, protocol::UDP]
             } else {
                 &[protocol::TCP]

@@ -9,7 +9,6 @@ use std::time::Duration;
 use espada_common::drops::DropReason;
 use espada_common::sa::{Encapsulation, Event, Path};
 
-use super::segmentation::UdpSegmentation;
 use super::syscall::{self, Message, RecvBatch, SendBatch};
 use crate::backend::{BackendError, EventSink};
 use crate::esp::stats::DropCounters;
@@ -357,14 +356,14 @@ pub struct UdpSender {
 }
 
 impl UdpSender {
-    /// Takes (clones of) the sockets, at most one of each family.
-    pub fn new(sockets: Vec<UdpSocket>, segmentation: UdpSegmentation) -> io::Result<Self> {
+    /// Takes (clones of) the sockets, at most one of each family. `segment`: UDP_SEGMENT may be used.
+    pub fn new(sockets: Vec<UdpSocket>, segment: bool) -> io::Result<Self> {
         let mut sender = Self {
             v4: None,
             v6: None,
             batch: SendBatch::new(),
             messages: Vec::with_capacity(BURST),
-            segment: segmentation.sends(),
+            segment,
         };
         for socket in sockets {
             let slot = if socket.local_addr()?.is_ipv4() {
@@ -538,7 +537,7 @@ mod tests {
             let mut pool = Arena::new(600, 2048).unwrap().take(600);
             let drops = DropCounters::default();
             let local = b.local_addr().unwrap();
-            let mut sender = UdpSender::new(vec![a], UdpSegmentation::Auto).unwrap();
+            let mut sender = UdpSender::new(vec![a], true).unwrap();
             let ike = Arc::new(Mutex::new(Vec::new()));
             let sink: EventSink = {
                 let ike = Arc::clone(&ike);

@@ -153,14 +153,15 @@ impl UserspaceEngine {
         let mtu = config.mtu;
         let places = lanes::places(config.workers);
         let segmentation = config.workers.udp_segmentation;
-        if segmentation == UdpSegmentation::Auto && !segmentation.sends() {
+        let segment = segmentation.sends();
+        if segmentation == UdpSegmentation::Auto && !segment {
             tracing::warn!(
                 kernel = kernel_release(),
                 "Linux 7.0 to 7.1.4 spoils UDP that it is to cut in front of some network cards: ESP in UDP goes \
                  packet by packet, which is slower; set udp_segmentation = \"on\" if your kernel has been mended"
             );
         }
-        let tun = Tun::open(&config.tun, places.len(), segmentation)?;
+        let tun = Tun::open(&config.tun, places.len(), segmentation.delivers())?;
         sysctl::prepare_tun(&config.tun);
         let tun_link = netlink.link(&config.tun)?;
         netlink.set_tunnel_up(tun_link.index, mtu)?;
@@ -281,7 +282,7 @@ impl UserspaceEngine {
                 tun: tun_reader,
                 lan: lan_receivers,
                 answers: tun.writer().map_err(half)?,
-                udp: UdpSender::new(sockets, segmentation)
+                udp: UdpSender::new(sockets, segment)
                     .map_err(system("cannot read the address of an ESP-in-UDP socket"))?,
                 raw: RawSender::open(config.esp.ttl)?,
                 xsk: steering.as_ref().map(|steering| steering.senders.clone()),

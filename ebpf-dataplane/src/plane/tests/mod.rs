@@ -3,7 +3,7 @@
 
 mod ebpf;
 mod lanes;
-mod traffic;
+pub(crate) mod traffic;
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};

@@ -26,12 +26,19 @@ pub(super) fn ping(pair: &Pair, v6: bool) {
 
 /// `octets` each way over one TCP connection, each octet checked.
 pub(super) fn tcp(pair: &Pair, v6: bool, octets: usize) {
+    let server = (inner(1, v6), 7777);
+    let listener = pair.inside(1, || TcpListener::bind(server).unwrap());
+    let client = pair.inside(0, || TcpStream::connect(server).unwrap());
+    let ends = [client, listener.accept().unwrap().0];
+    exchange(ends, octets, Duration::from_secs(10));
+}
+
+/// `octets` from each end of a connection to the other, each octet checked; none waits longer than
+/// `patience` for more.
+pub(crate) fn exchange(ends: [TcpStream; 2], octets: usize, patience: Duration) {
     let pattern = |n: usize| (n.wrapping_mul(2_654_435_761) >> 13) as u8;
-    let listener = pair.inside(1, || TcpListener::bind((inner(1, v6), 7777)).unwrap());
     let transfer = move |mut stream: TcpStream| {
-        stream
-            .set_read_timeout(Some(Duration::from_secs(10)))
-            .unwrap();
+        stream.set_read_timeout(Some(patience)).unwrap();
         let mut writer = stream.try_clone().unwrap();
         let sender = std::thread::spawn(move || {
             let data: Vec<u8> = (0..octets).map(pattern).collect();
@@ -47,10 +54,8 @@ pub(super) fn tcp(pair: &Pair, v6: bool, octets: usize) {
         );
     };
     std::thread::scope(|scope| {
-        scope.spawn(|| transfer(listener.accept().unwrap().0));
-        pair.inside(0, || {
-            transfer(TcpStream::connect((inner(1, v6), 7777)).unwrap())
-        });
+        ends.map(|end| scope.spawn(move || transfer(end)))
+            .map(|end| end.join().unwrap())
     });
 }
 

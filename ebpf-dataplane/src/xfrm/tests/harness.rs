@@ -1,7 +1,7 @@
 //! Two namespaces joined by a link, engines in them, and traffic.
 
 use std::collections::BTreeSet;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::{IpAddr, TcpListener, TcpStream};
 use std::process::Command as Process;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -16,6 +16,7 @@ use espada_common::sa::{
 use super::*;
 use crate::backend::SaBackend;
 use crate::frontend::{FrontEnd, Leftovers, ModeChoice, Options, pin};
+use crate::plane::tests::traffic::exchange;
 use crate::plane::{self, EngineKind, Plane};
 use crate::userspace::XskMode;
 
@@ -405,32 +406,11 @@ pub fn sa(
 
 /// `octets` each way over one TCP connection, each octet checked.
 pub fn tcp(pair: &Hosts, v6: bool, octets: usize) {
-    let pattern = |n: usize| (n.wrapping_mul(2_654_435_761) >> 13) as u8;
-    let listener = pair.inside(1, || TcpListener::bind((inner(1, v6), 7777)).unwrap());
-    let transfer = move |mut stream: TcpStream| {
-        stream
-            .set_read_timeout(Some(Duration::from_secs(20)))
-            .unwrap();
-        let mut writer = stream.try_clone().unwrap();
-        let sender = std::thread::spawn(move || {
-            let data: Vec<u8> = (0..octets).map(pattern).collect();
-            writer.write_all(&data).unwrap();
-        });
-        let mut data = vec![0; octets];
-        stream.read_exact(&mut data).unwrap();
-        sender.join().unwrap();
-        assert!(
-            data.iter()
-                .enumerate()
-                .all(|(n, octet)| *octet == pattern(n))
-        );
-    };
-    std::thread::scope(|scope| {
-        scope.spawn(|| transfer(listener.accept().unwrap().0));
-        pair.inside(0, || {
-            transfer(TcpStream::connect((inner(1, v6), 7777)).unwrap())
-        });
-    });
+    let server = (inner(1, v6), 7777);
+    let listener = pair.inside(1, || TcpListener::bind(server).unwrap());
+    let client = pair.inside(0, || TcpStream::connect(server).unwrap());
+    let ends = [client, listener.accept().unwrap().0];
+    exchange(ends, octets, Duration::from_secs(20));
 }
 
 /// Everything that either sent arrived at the other.

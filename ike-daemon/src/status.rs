@@ -470,7 +470,7 @@ mod tests {
     fn text_for_people() {
         let expected = "\
 Espada 0.1.0, engine userspace (chosen by engine = \"auto\"), up 2h1m
-plaintext interface espada0; front end: eth0 xdp (native); AF_XDP on 1 queue(s), copying; 2 worker(s) in each direction
+plaintext interface espada0; front end: eth0 xdp (native); AF_XDP on 1 queue(s), copying; 2 lane(s)
 LAN eth1: past the kernel on 2 queue(s), zero copy: 12 packets in, 34 out
 LAN br0: through the kernel, as XDP in the driver: not supported by the driver
 

@@ -1,4 +1,4 @@
-//! The workers of one direction. Each lane carries every pair of SAs, so what one is told all are told.
+//! The lanes and their threads. Each lane carries every pair of SAs, so what one is told all are told.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::sync::mpsc::Receiver;
 use espada_common::sa::{ChildSaId, Command};
 
 use super::Workers;
-use super::worker::{Handle, Place};
+use super::worker::{Handle, Place, Threads};
 use crate::backend::BackendError;
 use crate::esp::{ApplyError, Shared};
 use crate::port::syscall;
@@ -19,24 +19,33 @@ pub const MOST: usize = 64;
 /// beyond.
 const MOST_AUTOMATIC: usize = 8;
 
-/// One lane up to this many processors: what sends and receives needs some as well.
+/// One lane, and one thread for both of its directions, up to this many processors: what sends and
+/// receives needs some as well.
 const FEW_PROCESSORS: usize = 3;
 
-/// How many lanes there are, and the places of the outbound and the inbound worker of each.
-pub fn places(workers: Workers) -> Vec<[Place; 2]> {
+/// How many lanes there are, and the threads of each.
+pub fn threads(workers: Workers) -> Vec<Threads> {
     let processors = syscall::processors().unwrap_or_default();
     let count = count(workers.lanes, processors.len());
-    let place = |worker: usize| Place {
+    let place = |thread: usize| Place {
         processor: processors
-            .get(worker % processors.len().max(1))
+            .get(thread % processors.len().max(1))
             .copied()
             .filter(|_| workers.pinned),
         realtime: workers.realtime,
         busy_poll: workers.busy_poll,
     };
+    let joined = joined(workers.joined, processors.len());
     (0..count)
-        .map(|lane| [place(2 * lane), place(2 * lane + 1)])
+        .map(|lane| match joined {
+            true => Threads::Joined(place(lane)),
+            false => Threads::Apart([place(2 * lane), place(2 * lane + 1)]),
+        })
         .collect()
+}
+
+fn joined(asked: Option<bool>, processors: usize) -> bool {
+    asked.unwrap_or(processors <= FEW_PROCESSORS)
 }
 
 fn count(asked: Option<NonZeroUsize>, processors: usize) -> usize {
@@ -118,6 +127,13 @@ mod tests {
     }
 
     #[test]
+    fn few_processors_join_the_directions_unless_they_are_asked_for() {
+        let automatic = [0, 1, 3, 4, 96].map(|processors| joined(None, processors));
+        assert_eq!(automatic, [true, true, true, false, false]);
+        assert!(joined(Some(true), 96) && !joined(Some(false), 1));
+    }
+
+    #[test]
     fn pinned_workers_take_turns_on_the_processors() {
         let workers = Workers {
             lanes: NonZeroUsize::new(3),
@@ -125,17 +141,28 @@ mod tests {
             ..Workers::default()
         };
         let processors = syscall::processors().unwrap();
-        let placed: Vec<_> = places(workers)
-            .into_iter()
-            .flatten()
-            .map(|place| place.processor.unwrap())
-            .collect();
-        let expected: Vec<_> = processors.iter().copied().cycle().take(6).collect();
-        assert_eq!(placed, expected);
-        let free = places(Workers {
-            pinned: false,
-            ..workers
-        });
-        assert!(free.iter().flatten().all(|place| place.processor.is_none()));
+        let placed = |workers| -> Vec<Option<usize>> {
+            let places = |lane| match lane {
+                Threads::Joined(place) => vec![place],
+                Threads::Apart(places) => places.to_vec(),
+            };
+            let places = threads(workers).into_iter().flat_map(places);
+            places.map(|place| place.processor).collect()
+        };
+        for (joined, count) in [(false, 6), (true, 3)] {
+            let workers = Workers {
+                joined: Some(joined),
+                ..workers
+            };
+            let expected: Vec<_> = (processors.iter().copied().map(Some).cycle())
+                .take(count)
+                .collect();
+            assert_eq!(placed(workers), expected);
+            let free = Workers {
+                pinned: false,
+                ..workers
+            };
+            assert_eq!(placed(free), vec![None; count]);
+        }
     }
 }

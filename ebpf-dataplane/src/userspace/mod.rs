@@ -1,8 +1,10 @@
 //! The userspace engine: worker threads between the tunnel interface and the WAN ports, an outbound
-//! and an inbound one to a lane.
+//! and an inbound one to a lane, or one for both.
 
+mod inbound;
 mod lan;
 mod lanes;
+mod outbound;
 mod pace;
 mod source;
 mod worker;
@@ -31,10 +33,11 @@ use crate::port::xsk::{self, Neighbours, SharedXskSenders, XskReceiver, XskSende
 use crate::umem::{Arena, HEADROOM, Reserve, TAILROOM};
 use crate::wake::Suspicion;
 
+use inbound::InboundParts;
 use lan::{LanWorkers, Lans};
 use lanes::Lanes;
+use outbound::OutboundParts;
 use source::{Port, SharedPort, Source};
-use worker::{InboundParts, OutboundParts};
 
 pub use lan::{LanStatus, fit as lan_fit};
 pub use lanes::MOST as MOST_LANES;
@@ -76,10 +79,13 @@ pub struct Config {
 /// How the workers run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Workers {
-    /// Lanes, each of an outbound and an inbound worker: [`MOST_LANES`] at most, by default as many as
+    /// Lanes, each with an outbound and an inbound half: [`MOST_LANES`] at most, by default as many as
     /// suit the processors.
     pub lanes: Option<NonZeroUsize>,
-    /// Each worker stays on one processor; by default the kernel moves them.
+    /// One thread for both directions of a lane, not one for each: fewer changes of threads, and less that
+    /// can be done at once. By default where processors are few.
+    pub joined: Option<bool>,
+    /// Each thread stays on one processor; by default the kernel moves them.
     pub pinned: bool,
     /// Before whatever else runs on the machine (SCHED_RR), as the kernel's own packet work does.
     /// Packets otherwise wait for other threads' turns to end, milliseconds each.
@@ -151,7 +157,7 @@ impl UserspaceEngine {
     pub fn start(config: Config) -> Result<Self, BackendError> {
         let mut netlink = Netlink::open()?;
         let mtu = config.mtu;
-        let places = lanes::places(config.workers);
+        let threads = lanes::threads(config.workers);
         let segmentation = config.workers.udp_segmentation;
         let segment = segmentation.sends();
         if segmentation == UdpSegmentation::Auto && !segment {
@@ -161,7 +167,7 @@ impl UserspaceEngine {
                  packet by packet, which is slower; set udp_segmentation = \"on\" if your kernel has been mended"
             );
         }
-        let tun = Tun::open(&config.tun, places.len(), segmentation.delivers())?;
+        let tun = Tun::open(&config.tun, threads.len(), segmentation.delivers())?;
         sysctl::prepare_tun(&config.tun);
         let tun_link = netlink.link(&config.tun)?;
         netlink.set_tunnel_up(tun_link.index, mtu)?;
@@ -181,7 +187,7 @@ impl UserspaceEngine {
         let udp = duplicate()
             .and_then(|sockets| sockets.into_iter().map(UdpReceiver::new).collect())
             .map_err(system("cannot duplicate the ESP-in-UDP sockets"))?;
-        let mut sources = sources(udp, places.len())?;
+        let mut sources = sources(udp, threads.len())?;
 
         let steered = steered_link(&config, &mut netlink, frame_size(mtu));
         let queues = steered
@@ -193,12 +199,12 @@ impl UserspaceEngine {
         // Those that LAN interfaces have yet to send.
         let lan_frames = fit().count() * xsk::RING as usize;
         let ring_frames = ((queues + lan_queues) * xsk::RING) as usize + lan_frames;
-        let arena = Arena::new(2 * places.len() * FRAMES + ring_frames, frame_size(mtu))
+        let arena = Arena::new(2 * threads.len() * FRAMES + ring_frames, frame_size(mtu))
             .map_err(system("cannot map memory for packets"))?;
         let queues = match (&steered, &config.front_end) {
             (Some(link), Some(front_end)) => {
                 let busy_poll = config.workers.busy_poll;
-                open_xsk(&arena, link, queues, places.len(), busy_poll, front_end)
+                open_xsk(&arena, link, queues, threads.len(), busy_poll, front_end)
             }
             _ => Vec::new(),
         };
@@ -209,12 +215,12 @@ impl UserspaceEngine {
             counters: Arc::clone(&xsk_counters),
         });
         // The frames that the kernel receives into come from all lanes.
-        let received_into = (queues.len() * xsk::RING as usize).div_ceil(places.len());
+        let received_into = (queues.len() * xsk::RING as usize).div_ceil(threads.len());
         let pool = |lane: usize| {
             let unsent = if lane == 0 { lan_frames } else { 0 };
             arena.take(FRAMES + received_into + unsent)
         };
-        let mut pools: Vec<_> = (0..places.len()).map(pool).collect();
+        let mut pools: Vec<_> = (0..threads.len()).map(pool).collect();
         // Each lane receives from a socket of every queue, and there are as many to send as lanes.
         let mut senders = Vec::new();
         let count = queues.len();
@@ -242,28 +248,26 @@ impl UserspaceEngine {
             pools: outbound_pools,
             receivers,
             sender,
-        } = LanWorkers::new(&arena, opened, places.len(), FRAMES);
+        } = LanWorkers::new(&arena, opened, threads.len(), FRAMES);
         if let Some(sender) = &sender {
             lans.set_sender(sender.clone());
         }
-        let several = places.len() > 1;
-        let reserve = || several.then(|| Arc::new(Reserve::new(places.len(), FRAMES)));
+        let several = threads.len() > 1;
+        let reserve = || several.then(|| Arc::new(Reserve::new(threads.len(), FRAMES)));
         let (reserve_in, reserve_out) = (reserve(), reserve());
         let epoch = Instant::now();
-        let stats: Vec<_> = places.iter().map(|_| Stats::new(epoch)).collect();
+        let stats: Vec<_> = threads.iter().map(|_| Stats::new(epoch)).collect();
         let half = system("cannot duplicate the tunnel interface's descriptors");
         let readers = tun.readers().map_err(half)?;
         let (mut inbound, mut outbound) = (Vec::new(), Vec::new());
-        let lanes = readers.into_iter().zip(pools).zip(sources).zip(places);
+        let lanes = readers.into_iter().zip(pools).zip(sources).zip(threads);
         let lanes = lanes.zip(&stats);
         let out_lanes = outbound_pools.into_iter().zip(receivers);
-        for (
-            ((((tun_reader, pool), sources), [out_place, in_place]), stats),
-            (outbound_pool, lan_receivers),
-        ) in lanes.zip(out_lanes)
+        for (((((tun_reader, pool), sources), threads), stats), (outbound_pool, lan_receivers)) in
+            lanes.zip(out_lanes)
         {
             let lane = inbound.len();
-            let parts = InboundParts {
+            let in_parts = InboundParts {
                 engine: Inbound::new(config.esp, Arc::clone(stats)),
                 pool,
                 reserve: reserve_in.clone(),
@@ -273,9 +277,8 @@ impl UserspaceEngine {
                 stats: Arc::clone(stats),
                 sink: Arc::clone(&config.sink),
             };
-            inbound.push(worker::inbound(lane, parts, in_place)?);
             let sockets = duplicate().map_err(system("cannot duplicate the ESP-in-UDP sockets"))?;
-            let parts = OutboundParts {
+            let out_parts = OutboundParts {
                 engine: Outbound::new(config.esp, Arc::clone(stats)),
                 pool: outbound_pool,
                 reserve: reserve_out.clone(),
@@ -290,7 +293,9 @@ impl UserspaceEngine {
                 sink: Arc::clone(&config.sink),
                 mtu_suspect: config.suspicion.clone(),
             };
-            outbound.push(worker::outbound(lane, parts, out_place)?);
+            let [out, into] = worker::start(lane, out_parts, in_parts, threads)?;
+            outbound.push(out);
+            inbound.push(into);
         }
         Ok(Self {
             interface: Interface {
@@ -316,7 +321,7 @@ impl UserspaceEngine {
         self.xsk.as_ref()
     }
 
-    /// Lanes, each of an outbound and an inbound worker.
+    /// Lanes, each with an outbound and an inbound half.
     pub fn lanes(&self) -> usize {
         self.stats.len()
     }

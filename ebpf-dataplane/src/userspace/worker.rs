@@ -1,5 +1,5 @@
-//! The threads of the userspace engine. Each owns one half of an engine and runs every burst to
-//! completion; commands arrive through a channel between bursts.
+//! The threads of the userspace engine. Each runs every burst to completion, of one direction of a
+//! lane or of both; commands arrive through channels between bursts.
 
 use std::io;
 use std::num::NonZeroU32;
@@ -9,26 +9,22 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use espada_common::sa::{ChildSaId, Command, Encapsulation};
+use espada_common::sa::{ChildSaId, Command};
 
+use super::inbound::InboundParts;
+use super::outbound::OutboundParts;
 use super::pace::Pace;
-use super::source::Source;
-use crate::backend::{BackendError, EventSink};
-use crate::esp::{ApplyError, Inbound, Outbound, Output, Shared, Stats};
-use crate::port::lan::SharedLanSender;
-use crate::port::raw::RawSender;
+use crate::backend::BackendError;
+use crate::esp::{ApplyError, Output, Shared};
 use crate::port::syscall::{self, Poller};
-use crate::port::tun::{TunReader, TunWriter};
-use crate::port::udp::UdpSender;
-use crate::port::xsk::{SharedXskSenders, XskReceiver};
-use crate::umem::{Burst, Frame, FramePool, Reserve};
-use crate::wake::{Suspicion, Wake};
+use crate::umem::Burst;
+use crate::wake::Wake;
 
 /// Rounds a worker gives one port before it looks at the others and at commands again.
 const ROUNDS: usize = 8;
 
-/// Number of the command wake-up in a poller; ports count from 0.
-const WAKE: u64 = u64::MAX;
+/// Numbers in a poller that each half has: the first is its commands' wake-up, then come its sources.
+const NUMBERS: u64 = 1 << 16;
 
 /// What the control side asks of a worker.
 enum Order {
@@ -45,6 +41,7 @@ enum Order {
 pub struct Handle {
     orders: Sender<Order>,
     wake: Wake,
+    /// Joined when it is stopped. A thread for both directions belongs to one of its two handles.
     thread: Option<JoinHandle<()>>,
 }
 
@@ -78,7 +75,7 @@ impl Handle {
         Ok(())
     }
 
-    /// Stops the thread and waits for it.
+    /// Stops the thread and waits for it, if it is this handle's.
     pub fn stop(&mut self) {
         let _ = self.order(Order::Stop);
         if let Some(thread) = self.thread.take()
@@ -133,334 +130,184 @@ impl Place {
 
 /// What one burst was.
 #[derive(Clone, Copy, Default)]
-struct Round {
-    packets: usize,
+pub struct Round {
+    /// Packets in it.
+    pub packets: usize,
     /// More may be waiting.
-    more: bool,
+    pub more: bool,
 }
 
-/// Starts a worker thread called `name`.
-fn spawn(
-    name: &str,
-    place: Place,
-    body: impl FnOnce(Receiver<Order>, Wake) -> io::Result<()> + Send + 'static,
-) -> Result<Handle, BackendError> {
-    let (orders, receiver) = channel();
-    let wake = Wake::new()?;
-    let own = wake.clone();
+/// Bursts that a worker reuses; empty between rounds.
+pub struct Bursts {
+    /// As they arrived.
+    pub input: Burst,
+    /// As they leave.
+    pub output: Output,
+}
+
+/// What a worker does in one direction.
+pub trait Direction: Send + 'static {
+    /// Has `poller` report input, that of the first source under `first`, of the next under the next number.
+    fn watch(&self, poller: &mut Poller, first: u64) -> io::Result<()>;
+
+    /// Carries a command out.
+    fn apply(&mut self, command: &Command, shared: Option<&Arc<Shared>>) -> Result<(), ApplyError>;
+
+    /// Learns what fits the path of a pair (octets of outer IP packet).
+    fn set_path_mtu(&mut self, id: ChildSaId, mtu: u16);
+
+    /// What can leave after commands does.
+    fn settle(&mut self, bursts: &mut Bursts);
+
+    /// One burst from a source, counted from 0. An error means that nothing will come any more.
+    fn round(&mut self, source: usize, bursts: &mut Bursts) -> io::Result<Round>;
+}
+
+/// A direction, and the worker's end of what the control side asks of it.
+struct Half {
+    direction: Box<dyn Direction>,
+    orders: Receiver<Order>,
+    wake: Wake,
+}
+
+impl Half {
+    fn new(direction: impl Direction) -> Result<(Self, Handle), BackendError> {
+        let (sender, orders) = channel();
+        let wake = Wake::new()?;
+        let handle = Handle {
+            orders: sender,
+            wake: wake.clone(),
+            thread: None,
+        };
+        let half = Self {
+            direction: Box::new(direction),
+            orders,
+            wake,
+        };
+        Ok((half, handle))
+    }
+
+    /// Does what was asked. False when it is to stop.
+    fn obey(&mut self, bursts: &mut Bursts) -> bool {
+        self.wake.clear();
+        for order in self.orders.try_iter() {
+            match order {
+                Order::Apply {
+                    command,
+                    shared,
+                    answer,
+                } => {
+                    let applied = self.direction.apply(&command, shared.as_ref());
+                    let _ = answer.send(applied);
+                }
+                Order::PathMtu(id, mtu) => self.direction.set_path_mtu(id, mtu),
+                Order::Stop => return false,
+            }
+        }
+        self.direction.settle(bursts);
+        true
+    }
+}
+
+/// The threads of a lane.
+#[derive(Clone, Copy)]
+pub enum Threads {
+    /// One for both directions.
+    Joined(Place),
+    /// One for outbound and one for inbound packets.
+    Apart([Place; 2]),
+}
+
+/// Starts the threads of a lane. Gives the control side's ends, outbound first.
+pub fn start(
+    lane: usize,
+    outbound: OutboundParts,
+    inbound: InboundParts,
+    threads: Threads,
+) -> Result<[Handle; 2], BackendError> {
+    let (out_half, mut out) = Half::new(outbound)?;
+    let (in_half, mut into) = Half::new(inbound)?;
+    match threads {
+        Threads::Joined(place) => {
+            let name = format!("espada-both-{lane}");
+            out.thread = Some(spawn(name, place, vec![out_half, in_half])?);
+        }
+        Threads::Apart([out_place, in_place]) => {
+            let name = format!("espada-out-{lane}");
+            out.thread = Some(spawn(name, out_place, vec![out_half])?);
+            let name = format!("espada-in-{lane}");
+            into.thread = Some(spawn(name, in_place, vec![in_half])?);
+        }
+    }
+    Ok([out, into])
+}
+
+fn spawn(name: String, place: Place, halves: Vec<Half>) -> Result<JoinHandle<()>, BackendError> {
     let run = move || {
         place.take();
-        if let Err(error) = body(receiver, own) {
+        if let Err(error) = serve(halves, place) {
             tracing::error!(%error, "a worker thread stopped: no traffic passes in its direction");
         }
     };
-    let thread = std::thread::Builder::new()
-        .name(name.to_owned())
+    std::thread::Builder::new()
+        .name(name.clone())
         .spawn(run)
         .map_err(|source| BackendError::System {
             what: format!("cannot start thread {name}"),
             source,
-        })?;
-    Ok(Handle {
-        orders,
-        wake,
-        thread: Some(thread),
-    })
+        })
 }
 
-/// What a worker waits with.
-fn poller(wake: &Wake, place: Place) -> io::Result<Poller> {
+/// Serves halves until one is to stop.
+fn serve(mut halves: Vec<Half>, place: Place) -> io::Result<()> {
     let mut poller = Poller::new()?;
     if let Some(microseconds) = place.busy_poll
         && let Err(error) = poller.poll_busily(microseconds.get())
     {
         tracing::debug!(%error, "drivers are polled when packets are moved only (Linux 6.9 does more)");
     }
-    poller.add(wake.as_fd(), WAKE)?;
-    Ok(poller)
-}
-
-/// Everything the outbound worker owns.
-pub struct OutboundParts {
-    /// Engine half.
-    pub engine: Outbound,
-    /// Its free frames.
-    pub pool: FramePool,
-    /// What it shares frames with, as one of several lanes.
-    pub reserve: Option<Arc<Reserve>>,
-    /// Inner packets from the host.
-    pub tun: TunReader,
-    /// Inner packets from the LAN, past the kernel.
-    pub lan: Vec<XskReceiver>,
-    /// Answers to the host (ICMP).
-    pub answers: TunWriter,
-    /// ESP in UDP.
-    pub udp: UdpSender,
-    /// Native ESP.
-    pub raw: RawSender,
-    /// Native ESP past the kernel; all lanes have the same.
-    pub xsk: Option<SharedXskSenders>,
-    /// Drops are counted here.
-    pub stats: Arc<Stats>,
-    /// Events go here.
-    pub sink: EventSink,
-    /// Raised when a packet did not fit the path.
-    pub mtu_suspect: Suspicion,
-}
-
-/// Starts the outbound worker.
-pub fn outbound(
-    lane: usize,
-    mut parts: OutboundParts,
-    place: Place,
-) -> Result<Handle, BackendError> {
-    spawn(&format!("espada-out-{lane}"), place, move |orders, wake| {
-        let mut poller = poller(&wake, place)?;
-        let lan = parts.lan.iter().map(AsFd::as_fd);
-        for (number, source) in [parts.tun.as_fd()].into_iter().chain(lan).enumerate() {
-            poller.add(source, number as u64)?;
-        }
-        let mut input = Burst::new();
-        let mut output = Output::new();
-        let mut pace = place.pace();
-        let mut ready = Vec::new();
-        loop {
-            ready.clear();
-            ready.extend(poller.wait(None)?);
-            if ready.contains(&WAKE) {
-                wake.clear();
-                for order in orders.try_iter() {
-                    match order {
-                        Order::Apply {
-                            command,
-                            shared,
-                            answer,
-                        } => {
-                            let applied = parts.engine.apply_shared(&command, shared.as_ref());
-                            let _ = answer.send(applied);
-                        }
-                        Order::PathMtu(id, mtu) => {
-                            if let Err(error) = parts.engine.set_path_mtu(id, mtu) {
-                                tracing::debug!(%error, "path MTU of a pair that is gone");
-                            }
-                        }
-                        Order::Stop => return Ok(()),
-                    }
-                }
-                let now = Instant::now();
-                parts.engine.release(now, &mut input, &mut parts.pool);
-                parts.carry(&mut input, &mut output);
-            }
-            let sources = || ready.iter().filter(|number| **number != WAKE);
-            if sources().next().is_some() {
-                pace.gather();
-                let mut carried = 0;
-                for number in sources() {
-                    for _ in 0..ROUNDS {
-                        let round = parts.round(*number as usize, &mut input, &mut output)?;
-                        carried += round.packets;
-                        if !round.more {
-                            break;
-                        }
-                    }
-                }
-                pace.finished(carried);
-            }
-        }
-    })
-}
-
-impl OutboundParts {
-    /// One burst from the host or a LAN port to the WAN.
-    fn round(
-        &mut self,
-        number: usize,
-        input: &mut Burst,
-        output: &mut Output,
-    ) -> io::Result<Round> {
-        let drops = &self.stats.outbound_drops;
-        let pool = &mut self.pool;
-        if let Some(reserve) = &self.reserve {
-            pool.balance(reserve);
-        }
-        let more = match number.checked_sub(1) {
-            None => self.tun.read(pool, input, drops)?,
-            Some(port) => {
-                (self.lan.get_mut(port)).is_some_and(|port| port.receive(pool, input, drops))
-            }
-        };
-        let packets = input.len();
-        if packets == 0 {
-            // All frames may be where they were sent from.
-            if let Some(xsk) = &mut self.xsk {
-                xsk.reap(pool);
-            }
-            return Ok(Round::default());
-        }
-        self.carry(input, output);
-        Ok(Round { packets, more })
+    for (half, first) in halves.iter().zip((0..).step_by(NUMBERS as usize)) {
+        poller.add(half.wake.as_fd(), first)?;
+        half.direction.watch(&mut poller, first + 1)?;
     }
-
-    /// A burst of inner packets to the WAN.
-    fn carry(&mut self, input: &mut Burst, output: &mut Output) {
-        if input.is_empty() {
-            return;
-        }
-        let Self {
-            engine,
-            pool,
-            udp,
-            raw,
-            xsk,
-            mtu_suspect,
-            ..
-        } = self;
-        let drops = &self.stats.outbound_drops;
-        let mut send = |wan: &mut Burst, pool: &mut FramePool| {
-            if let Some(xsk) = xsk {
-                xsk.send(wan, pool, drops);
+    let mut bursts = Bursts {
+        input: Burst::new(),
+        output: Output::new(),
+    };
+    let mut pace = place.pace();
+    let mut ready = Vec::new();
+    loop {
+        ready.clear();
+        let split = |number| ((number / NUMBERS) as usize, (number % NUMBERS) as usize);
+        ready.extend(poller.wait(None)?.map(split));
+        for (half, _) in ready.iter().filter(|(_, number)| *number == 0) {
+            if let Some(half) = halves.get_mut(*half)
+                && !half.obey(&mut bursts)
+            {
+                return Ok(());
             }
-            // One call per stretch of equal kind: the sockets differ.
-            let kind = |frame: &Frame| {
-                let meta = frame.meta();
-                (meta.path.encapsulation, meta.path.remote.is_ipv4(), meta.df)
+        }
+        let sources = || {
+            let source = |(half, number): &(usize, usize)| Some((*half, number.checked_sub(1)?));
+            ready.iter().filter_map(source)
+        };
+        if sources().next().is_none() {
+            continue;
+        }
+        pace.gather();
+        let mut carried = 0;
+        for (half, source) in sources() {
+            let Some(half) = halves.get_mut(half) else {
+                continue;
             };
-            for stretch in wan.frames().chunk_by(|a, b| kind(a) == kind(b)) {
-                let in_udp = stretch
-                    .first()
-                    .is_some_and(|frame| frame.meta().path.encapsulation == Encapsulation::Udp);
-                if in_udp {
-                    udp.send(stretch, drops);
-                } else if raw.send(stretch, drops) {
-                    mtu_suspect.raise();
+            for _ in 0..ROUNDS {
+                let round = half.direction.round(source, &mut bursts)?;
+                carried += round.packets;
+                if !round.more {
+                    break;
                 }
             }
-            wan.recycle(pool);
-        };
-        engine.process_in_turn(Instant::now(), input, pool, output, &mut send);
-        self.answers.write(&mut output.tun, pool, drops);
-        output.events.drain(..).for_each(|event| (self.sink)(event));
-    }
-}
-
-/// Everything the inbound worker owns.
-pub struct InboundParts {
-    /// Engine half.
-    pub engine: Inbound,
-    /// Its free frames.
-    pub pool: FramePool,
-    /// What it shares frames with, as one of several lanes.
-    pub reserve: Option<Arc<Reserve>>,
-    /// ESP from the WAN.
-    pub sources: Vec<Source>,
-    /// Inner packets to the host.
-    pub tun: TunWriter,
-    /// Inner packets to the LAN, past the kernel; all lanes have the same.
-    pub lan: Option<SharedLanSender>,
-    /// Drops are counted here.
-    pub stats: Arc<Stats>,
-    /// Events go here.
-    pub sink: EventSink,
-}
-
-/// Starts the inbound worker.
-pub fn inbound(lane: usize, mut parts: InboundParts, place: Place) -> Result<Handle, BackendError> {
-    spawn(&format!("espada-in-{lane}"), place, move |orders, wake| {
-        let mut poller = poller(&wake, place)?;
-        for (number, source) in parts.sources.iter().enumerate() {
-            source.watch(&mut poller, number as u64)?;
         }
-        let mut input = Burst::new();
-        let mut output = Output::new();
-        let mut ready = Vec::new();
-        let mut pace = place.pace();
-        loop {
-            ready.clear();
-            ready.extend(poller.wait(None)?);
-            if ready.iter().any(|number| *number != WAKE) {
-                pace.gather();
-            }
-            let mut carried = 0;
-            for number in &ready {
-                if *number == WAKE {
-                    wake.clear();
-                    for order in orders.try_iter() {
-                        match order {
-                            Order::Apply {
-                                command,
-                                shared,
-                                answer,
-                            } => {
-                                let applied = parts.engine.apply_shared(&command, shared.as_ref());
-                                let _ = answer.send(applied);
-                            }
-                            // Only what is sent has a path.
-                            Order::PathMtu(..) => {}
-                            Order::Stop => return Ok(()),
-                        }
-                    }
-                    continue;
-                }
-                for _ in 0..ROUNDS {
-                    let round = parts.round(*number as usize, &mut input, &mut output);
-                    carried += round.packets;
-                    if !round.more {
-                        break;
-                    }
-                }
-            }
-            pace.finished(carried);
-        }
-    })
-}
-
-impl InboundParts {
-    /// One burst from a WAN port to the host.
-    fn round(&mut self, number: usize, input: &mut Burst, output: &mut Output) -> Round {
-        let Self {
-            engine,
-            pool,
-            tun,
-            lan,
-            sink,
-            ..
-        } = self;
-        let drops = &self.stats.inbound_drops;
-        let mut deliver = |output: &mut Output, pool: &mut FramePool| {
-            if let Some(lan) = lan {
-                lan.send(&mut output.tun, pool, drops);
-            }
-            tun.write(&mut output.tun, pool, drops);
-            output.wan.recycle(pool);
-            output.events.drain(..).for_each(|event| sink(event));
-        };
-        if let Some(reserve) = &self.reserve {
-            pool.balance(reserve);
-        }
-        let round = match self.sources.get_mut(number) {
-            Some(Source::Own(port)) => {
-                let more = port.receive(pool, input, sink, drops);
-                let packets = input.len();
-                if packets > 0 {
-                    engine.process(Instant::now(), input, pool, output);
-                    deliver(output, pool);
-                }
-                Round { packets, more }
-            }
-            Some(Source::Shared(shared)) => {
-                let (turn, more) = shared.receive(pool, input, sink, drops);
-                let packets = input.len();
-                if let Some(turn) = turn {
-                    engine.process(Instant::now(), input, pool, output);
-                    turn.deliver(output, |output| deliver(output, pool));
-                }
-                Round { packets, more }
-            }
-            None => Round::default(),
-        };
-        if let Some(reserve) = &self.reserve {
-            pool.balance(reserve);
-        }
-        round
+        pace.finished(carried);
     }
 }

@@ -99,9 +99,11 @@ pub struct DataplaneConfig {
     pub front_end: FrontEndMode,
     /// `xsk`.
     pub xsk: XskMode,
-    /// `workers`: lanes of the userspace engine, each of an outbound and an inbound thread; `None`: as
-    /// many as suit the processors.
+    /// `workers`: lanes of the userspace engine; `None`: as many as suit the processors.
     pub workers: Option<NonZeroUsize>,
+    /// `worker_threads`: threads of each lane, two for a direction each or one for both; `None`: as suits
+    /// the processors.
+    pub worker_threads: Option<u32>,
     /// `pin_workers`: each of its threads stays on one processor.
     pub pin_workers: bool,
     /// `lan`: interfaces whose packets into and out of tunnels go past the kernel.
@@ -131,6 +133,7 @@ impl Default for DataplaneConfig {
             // With several, a card with several transmit queues sends out of order: peers with narrow replay
             // windows drop such packets.
             workers: Some(NonZeroUsize::MIN),
+            worker_threads: None,
             pin_workers: false,
             lan: Vec::new(),
             busy_poll: None,
@@ -300,6 +303,7 @@ const DATAPLANE_KEYS: &[&str] = &[
     "front_end",
     "xsk",
     "workers",
+    "worker_threads",
     "pin_workers",
     "lan",
     "busy_poll",
@@ -451,6 +455,9 @@ fn read_dataplane(table: &Table<'_, '_>) -> DataplaneConfig {
         config.workers = workers
             .value
             .and_then(|lanes| NonZeroUsize::new(lanes as usize));
+    }
+    if let Some(threads) = table.integer_or_auto("worker_threads", 1..=2) {
+        config.worker_threads = threads.value;
     }
     if let Some(pinned) = table.boolean("pin_workers") {
         config.pin_workers = pinned.value;

@@ -297,7 +297,20 @@ fn workers_are_counted_or_left_to_the_processors() {
         let dataplane = load_text(&text, None).unwrap().dataplane;
         assert_eq!(dataplane.workers.map(usize::from), expected);
         assert!(dataplane.pin_workers);
+        assert_eq!(dataplane.worker_threads, None);
     }
+    for (setting, expected) in [("\"auto\"", None), ("1", Some(1)), ("2", Some(2))] {
+        let text = format!("[dataplane]\nworker_threads = {setting}\n");
+        let dataplane = load_text(&text, None).unwrap().dataplane;
+        assert_eq!(dataplane.worker_threads, expected);
+    }
+    let shown = errors("[dataplane]\nworker_threads = 3\n");
+    assert!(
+        shown.starts_with(
+            "gw.toml:2:18: error: `dataplane.worker_threads` must be \"auto\" or a whole number from 1 to 2, found"
+        ),
+        "{shown}"
+    );
     let shown = errors("[dataplane]\nworkers = \"many\"\n");
     assert!(
         shown.starts_with(

@@ -57,6 +57,7 @@ pub fn start(
         lan: settings.lan.clone(),
         workers: Workers {
             lanes: settings.workers,
+            joined: settings.worker_threads.map(|threads| threads == 1),
             pinned: settings.pin_workers,
             realtime: settings.realtime,
             udp_segmentation: settings.udp_segmentation,

@@ -104,7 +104,7 @@ impl Report {
                 let _ = write!(text, "; AF_XDP on {} queue(s), {copies}", xsk.queues);
             }
             if let Some(workers) = self.interfaces.workers {
-                let _ = write!(text, "; {workers} worker(s) in each direction");
+                let _ = write!(text, "; {workers} lane(s)");
             }
             text.push('\n');
         }

@@ -255,7 +255,10 @@ fn lifetimes_end_in_rekeying() -> Result<()> {
 fn workers_are_real_time_threads_unless_told_otherwise() -> Result<()> {
     let name = "workers_are_real_time_threads_unless_told_otherwise";
     skip_unless_possible!(name);
-    for (setting, expected) in [("workers = 1", "2"), ("workers = 1\nrealtime = false", "0")] {
+    for (setting, count, expected) in [
+        ("worker_threads = 2", 2, "2"),
+        ("worker_threads = 1\nrealtime = false", 1, "0"),
+    ] {
         let gateways = Gateways::established(Wan::Switch, |a, _| {
             a.global = setting;
         })?;
@@ -277,12 +280,13 @@ fn workers_are_real_time_threads_unless_told_otherwise() -> Result<()> {
             let (name, fields) = text.rsplit_once(") ").context("no name")?;
             // The scheduling policy is field 41 of the line; the name is the second.
             let policy = fields.split(' ').nth(41 - 3).context("no policy")?;
-            let worker = name.contains("(espada-in-") || name.contains("(espada-out-");
+            let names = ["(espada-in-", "(espada-out-", "(espada-both-"];
+            let worker = names.iter().any(|start| name.contains(start));
             workers += usize::from(worker);
             let wanted = if worker { expected } else { "0" };
             ensure!(policy == wanted, "{setting}: policy {policy} of {text}");
         }
-        ensure!(workers == 2, "{workers} workers");
+        ensure!(workers == count, "{setting}: {workers} workers");
         gateways.verify_traffic()?;
     }
     Ok(())

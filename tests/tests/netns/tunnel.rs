@@ -60,10 +60,19 @@ fn counters_agree(gateways: &Gateways) -> Result<()> {
 #[test]
 fn several_workers_carry_one_sa() -> Result<()> {
     skip_unless_possible!("several_workers_carry_one_sa");
-    for extra in ["encapsulation = \"udp\"", NATIVE] {
+    for (extra, global) in [
+        (
+            "encapsulation = \"udp\"",
+            "engine = \"userspace\"\nworkers = 2\npin_workers = true\nworker_threads = 2",
+        ),
+        (
+            NATIVE,
+            "engine = \"userspace\"\nworkers = 2\npin_workers = true\nworker_threads = 1",
+        ),
+    ] {
         let gateways = Gateways::established(Wan::Switch, |a, b| {
             for end in [a, b] {
-                end.global = "engine = \"userspace\"\nworkers = 2\npin_workers = true";
+                end.global = global;
                 end.extra = extra;
             }
         })?;
@@ -88,7 +97,7 @@ fn several_workers_carry_one_sa() -> Result<()> {
             ensure!(scenario::drops(&status, "replay") == 0, "{status:#}");
             ensure!(scenario::drops(&status, "auth_failed") == 0, "{status:#}");
             let text = gateway.status_text()?;
-            ensure!(text.contains("2 worker(s) in each direction"), "{text}");
+            ensure!(text.contains("2 lane(s)"), "{text}");
         }
         counters_agree(&gateways)?;
     }

@@ -15,10 +15,12 @@ fn up_with_lanes(
     pair: &Pair,
     encapsulation: Encapsulation,
     mode: Option<ModeChoice>,
+    joined: bool,
 ) -> [Plane; 2] {
     // Pinned, as the kernel may swap two packets of a thread that changes its processor.
     let workers = Workers {
         lanes: NonZeroUsize::new(2),
+        joined: Some(joined),
         pinned: true,
         ..Workers::default()
     };
@@ -66,9 +68,9 @@ fn flows(pair: &Pair, from: usize, to: usize) -> std::thread::JoinHandle<usize> 
     })
 }
 
-fn two_lanes(encapsulation: Encapsulation, mode: Option<ModeChoice>) {
+fn two_lanes(encapsulation: Encapsulation, mode: Option<ModeChoice>, joined: bool) {
     let Some(pair) = Pair::new() else { return };
-    let mut engines = up_with_lanes(&pair, encapsulation, mode);
+    let mut engines = up_with_lanes(&pair, encapsulation, mode, joined);
     for v6 in [false, true] {
         ping(&pair, v6);
         tcp(&pair, v6, 3_000_000);
@@ -98,17 +100,23 @@ fn two_lanes(encapsulation: Encapsulation, mode: Option<ModeChoice>) {
 
 #[test]
 fn netns_two_lanes_carry_esp_in_udp() {
-    two_lanes(Encapsulation::Udp, None);
+    two_lanes(Encapsulation::Udp, None, false);
+}
+
+/// A thread for both directions of each.
+#[test]
+fn netns_two_lanes_of_one_thread_carry_esp_in_udp() {
+    two_lanes(Encapsulation::Udp, None, true);
 }
 
 #[test]
 fn netns_two_lanes_carry_native_esp() {
-    two_lanes(Encapsulation::Esp, None);
+    two_lanes(Encapsulation::Esp, None, false);
 }
 
 #[test]
 fn netns_two_lanes_carry_native_esp_through_af_xdp() {
-    two_lanes(Encapsulation::Esp, Some(ModeChoice::XdpNative));
+    two_lanes(Encapsulation::Esp, Some(ModeChoice::XdpNative), false);
 }
 
 /// SAs of both lanes follow each other.
@@ -116,7 +124,7 @@ fn netns_two_lanes_carry_native_esp_through_af_xdp() {
 fn netns_rekey_of_two_lanes_behind_af_xdp_loses_nothing() {
     let Some(pair) = Pair::new() else { return };
     let mode = Some(ModeChoice::XdpNative);
-    let mut engines = up_with_lanes(&pair, Encapsulation::Esp, mode);
+    let mut engines = up_with_lanes(&pair, Encapsulation::Esp, mode, true);
     rekey_under_traffic(&pair, &mut engines, &|side, id| {
         sa(side, false, Encapsulation::Esp, id)
     });
@@ -132,7 +140,7 @@ fn netns_rekey_of_two_lanes_behind_af_xdp_loses_nothing() {
 #[test]
 fn netns_rekey_under_traffic_of_two_lanes_loses_nothing() {
     let Some(pair) = Pair::new() else { return };
-    let mut engines = up_with_lanes(&pair, Encapsulation::Udp, None);
+    let mut engines = up_with_lanes(&pair, Encapsulation::Udp, None, false);
     rekey_under_traffic(&pair, &mut engines, &|side, id| {
         sa(side, false, Encapsulation::Udp, id)
     });

@@ -453,8 +453,8 @@ impl Frame {
     }
 }
 
-/// A reusable list of frames. Ports fill it up to [`BURST`]; the engine may hand out more
-/// (fragments), in which case the list grows once and keeps its capacity.
+/// A reusable list of frames. Where there are more than [`BURST`] (trains of packets, fragments), the
+/// list grows once and keeps its capacity.
 pub struct Burst {
     frames: Vec<Frame>,
 }

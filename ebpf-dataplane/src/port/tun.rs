@@ -20,7 +20,12 @@ use crate::esp::ip::{self, Fragment, protocol};
 use crate::esp::spd::Mix;
 use crate::esp::stats::DropCounters;
 use crate::features::kernel_release;
-use crate::umem::{Burst, Frame, FramePool, TAILROOM};
+use crate::umem::{BURST, Burst, Frame, FramePool, TAILROOM};
+
+/// Packets that are read at once, and as many more as the last one was cut into. Programs write to a
+/// connection in pieces such as 128 KiB: two packets of 64 KiB and small ones behind them, which leave
+/// together in fewer trains.
+const AT_ONCE: usize = 2 * BURST;
 
 /// Largest packet a TUN hands over.
 const LARGEST: usize = 65_536;
@@ -134,16 +139,16 @@ impl AsFd for TunReader {
 }
 
 impl TunReader {
-    /// Reads until `burst` is full, the pool runs dry or nothing is queued. True when there may be
-    /// more to read. A packet too large for one frame and not marked for segmentation is dropped.
-    /// An error means that the interface is gone.
+    /// Reads until `burst` has [`AT_ONCE`] packets, the pool runs dry or nothing is queued. True when
+    /// there may be more to read. A packet too large for one frame and not marked for segmentation is
+    /// dropped. An error means that the interface is gone.
     pub fn read(
         &mut self,
         pool: &mut FramePool,
         burst: &mut Burst,
         drops: &DropCounters,
     ) -> io::Result<bool> {
-        while !burst.is_full() {
+        while burst.len() < AT_ONCE {
             let Some(mut frame) = pool.get() else {
                 return Ok(false);
             };

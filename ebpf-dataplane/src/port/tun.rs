@@ -139,7 +139,7 @@ impl AsFd for TunReader {
 }
 
 impl TunReader {
-    /// Reads until `burst` has [`AT_ONCE`] packets, the pool runs dry or nothing is queued. True when
+    /// Reads until `burst` has twice [`BURST`] packets, the pool runs dry or nothing is queued. True when
     /// there may be more to read. A packet too large for one frame and not marked for segmentation is
     /// dropped. An error means that the interface is gone.
     pub fn read(

@@ -46,8 +46,7 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// Has the worker carry a command out, as [`Outbound::apply_shared`] does. Its answer comes when it
-    /// has.
+    /// Has the worker carry a command out, as [`Direction::apply`] does. Its answer comes when it has.
     pub fn apply(
         &self,
         command: Arc<Command>,
@@ -150,7 +149,7 @@ pub trait Direction: Send + 'static {
     /// Has `poller` report input, that of the first source under `first`, of the next under the next number.
     fn watch(&self, poller: &mut Poller, first: u64) -> io::Result<()>;
 
-    /// Carries a command out.
+    /// Carries a command out; a pair that is installed has in common with other lanes what `shared` holds.
     fn apply(&mut self, command: &Command, shared: Option<&Arc<Shared>>) -> Result<(), ApplyError>;
 
     /// Learns what fits the path of a pair (octets of outer IP packet).

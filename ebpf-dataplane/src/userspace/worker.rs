@@ -164,7 +164,8 @@ pub trait Direction: Send + 'static {
 
 /// A direction, and the worker's end of what the control side asks of it.
 struct Half {
-    direction: Box<dyn Direction>,
+    /// Nothing once it has failed; the other half of its thread goes on.
+    direction: Option<Box<dyn Direction>>,
     orders: Receiver<Order>,
     wake: Wake,
 }
@@ -179,7 +180,7 @@ impl Half {
             thread: None,
         };
         let half = Self {
-            direction: Box::new(direction),
+            direction: Some(Box::new(direction)),
             orders,
             wake,
         };
@@ -190,20 +191,27 @@ impl Half {
     fn obey(&mut self, bursts: &mut Bursts) -> bool {
         self.wake.clear();
         for order in self.orders.try_iter() {
-            match order {
-                Order::Apply {
-                    command,
-                    shared,
-                    answer,
-                } => {
-                    let applied = self.direction.apply(&command, shared.as_ref());
+            match (order, &mut self.direction) {
+                (Order::Stop, _) => return false,
+                // Who waits for an answer learns that none comes.
+                (_, None) => {}
+                (
+                    Order::Apply {
+                        command,
+                        shared,
+                        answer,
+                    },
+                    Some(direction),
+                ) => {
+                    let applied = direction.apply(&command, shared.as_ref());
                     let _ = answer.send(applied);
                 }
-                Order::PathMtu(id, mtu) => self.direction.set_path_mtu(id, mtu),
-                Order::Stop => return false,
+                (Order::PathMtu(id, mtu), Some(direction)) => direction.set_path_mtu(id, mtu),
             }
         }
-        self.direction.settle(bursts);
+        if let Some(direction) = &mut self.direction {
+            direction.settle(bursts);
+        }
         true
     }
 }
@@ -245,7 +253,7 @@ fn spawn(name: String, place: Place, halves: Vec<Half>) -> Result<JoinHandle<()>
     let run = move || {
         place.take();
         if let Err(error) = serve(halves, place) {
-            tracing::error!(%error, "a worker thread stopped: no traffic passes in its direction");
+            tracing::error!(%error, "a worker thread stopped: no traffic passes through it");
         }
     };
     std::thread::Builder::new()
@@ -257,8 +265,8 @@ fn spawn(name: String, place: Place, halves: Vec<Half>) -> Result<JoinHandle<()>
         })
 }
 
-/// Serves halves until one is to stop.
-fn serve(mut halves: Vec<Half>, place: Place) -> io::Result<()> {
+/// What a thread waits with: the orders of its halves, and the sources of those that have not failed.
+fn poller(halves: &[Half], place: Place) -> io::Result<Poller> {
     let mut poller = Poller::new()?;
     if let Some(microseconds) = place.busy_poll
         && let Err(error) = poller.poll_busily(microseconds.get())
@@ -267,8 +275,16 @@ fn serve(mut halves: Vec<Half>, place: Place) -> io::Result<()> {
     }
     for (half, first) in halves.iter().zip((0..).step_by(NUMBERS as usize)) {
         poller.add(half.wake.as_fd(), first)?;
-        half.direction.watch(&mut poller, first + 1)?;
+        if let Some(direction) = &half.direction {
+            direction.watch(&mut poller, first + 1)?;
+        }
     }
+    Ok(poller)
+}
+
+/// Serves halves until one is to stop.
+fn serve(mut halves: Vec<Half>, place: Place) -> io::Result<()> {
+    let mut poller = poller(&halves, place)?;
     let mut bursts = Bursts {
         input: Burst::new(),
         output: Output::new(),
@@ -295,18 +311,33 @@ fn serve(mut halves: Vec<Half>, place: Place) -> io::Result<()> {
         }
         pace.gather();
         let mut carried = 0;
+        let mut failed = false;
         for (half, source) in sources() {
             let Some(half) = halves.get_mut(half) else {
                 continue;
             };
             for _ in 0..ROUNDS {
-                let round = half.direction.round(source, &mut bursts)?;
-                carried += round.packets;
-                if !round.more {
+                let Some(direction) = &mut half.direction else {
                     break;
+                };
+                match direction.round(source, &mut bursts) {
+                    Ok(round) => {
+                        carried += round.packets;
+                        if !round.more {
+                            break;
+                        }
+                    }
+                    Err(error) => {
+                        tracing::error!(%error, "no traffic passes in one direction any more");
+                        half.direction = None;
+                        failed = true;
+                    }
                 }
             }
         }
         pace.finished(carried);
+        if failed {
+            poller = self::poller(&halves, place)?;
+        }
     }
 }

@@ -51,6 +51,19 @@ pub fn build_espada() -> Result<PathBuf> {
     Ok(process::target_dir().join("release/espada"))
 }
 
+/// Builds an example of a package of the workspace.
+pub fn build_example(package: &str, example: &str) -> Result<()> {
+    say(format_args!("{example}: compiling"));
+    process::run(cargo().current_dir(process::root()).args([
+        "build",
+        "--release",
+        "--package",
+        package,
+        "--example",
+        example,
+    ]))
+}
+
 /// Makes the object anew where its sources changed. Without the toolchain the committed object
 /// does as long as it is fresh.
 pub fn refresh_object() -> Result<()> {

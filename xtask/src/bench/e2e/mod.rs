@@ -1,6 +1,7 @@
 //! `cargo xtask bench e2e`: Espada's ways through two gateways beside plain forwarding and beside
 //! other data planes, under the same conditions.
 
+mod bare;
 mod chart;
 mod check;
 mod install;
@@ -115,6 +116,9 @@ pub fn run(args: &Args) -> Result<()> {
     if std::env::var_os("ESPADA_BIN").is_none() {
         build::refresh_object()?;
         build::build_espada()?;
+    }
+    if chosen.contains(&System::BareTunnel) {
+        bare::build()?;
     }
     let date = process::output(Command::new("date").args(["-u", "+%F"]))?;
     let outcome = measure(args, &chosen, date.trim());

@@ -13,6 +13,7 @@ use espada_tests::topology::{Line, addr};
 use espada_tests::wireguard::WireGuard;
 use espada_tests::{cmd, espada, traffic};
 
+use super::bare::{self, Bare};
 use super::install;
 use crate::bench::machine;
 use crate::bench::pair::{Pair, Wanted};
@@ -31,6 +32,8 @@ const AES: &str = "aes256gcm16";
 pub enum System {
     /// Forwarding without a tunnel: what everything else is compared with.
     Plain,
+    /// A TUN device and UDP sockets as Espada uses them, and nothing between them.
+    BareTunnel,
     /// Espada's userspace engine, ESP in UDP.
     EspadaUdp,
     /// Espada's userspace engine, native ESP through AF_XDP.
@@ -55,8 +58,9 @@ pub enum System {
 
 impl System {
     /// All of them in the order of the tables.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Plain,
+        Self::BareTunnel,
         Self::EspadaUdp,
         Self::EspadaEsp,
         Self::EspadaBypass,
@@ -73,6 +77,7 @@ impl System {
     pub fn name(self) -> &'static str {
         match self {
             Self::Plain => "plain",
+            Self::BareTunnel => "bare-tunnel",
             Self::EspadaUdp => "espada-udp",
             Self::EspadaEsp => "espada-esp",
             Self::EspadaBypass => "espada-bypass",
@@ -90,6 +95,7 @@ impl System {
     pub fn path(self) -> &'static str {
         match self {
             Self::Plain => "the kernel's forwarding, no tunnel",
+            Self::BareTunnel => "a tunnel without encryption: TUN and UDP with GSO",
             Self::EspadaUdp => "userspace engine, AES-256-GCM, ESP in UDP: TUN and UDP with GSO",
             Self::EspadaEsp => "userspace engine, AES-256-GCM, native ESP: TUN and AF_XDP",
             Self::EspadaBypass => "userspace engine, AES-256-GCM, native ESP: AF_XDP on both sides",
@@ -105,7 +111,7 @@ impl System {
 
     /// Whether outsiders must not be able to read what it carries.
     pub fn encrypts(self) -> bool {
-        self != Self::Plain
+        !matches!(self, Self::Plain | Self::BareTunnel)
     }
 
     /// Whether all that it sends must be IKE or ESP.
@@ -121,6 +127,7 @@ impl System {
                 vec![self.program(), PathBuf::from("wg")]
             }
             Self::OpenVpn => vec![self.program(), PathBuf::from("openssl")],
+            Self::BareTunnel => vec![self.program()],
             _ => Vec::new(),
         };
         let missing = programs
@@ -138,6 +145,7 @@ impl System {
             Self::WireguardGoGso => install::wireguard_go_gso(),
             Self::Boringtun => install::boringtun(),
             Self::OpenVpn => PathBuf::from("openvpn"),
+            Self::BareTunnel => bare::program(),
             _ => PathBuf::from(strongswan::CHARON),
         }
     }
@@ -146,6 +154,7 @@ impl System {
     pub fn version(self) -> Result<String> {
         let (program, argument) = match self {
             Self::Plain => return Ok(format!("Linux {}", machine::kernel())),
+            Self::BareTunnel => return Ok("of this source tree".to_owned()),
             _ if self.wanted().is_some() => (espada::binary()?, "version"),
             _ => (self.program(), "--version"),
         };
@@ -219,6 +228,7 @@ impl System {
                 Running::WireGuard(WireGuard::pair(line, work, &daemon, INNER_MTU)?)
             }
             Self::OpenVpn => Running::OpenVpn(OpenVpn::pair(line, work, INNER_MTU)?),
+            Self::BareTunnel => Running::Bare(Bare::pair(line, work)?),
             _ => {
                 line.add_plain_routes()?;
                 Running::Plain(line)
@@ -276,6 +286,8 @@ pub enum Running<'l> {
     WireGuard([WireGuard; 2]),
     /// Two daemons.
     OpenVpn([OpenVpn; 2]),
+    /// Two programs.
+    Bare([Bare; 2]),
 }
 
 impl Running<'_> {
@@ -288,6 +300,7 @@ impl Running<'_> {
             Self::StrongSwan(pair) => pair.iter().try_for_each(Peer::wait_established),
             Self::WireGuard(pair) => pair.iter_mut().try_for_each(WireGuard::must_run),
             Self::OpenVpn(pair) => pair.iter_mut().try_for_each(OpenVpn::must_run),
+            Self::Bare(pair) => pair.iter_mut().try_for_each(Bare::must_run),
         }
     }
 }
@@ -334,7 +347,8 @@ mod tests {
         for system in System::ALL {
             let espada = system.name().starts_with("espada-");
             assert_eq!(system.wanted().is_some(), espada, "{system}");
-            assert_eq!(system.encrypts(), system != System::Plain);
+            let in_clear = [System::Plain, System::BareTunnel].contains(&system);
+            assert_eq!(system.encrypts(), !in_clear);
             assert!(!espada || system.is_ipsec());
         }
         assert!(!System::OpenVpn.is_ipsec());

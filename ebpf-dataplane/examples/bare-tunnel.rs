@@ -15,10 +15,11 @@ use std::os::unix::fs::OpenOptionsExt;
 use anyhow::{Context, Result, bail};
 use espada_dataplane::port::gso::VnetHeader;
 use espada_dataplane::port::syscall::{self, Poller};
+use espada_dataplane::port::udp;
 
 /// Octets of a datagram: what fits a link with an MTU of 1500, with room for a longer IP header.
 const DATAGRAM: usize = 1460;
-/// Datagrams of one train: whole ones, and fewer octets than a datagram can have before it is cut.
+/// Octets of a train: of whole datagrams, and no more than one call may send.
 const TRAIN: usize = 44 * DATAGRAM;
 /// Packets that are taken of one source before the other has its turn.
 const ROUNDS: usize = 64;
@@ -47,11 +48,11 @@ fn main() -> Result<()> {
         let ready: Vec<u64> = poller.wait(None)?.collect();
         for source in ready {
             for _ in 0..ROUNDS {
-                let more = match source {
+                let moved = match source {
                     0 => send(&mut tun, &socket, &mut buffer),
                     _ => arrived.receive(&socket, &mut tun),
                 };
-                match more {
+                match moved {
                     Ok(()) => {}
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                     Err(error) => return Err(error.into()),
@@ -80,9 +81,7 @@ fn connect(local: &str, remote: &str) -> Result<UdpSocket> {
     let fd = socket.as_fd();
     syscall::set_option(fd, libc::SOL_UDP, libc::UDP_SEGMENT, DATAGRAM as i32)?;
     syscall::set_option(fd, libc::SOL_UDP, libc::UDP_GRO, 1)?;
-    for buffer in [libc::SO_RCVBUFFORCE, libc::SO_SNDBUFFORCE] {
-        syscall::set_option(fd, libc::SOL_SOCKET, buffer, 4 << 20)?;
-    }
+    udp::grow_buffers(fd);
     Ok(socket)
 }
 
@@ -126,7 +125,7 @@ impl Arrived {
     }
 }
 
-/// Octets of the packet at the start of `octets`, that of the device in front of it included.
+/// Octets of the packet at the start of `octets`, with the device's header in front of it.
 fn packet(octets: &[u8]) -> Option<usize> {
     let ip = octets.get(VnetHeader::LENGTH..)?;
     let length = |at: usize| {

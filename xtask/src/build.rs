@@ -41,27 +41,23 @@ pub fn run(args: &Args) -> Result<()> {
 
 /// Builds the espada binary and says where it is.
 pub fn build_espada() -> Result<PathBuf> {
-    say("espada: compiling");
-    process::run(cargo().current_dir(process::root()).args([
-        "build",
-        "--release",
-        "--package",
-        "espada",
-    ]))?;
+    compile_release("espada", &["--package", "espada"])?;
     Ok(process::target_dir().join("release/espada"))
 }
 
 /// Builds an example of a package of the workspace.
 pub fn build_example(package: &str, example: &str) -> Result<()> {
-    say(format_args!("{example}: compiling"));
-    process::run(cargo().current_dir(process::root()).args([
-        "build",
-        "--release",
-        "--package",
-        package,
-        "--example",
-        example,
-    ]))
+    compile_release(example, &["--package", package, "--example", example])
+}
+
+fn compile_release(what: &str, arguments: &[&str]) -> Result<()> {
+    say(format_args!("{what}: compiling"));
+    process::run(
+        cargo()
+            .current_dir(process::root())
+            .args(["build", "--release"])
+            .args(arguments),
+    )
 }
 
 /// Makes the object anew where its sources changed. Without the toolchain the committed object

@@ -75,7 +75,7 @@ pub fn prepare(socket: &UdpSocket) -> Result<(), BackendError> {
 }
 
 /// Best effort: past the system's limits with CAP_NET_ADMIN, up to them without.
-pub(super) fn grow_buffers(fd: BorrowedFd<'_>) {
+pub fn grow_buffers(fd: BorrowedFd<'_>) {
     for (force, plain) in [
         (libc::SO_RCVBUFFORCE, libc::SO_RCVBUF),
         (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF),

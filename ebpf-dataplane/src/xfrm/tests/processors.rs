@@ -118,8 +118,8 @@ fn enlarge_tables(pair: &Hosts) {
     for side in [0, 1] {
         let (local, remote) = (wan(side, false), wan(1 - side, false));
         let state = |spi| format!("src {local} dst {remote} proto esp spi {spi}");
+        let cipher = format!("aead rfc4106(gcm(aes)) 0x{:040x} 128", 0);
         for spi in 1..=12 {
-            let cipher = format!("aead rfc4106(gcm(aes)) 0x{:040x} 128", 0);
             pair.ip(side, &format!("xfrm state add {} {cipher}", state(spi)));
         }
         std::thread::sleep(std::time::Duration::from_millis(200));

@@ -17,12 +17,11 @@ const DEVICE: &str = "bare0";
 const PORT: u16 = 4789;
 const EXAMPLE: &str = "bare-tunnel";
 
-/// Where the program is, or is to be.
-pub fn program() -> PathBuf {
+fn program() -> PathBuf {
     process::target_dir().join("release/examples").join(EXAMPLE)
 }
 
-/// Builds the program.
+/// Builds the program of this source tree.
 pub fn build() -> Result<()> {
     build::build_example("espada-dataplane", EXAMPLE)
 }

@@ -13,7 +13,7 @@ use espada_tests::topology::{Line, addr};
 use espada_tests::wireguard::WireGuard;
 use espada_tests::{cmd, espada, traffic};
 
-use super::bare::{self, Bare};
+use super::bare::Bare;
 use super::install;
 use crate::bench::machine;
 use crate::bench::pair::{Pair, Wanted};
@@ -127,7 +127,6 @@ impl System {
                 vec![self.program(), PathBuf::from("wg")]
             }
             Self::OpenVpn => vec![self.program(), PathBuf::from("openssl")],
-            Self::BareTunnel => vec![self.program()],
             _ => Vec::new(),
         };
         let missing = programs
@@ -145,7 +144,6 @@ impl System {
             Self::WireguardGoGso => install::wireguard_go_gso(),
             Self::Boringtun => install::boringtun(),
             Self::OpenVpn => PathBuf::from("openvpn"),
-            Self::BareTunnel => bare::program(),
             _ => PathBuf::from(strongswan::CHARON),
         }
     }

@@ -103,6 +103,6 @@ pub trait SaBackend: Send {
     /// Counters of every pair installed.
     fn sa_stats(&mut self) -> Result<Vec<ChildSaStats>, BackendError>;
 
-    /// Drops that belong to no pair.
+    /// Drops that belong to no pair that is there, those of pairs that are gone among them.
     fn drop_totals(&mut self) -> Result<DropTotals, BackendError>;
 }

@@ -102,7 +102,7 @@ pub trait Engine: Send {
     /// Counters of every pair installed.
     fn sa_stats(&mut self) -> Result<Vec<ChildSaStats>, BackendError>;
 
-    /// Drops that belong to no pair: inbound, outbound.
+    /// Drops that belong to no pair that is there, those of pairs that are gone among them: inbound, outbound.
     fn drop_totals(&mut self) -> Result<[[u64; DropReason::COUNT]; 2], BackendError>;
 
     /// Ends everything: no packet is carried afterwards, and nothing of it stays in the system.

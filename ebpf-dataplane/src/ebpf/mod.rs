@@ -87,6 +87,8 @@ pub struct EbpfEngine {
     flows: Flows,
     pairs: BTreeMap<ChildSaId, Known>,
     next_handle: u32,
+    /// What pairs that are gone have dropped: inbound, outbound.
+    past_drops: [[u64; DropReason::COUNT]; 2],
     /// The way of the pair that the next command is about.
     announced: Option<Way>,
     names: Arc<Mutex<Names>>,
@@ -190,6 +192,7 @@ impl EbpfEngine {
             flows,
             pairs: BTreeMap::new(),
             next_handle: 1,
+            past_drops: [[0; DropReason::COUNT]; 2],
             announced: None,
             names,
             events: Some(events),
@@ -385,9 +388,25 @@ impl EbpfEngine {
         };
         // A program that has just read the old handle finds its SA yet.
         self.maps.settle();
+        self.keep_drops(&known.entry);
         let removed = self.maps.remove(&known.entry).map_err(map_error);
         self.ahead.remove(known.entry.handle);
         removed
+    }
+
+    /// What a pair that goes has dropped is counted outside any pair from here on.
+    fn keep_drops(&mut self, entry: &PairEntry) {
+        let inbound = self.maps.inbound(entry.spi_in_be);
+        let outbound = self.maps.outbound(entry.handle);
+        let halves = [
+            inbound.map(|half| half.counters.drops),
+            outbound.map(|half| half.counters.drops),
+        ];
+        for (total, half) in self.past_drops.iter_mut().zip(halves) {
+            for (total, drops) in total.iter_mut().zip(half.into_iter().flatten()) {
+                *total += drops;
+            }
+        }
     }
 
     fn move_path(&mut self, id: ChildSaId, path: &Path) -> Result<(), BackendError> {
@@ -615,7 +634,12 @@ impl Engine for EbpfEngine {
     }
 
     fn drop_totals(&mut self) -> Result<[[u64; DropReason::COUNT]; 2], BackendError> {
-        self.maps.drops().map_err(map_error)
+        let mut totals = self.maps.drops().map_err(map_error)?;
+        let past = self.past_drops.iter().flatten();
+        for (total, past) in totals.iter_mut().flatten().zip(past) {
+            *total += past;
+        }
+        Ok(totals)
     }
 
     fn shut_down(&mut self) {

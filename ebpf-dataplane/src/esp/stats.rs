@@ -20,6 +20,12 @@ impl DropCounters {
         }
     }
 
+    fn add_all(&self, others: &Self) {
+        for (counter, other) in self.0.iter().zip(&others.0) {
+            bump(counter, other.load(Ordering::Relaxed));
+        }
+    }
+
     /// All counters, by reason number.
     pub fn snapshot(&self) -> [u64; DropReason::COUNT] {
         std::array::from_fn(|index| {
@@ -103,9 +109,9 @@ impl Pair {
 pub struct Stats {
     epoch: Instant,
     pairs: Mutex<BTreeMap<ChildSaId, Pair>>,
-    /// Inbound drops outside any SA.
+    /// Inbound drops outside any SA that is there.
     pub inbound_drops: DropCounters,
-    /// Outbound drops outside any SA.
+    /// Outbound drops outside any SA that is there.
     pub outbound_drops: DropCounters,
 }
 
@@ -132,11 +138,18 @@ impl Stats {
         counters
     }
 
-    /// Forgets one direction of a pair; the pair goes with its second direction.
+    /// Forgets one direction of a pair, but not what it dropped: that is counted outside any SA from here
+    /// on. The pair goes with its second direction. To be called by the thread that owns the direction.
     pub fn unregister(&self, id: ChildSaId, direction: Direction) {
         let mut pairs = self.lock();
         if let Some(pair) = pairs.get_mut(&id) {
-            *pair.side(direction) = None;
+            if let Some(gone) = pair.side(direction).take() {
+                let drops = match direction {
+                    Direction::Inbound => &self.inbound_drops,
+                    Direction::Outbound => &self.outbound_drops,
+                };
+                drops.add_all(&gone.drops);
+            }
             if pair.inbound.is_none() && pair.outbound.is_none() {
                 pairs.remove(&id);
             }
@@ -195,7 +208,7 @@ fn add_drops(sum: &mut [u64; DropReason::COUNT], lane: &[u64; DropReason::COUNT]
     }
 }
 
-/// Drops outside any SA over all lanes: inbound, outbound.
+/// Drops outside any SA that is there over all lanes: inbound, outbound.
 pub fn sum_drops(lanes: &[Arc<Stats>]) -> [[u64; DropReason::COUNT]; 2] {
     let mut sums = [[0; DropReason::COUNT]; 2];
     for lane in lanes {
@@ -233,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pair_lives_until_both_directions_are_gone() {
+    fn a_pair_lives_until_both_directions_are_gone_and_its_drops_stay_counted() {
         let epoch = Instant::now();
         let stats = Stats::new(epoch);
         let inbound = stats.register(ChildSaId(7), Direction::Inbound);
@@ -253,5 +266,8 @@ mod tests {
         assert_eq!(stats.snapshot().len(), 1);
         stats.unregister(ChildSaId(7), Direction::Outbound);
         assert!(stats.snapshot().is_empty());
+        let [inbound, outbound] = sum_drops(&[stats]);
+        assert_eq!(inbound[DropReason::Replay as usize], 1);
+        assert_eq!(outbound.iter().sum::<u64>(), 0);
     }
 }

@@ -51,6 +51,9 @@ pub struct Meta {
     pub spi: u32,
     /// From a TUN: the checksum that must be completed before the packet leaves.
     pub checksum: Option<PartialChecksum>,
+    /// Outbound, from the engine: the frame holds a row of ESP packets without anything between them, each of
+    /// so many octets, the last one perhaps of fewer.
+    pub row: Option<u16>,
 }
 
 impl Default for Meta {
@@ -67,6 +70,7 @@ impl Default for Meta {
             df: false,
             spi: 0,
             checksum: None,
+            row: None,
         }
     }
 }
@@ -192,6 +196,7 @@ impl Arena {
         FramePool {
             arena: Arc::clone(self),
             free,
+            rows: Vec::new(),
         }
     }
 }
@@ -208,41 +213,54 @@ impl Drop for Arena {
 pub struct FramePool {
     arena: Arc<Arena>,
     free: Vec<Frame>,
+    /// Free frames for rows of packets, of an arena of their own.
+    rows: Vec<Frame>,
 }
 
+/// Octets of a frame for a row of packets: what the kernel takes at once.
+pub const ROW: usize = 1 << 16;
+
 impl FramePool {
+    /// Adds the next `n` frames of an arena with frames of [`ROW`] octets, for rows of packets.
+    pub fn with_rows(mut self, arena: &Arc<Arena>, n: usize) -> Self {
+        self.rows = arena.take(n).free;
+        self
+    }
+
     /// A free frame, empty, with [`HEADROOM`] and default metadata.
     pub fn get(&mut self) -> Option<Frame> {
-        let mut frame = self.free.pop()?;
-        frame.reset(HEADROOM);
-        *frame.meta_mut() = Meta::default();
-        Some(frame)
+        self.free.pop().map(Frame::fresh)
+    }
+
+    /// A free frame for a row of packets, empty, with default metadata.
+    pub fn get_row(&mut self) -> Option<Frame> {
+        self.rows.pop().map(Frame::fresh)
     }
 
     /// Takes a frame back.
     pub fn put(&mut self, frame: Frame) {
-        debug_assert!(
-            Arc::ptr_eq(&frame.arena, &self.arena),
-            "a frame of another arena"
-        );
-        self.free.push(frame);
+        if Arc::ptr_eq(&frame.arena, &self.arena) {
+            self.free.push(frame);
+        } else {
+            debug_assert_eq!(frame.arena.frame_size, ROW, "a frame of another arena");
+            self.rows.push(frame);
+        }
     }
 
     /// Gives frames beyond this pool's share to `reserve`, or takes what is missing of it from there.
     pub fn balance(&mut self, reserve: &Reserve) {
-        let Reserve { share, slack, .. } = *reserve;
-        if self.free.len() > share + slack {
-            reserve.lock().extend(self.free.drain(share..));
-        } else if self.free.len() + slack < share {
-            let mut frames = reserve.lock();
-            let kept = frames.len().saturating_sub(share - self.free.len());
-            self.free.extend(frames.drain(kept..));
-        }
+        reserve.frames.balance(&mut self.free);
+        reserve.rows.balance(&mut self.rows);
     }
 
     /// Frames that are free now.
     pub fn available(&self) -> usize {
         self.free.len()
+    }
+
+    /// Frames for rows of packets that are free now.
+    pub fn available_rows(&self) -> usize {
+        self.rows.len()
     }
 
     /// The arena the frames live in.
@@ -270,8 +288,24 @@ impl FramePool {
     }
 }
 
-/// Frames that pools of one arena lend each other, where packets begin in one and end in another.
+/// Frames that pools of the same arenas lend each other, where packets begin in one and end in another.
 pub struct Reserve {
+    frames: Shelf,
+    rows: Shelf,
+}
+
+impl Reserve {
+    /// For a number of pools with `share` frames each, and `rows` for rows of packets.
+    pub fn new(pools: usize, share: usize, rows: usize) -> Self {
+        Self {
+            frames: Shelf::new(pools, share),
+            rows: Shelf::new(pools, rows),
+        }
+    }
+}
+
+/// Frames of one arena in a [`Reserve`].
+struct Shelf {
     frames: Mutex<Vec<Frame>>,
     /// Frames that a pool should have.
     share: usize,
@@ -279,13 +313,23 @@ pub struct Reserve {
     slack: usize,
 }
 
-impl Reserve {
-    /// For a number of pools with `share` frames each.
-    pub fn new(pools: usize, share: usize) -> Self {
+impl Shelf {
+    fn new(pools: usize, share: usize) -> Self {
         Self {
             frames: Mutex::new(Vec::with_capacity(pools * share)),
             share,
             slack: share / (2 * pools.max(1)),
+        }
+    }
+
+    fn balance(&self, free: &mut Vec<Frame>) {
+        let Self { share, slack, .. } = *self;
+        if free.len() > share + slack {
+            self.lock().extend(free.drain(share..));
+        } else if free.len() + slack < share {
+            let mut frames = self.lock();
+            let kept = frames.len().saturating_sub(share - free.len());
+            free.extend(frames.drain(kept..));
         }
     }
 
@@ -318,6 +362,13 @@ impl Frame {
     fn inner_mut(&mut self) -> &mut Inner {
         // SAFETY: as `inner`, exclusively borrowed.
         unsafe { &mut *self.head.as_ref().inner.get() }
+    }
+
+    /// Empty, with [`HEADROOM`] and default metadata.
+    fn fresh(mut self) -> Self {
+        self.reset(HEADROOM);
+        *self.meta_mut() = Meta::default();
+        self
     }
 
     fn ptr(&self) -> *mut u8 {
@@ -579,20 +630,23 @@ mod tests {
     #[test]
     fn pools_keep_about_their_share() {
         let arena = Arena::new(300, 2048).unwrap();
-        let reserve = Reserve::new(3, 100);
-        let mut pools = [0; 3].map(|_| arena.take(100));
+        let rows = Arena::new(36, ROW).unwrap();
+        let reserve = Reserve::new(3, 100, 12);
+        let mut pools = [0; 3].map(|_| arena.take(100).with_rows(&rows, 12));
         // Packets begin in the first and end in the third.
         for _ in 0..1000 {
-            let frame = pools[0].get().unwrap();
-            pools[2].put(frame);
+            let frames = [pools[0].get().unwrap(), pools[0].get_row().unwrap()];
+            frames.into_iter().for_each(|frame| pools[2].put(frame));
             for pool in &mut pools {
                 pool.balance(&reserve);
             }
-            assert!(pools[0].available() >= 50);
-            assert!(pools[2].available() <= 117);
+            assert!(pools[0].available() >= 50 && pools[0].available_rows() >= 6);
+            assert!(pools[2].available() <= 117 && pools[2].available_rows() <= 15);
         }
         let kept: usize = pools.iter().map(FramePool::available).sum();
-        assert_eq!(kept + reserve.lock().len(), 300);
+        assert_eq!(kept + reserve.frames.lock().len(), 300);
+        let kept: usize = pools.iter().map(FramePool::available_rows).sum();
+        assert_eq!(kept + reserve.rows.lock().len(), 36);
     }
 
     #[test]

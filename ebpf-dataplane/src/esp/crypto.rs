@@ -17,12 +17,14 @@ use crate::umem::Frame;
 /// Octets of SPI and sequence number.
 pub const ESP_HEADER: usize = 8;
 
-/// One packet on its way through a cipher. `frame` holds exactly the ESP packet: SPI, sequence
-/// number, room for (or) the IV, payload with trailer, room for (or) the ICV.
+/// One packet on its way through a cipher, or a row of them that is to be sealed ([`Meta::row`]). `frame` holds
+/// exactly the ESP packet: SPI, sequence number, room for (or) the IV, payload with trailer, room for (or) the ICV.
+///
+/// [`Meta::row`]: crate::umem::Meta::row
 pub struct Job {
-    /// The packet.
+    /// The packet or the row.
     pub frame: Frame,
-    /// Its full sequence number; the header carries the low 32 bits.
+    /// Its full sequence number, the first one of a row; the header carries the low 32 bits.
     pub seq: u64,
     /// Set by [`EspCrypto::seal`] and [`EspCrypto::open`]: the packet may be used.
     pub ok: bool,
@@ -32,8 +34,10 @@ pub struct Job {
     pub(super) order: u32,
     /// Octets of outer header in the headroom right before the packet.
     pub(super) head: usize,
-    /// Octets of inner packet.
+    /// Octets of inner packet, of all of a row.
     pub(super) octets: u32,
+    /// How many packets it is.
+    pub(super) packets: u32,
 }
 
 impl Job {
@@ -47,6 +51,24 @@ impl Job {
             order: 0,
             head: 0,
             octets: 0,
+            packets: 1,
+        }
+    }
+
+    /// Octets of each packet, but perhaps the last of a row.
+    fn stride(&self) -> usize {
+        let row = self.frame.meta().row.filter(|_| self.packets > 1);
+        row.map_or(self.frame.len(), usize::from).max(1)
+    }
+
+    /// Gives the packet its sequence number, those of a row this one and the next ones.
+    pub(super) fn number(&mut self, seq: u64) {
+        self.seq = seq;
+        let stride = self.stride();
+        for (packet, seq) in self.frame.data_mut().chunks_mut(stride).zip(seq..) {
+            if let Some(field) = packet.get_mut(4..ESP_HEADER) {
+                field.copy_from_slice(&(seq as u32).to_be_bytes());
+            }
         }
     }
 }
@@ -62,6 +84,11 @@ pub(super) fn group(jobs: &mut [Job]) {
 pub trait EspCrypto: Send {
     /// Writes IV and ICV and encrypts in place.
     fn seal(&mut self, jobs: &mut [Job]);
+
+    /// Whether jobs that are rows of packets can be sealed.
+    fn seals_rows(&self) -> bool {
+        false
+    }
 
     /// Verifies the ICV, then decrypts in place. The octets of a job left with `ok == false`
     /// are unspecified.
@@ -154,13 +181,40 @@ impl Gcm {
             }
         }
     }
+
+    fn seal_row(&mut self, job: &mut Job) {
+        let stride = job.stride();
+        let groups = job.frame.data_mut().chunks_mut(GCM_BURST * stride);
+        job.ok = true;
+        for (group, first) in groups.zip((job.seq..).step_by(GCM_BURST)) {
+            let mut packets: [_; GCM_BURST] = std::array::from_fn(|_| gcm::Packet::new(&mut [], 0));
+            let mut count = 0;
+            let numbered = group.chunks_mut(stride).zip(first..);
+            for (packet, (octets, seq)) in packets.iter_mut().zip(numbered) {
+                *packet = gcm::Packet::new(octets, seq);
+                count += 1;
+            }
+            let packets = packets.get_mut(..count).unwrap_or_default();
+            self.0.seal(packets);
+            job.ok &= packets.iter().all(|packet| packet.ok);
+        }
+    }
 }
 
 impl EspCrypto for Gcm {
     // The sequence number, of which AES-GCM makes the IV, never repeats under a key: it counts
     // all 64 bits up and the SA ends before it would wrap.
     fn seal(&mut self, jobs: &mut [Job]) {
-        Self::burst(jobs, |packets| self.0.seal(packets));
+        for jobs in jobs.chunk_by_mut(|a, b| a.packets == 1 && b.packets == 1) {
+            match jobs {
+                [job] if job.packets > 1 => self.seal_row(job),
+                _ => Self::burst(jobs, |packets| self.0.seal(packets)),
+            }
+        }
+    }
+
+    fn seals_rows(&self) -> bool {
+        true
     }
 
     fn open(&mut self, jobs: &mut [Job]) {

@@ -249,6 +249,7 @@ impl Inbound {
                     order,
                     head,
                     octets: 0,
+                    packets: 1,
                 });
             }
             Err(replay::Replayed) => {

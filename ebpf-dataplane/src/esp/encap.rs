@@ -1,5 +1,7 @@
 //! Outbound: from inner IP packets to ESP.
 
+mod train;
+
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -20,7 +22,7 @@ use super::spd::{FastMap, Spd, Verdict};
 use super::stats::{Direction, SaCounters};
 use super::{ApplyError, Config, DfPolicy, Output, Stats};
 use crate::port::checksum;
-use crate::umem::{Burst, Frame, FramePool, NoRoom};
+use crate::umem::{Burst, Frame, FramePool, Meta, NoRoom};
 
 struct OutboundSa {
     id: ChildSaId,
@@ -270,10 +272,21 @@ impl Outbound {
         out: &mut Output,
         send: Option<Send<'_>>,
     ) {
+        self.admit_all(now, input, pool, out);
+        self.seal(now, pool, out, send);
+    }
+
+    /// Takes all inner packets out of `input` as [`Outbound::process`] does, to be sent with its next ones.
+    pub fn admit_all(
+        &mut self,
+        now: Instant,
+        input: &mut Burst,
+        pool: &mut FramePool,
+        out: &mut Output,
+    ) {
         for frame in input.drain() {
             self.admit(now, frame, pool, out);
         }
-        self.seal(now, pool, out, send);
     }
 
     /// From a packet of the tunnel interface to jobs for the cipher.
@@ -435,6 +448,7 @@ impl Outbound {
                     order,
                     head,
                     octets,
+                    packets: 1,
                 });
             }
             Err(reason) => self.drop_of(slot, frame, reason, pool),
@@ -459,31 +473,32 @@ impl Outbound {
                 frames.for_each(|frame| pool.put(frame));
                 continue;
             };
+            let packets: usize = run.iter().map(|job| job.packets as usize).sum();
             if sa.meter.as_ref().is_some_and(Meter::is_over) {
-                run.iter()
-                    .for_each(|_| sa.counters.drops.add(DropReason::Expired));
+                (0..packets).for_each(|_| sa.counters.drops.add(DropReason::Expired));
                 let frames = self.jobs.drain(first..).map(|job| job.frame);
                 frames.for_each(|frame| pool.put(frame));
                 continue;
             }
-            let (block, turn) = match send {
-                Some(_) => sa.sequence.take_in_turn(run.len()),
-                None => (sa.sequence.take(run.len()), None),
+            let (mut block, turn) = match send {
+                Some(_) => sa.sequence.take_in_turn(packets),
+                None => (sa.sequence.take(packets), None),
             };
-            let mut bytes = 0;
-            for (job, seq) in run.iter_mut().zip(block.numbers()) {
-                job.seq = seq;
-                if let Some(field) = job.frame.data_mut().get_mut(4..8) {
-                    field.copy_from_slice(&(seq as u32).to_be_bytes());
-                }
+            let (mut numbered, mut carried, mut bytes) = (0, 0, 0);
+            for job in run.iter_mut() {
+                let Some(seq) = block.split(job.packets as usize) else {
+                    break;
+                };
+                job.number(seq);
+                numbered += 1;
+                carried += job.packets as usize;
                 bytes += u64::from(job.octets);
             }
-            let (numbered, rest) = run.split_at_mut(block.count);
-            rest.iter()
-                .for_each(|_| sa.counters.drops.add(DropReason::SequenceExhausted));
+            (carried..packets).for_each(|_| sa.counters.drops.add(DropReason::SequenceExhausted));
+            let numbered = run.get_mut(..numbered).unwrap_or_default();
             if !numbered.is_empty() {
                 sa.crypto.seal(numbered);
-                sa.counters.carried(block.count as u64, bytes, at);
+                sa.counters.carried(carried as u64, bytes, at);
             }
             let sealed = match turn {
                 Some(_) => &mut self.sealed,
@@ -497,7 +512,8 @@ impl Outbound {
                 }
                 // One without a number was counted with its SA.
                 if job.seq != 0 {
-                    self.stats.outbound_drops.add(DropReason::Internal);
+                    let drops = &self.stats.outbound_drops;
+                    (0..job.packets).for_each(|_| drops.add(DropReason::Internal));
                 }
                 pool.put(job.frame);
             }
@@ -507,11 +523,11 @@ impl Outbound {
                 turn.deliver(sealed, |burst| send(burst, pool));
             }
             if let Some(meter) = &mut sa.meter
-                && block.count > 0
+                && carried > 0
             {
-                out.events.extend(meter.carried(bytes, block.count as u64));
+                out.events.extend(meter.carried(bytes, carried as u64));
             }
-            if block.count > 0
+            if carried > 0
                 && let Some(remaining) = sa.sequence.runs_low()
             {
                 out.events.push(Event::SeqLow {
@@ -535,6 +551,52 @@ impl Outbound {
     }
 }
 
+impl OutboundSa {
+    /// How a packet with this outer type of service and Don't Fragment leaves.
+    fn meta(&self, config: &Config, tos: u8, df: bool) -> Meta {
+        Meta {
+            path: self.path,
+            tos,
+            ttl: config.ttl,
+            df,
+            spi: self.spi,
+            ..Meta::default()
+        }
+    }
+}
+
+/// The next header of ESP in tunnel mode.
+fn inside(inner: &Inner) -> u8 {
+    if inner.is_v6() {
+        protocol::IPV6
+    } else {
+        protocol::IPV4
+    }
+}
+
+/// The outer type of service or traffic class.
+///
+/// RFC 4301 section 5.1.2.1 also has the inner TTL decremented; the kernel did that when it forwarded the packet
+/// into the tunnel interface, and a second time would count one hop twice.
+///
+/// RFC 6040 section 4.1, normal mode: the ECN field is copied to the outer header.
+fn outer_tos(config: &Config, inner: &Inner) -> u8 {
+    if config.copy_dscp {
+        inner.tos
+    } else {
+        inner.tos & 3
+    }
+}
+
+/// Outer Don't Fragment of a packet with or without it.
+fn outer_df(config: &Config, df: bool) -> bool {
+    match config.df {
+        DfPolicy::Copy => df,
+        DfPolicy::Set => true,
+        DfPolicy::Clear => false,
+    }
+}
+
 /// Puts trailer, ESP header and outer header around a packet, all but its sequence number. On success
 /// the frame holds the ESP packet, with as many octets of outer header in the headroom before it as
 /// returned.
@@ -547,22 +609,10 @@ fn wrap(
 ) -> Result<usize, DropReason> {
     let room = |_: NoRoom| DropReason::Internal;
     let geometry = sa.geometry;
-    let df = match config.df {
-        DfPolicy::Copy => df,
-        DfPolicy::Set => true,
-        DfPolicy::Clear => false,
-    };
     let native = sa.path.encapsulation == Encapsulation::Esp;
     // Octets of the packet's own header that stay outside (transport mode).
     let (own_header, next_header) = match sa.mode {
-        Mode::Tunnel => (
-            0,
-            if inner.is_v6() {
-                protocol::IPV6
-            } else {
-                protocol::IPV4
-            },
-        ),
+        Mode::Tunnel => (0, inside(inner)),
         Mode::Transport => {
             // RFC 4303 section 3.3.4: "transport mode ESP is applied only to whole IP datagrams".
             // IPv6 extension headers would have to be sorted to either side; none are carried.
@@ -579,13 +629,7 @@ fn wrap(
     let trailer = frame
         .append(padding + TRAILER + geometry.icv)
         .map_err(room)?;
-    // RFC 4303 section 2.4: "the first padding byte appended to the plaintext is numbered 1, with
-    // subsequent padding bytes making up a monotonically increasing sequence".
-    for (octet, number) in trailer[..padding].iter_mut().zip(1..=u8::MAX) {
-        *octet = number;
-    }
-    trailer[padding] = padding as u8;
-    trailer[padding + 1] = next_header;
+    geometry.write_trailer(trailer, next_header);
 
     let head = geometry.head();
     frame.prepend(head).map_err(room)?;
@@ -597,21 +641,8 @@ fn wrap(
     let header = frame.data_mut();
     header[..4].copy_from_slice(&sa.spi.to_be_bytes());
 
-    // RFC 4301 section 5.1.2.1 also has the inner TTL decremented; the kernel did that when it
-    // forwarded the packet into the tunnel interface, and a second time would count one hop twice.
-    //
-    // RFC 6040 section 4.1, normal mode: the ECN field is copied to the outer header.
-    let tos = if config.copy_dscp {
-        inner.tos
-    } else {
-        inner.tos & 3
-    };
-    let meta = frame.meta_mut();
-    meta.path = sa.path;
-    meta.tos = tos;
-    meta.ttl = config.ttl;
-    meta.df = df;
-    meta.spi = sa.spi;
+    let (tos, df) = (outer_tos(config, inner), outer_df(config, df));
+    *frame.meta_mut() = sa.meta(config, tos, df);
     if !native {
         return Ok(0);
     }

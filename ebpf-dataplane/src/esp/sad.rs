@@ -55,6 +55,25 @@ impl Geometry {
         (len + TRAILER).wrapping_neg() & (self.block - 1)
     }
 
+    /// Octets of ESP packet with a payload of `len`.
+    pub fn sealed(&self, len: usize) -> usize {
+        self.head() + len + self.padding(len) + TRAILER + self.icv
+    }
+
+    /// Writes what is between the payload and the ICV: `trailer` is that and the ICV.
+    pub fn write_trailer(&self, trailer: &mut [u8], next_header: u8) {
+        let padding = trailer.len().saturating_sub(TRAILER + self.icv);
+        // RFC 4303 section 2.4: "the first padding byte appended to the plaintext is numbered 1, with
+        // subsequent padding bytes making up a monotonically increasing sequence".
+        let (octets, rest) = trailer.split_at_mut(padding);
+        for (octet, number) in octets.iter_mut().zip(1..=u8::MAX) {
+            *octet = number;
+        }
+        if let Some(field) = rest.first_chunk_mut() {
+            *field = [padding as u8, next_header];
+        }
+    }
+
     /// The longest payload (inner packet in tunnel mode) whose outer packet fits `mtu`.
     pub fn max_payload(&self, mtu: u16) -> usize {
         let room = usize::from(mtu).saturating_sub(self.outer + self.head() + self.icv);

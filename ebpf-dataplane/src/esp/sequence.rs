@@ -81,7 +81,16 @@ impl Block {
         }
     }
 
+    /// Takes the first `count` numbers off and gives the first of them, if there are as many.
+    pub fn split(&mut self, count: usize) -> Option<u64> {
+        let first = self.first;
+        self.count = self.count.checked_sub(count)?;
+        self.first = first.wrapping_add(count as u64);
+        Some(first)
+    }
+
     /// The numbers.
+    #[cfg(test)]
     pub fn numbers(self) -> impl Iterator<Item = u64> {
         (0..self.count as u64).map(move |ahead| self.first + ahead)
     }

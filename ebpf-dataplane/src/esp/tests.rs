@@ -6,3 +6,4 @@ mod lanes;
 pub(crate) mod net;
 mod rekey;
 mod roundtrip;
+mod trains;

@@ -125,6 +125,16 @@ impl<'a> Segmenter<'a> {
         })
     }
 
+    /// How many segments there are.
+    pub fn count(&self) -> usize {
+        self.payload.len().div_ceil(self.size)
+    }
+
+    /// Octets of the first segment, headers included: the last may be shorter.
+    pub fn longest(&self) -> usize {
+        self.headers.len() + self.payload.len().min(self.size)
+    }
+
     /// Octets of the next segment, headers included; `None` after the last.
     pub fn next_len(&self) -> Option<usize> {
         let left = self.payload.len() - self.sent;
@@ -191,7 +201,7 @@ pub(super) fn write_ip_lengths(ip: &mut [u8], transport_length: usize, count: u1
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
 

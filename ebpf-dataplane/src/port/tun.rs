@@ -139,18 +139,22 @@ impl AsFd for TunReader {
 }
 
 impl TunReader {
-    /// Reads until `burst` has twice [`BURST`] packets, the pool runs dry or nothing is queued. True when
-    /// there may be more to read. A packet too large for one frame and not marked for segmentation is
-    /// dropped. An error means that the interface is gone.
+    /// Reads until there are twice [`BURST`] packets, the pool runs dry or nothing is queued: how many packets
+    /// came, and whether there may be more to read. What is to be cut goes to `train` first, which takes it
+    /// behind all that is in `burst` and says how many packets it is, or leaves it to be cut here. A packet too
+    /// large for one frame and not marked for segmentation is dropped. An error means that the interface
+    /// is gone.
     pub fn read(
         &mut self,
         pool: &mut FramePool,
         burst: &mut Burst,
         drops: &DropCounters,
-    ) -> io::Result<bool> {
-        while burst.len() < AT_ONCE {
+        mut train: impl FnMut(&VnetHeader, &[u8], &mut Burst, &mut FramePool) -> Option<usize>,
+    ) -> io::Result<(usize, bool)> {
+        let mut packets = 0;
+        while packets < AT_ONCE {
             let Some(mut frame) = pool.get() else {
-                return Ok(false);
+                return Ok((packets, false));
             };
             let room = frame.tailroom().saturating_sub(TAILROOM);
             let mut head = [0; VnetHeader::LENGTH];
@@ -169,7 +173,7 @@ impl TunReader {
                         return Err(io::Error::new(io::ErrorKind::NotConnected, what));
                     }
                     // Nothing queued, or the interface is down for the moment.
-                    return Ok(false);
+                    return Ok((packets, false));
                 }
             };
             let header = VnetHeader::parse(&head);
@@ -183,6 +187,7 @@ impl TunReader {
                             header.checksum_offset.into(),
                         ));
                 if finished {
+                    packets += 1;
                     burst.push(frame);
                 } else {
                     drops.add(if length > room {
@@ -197,39 +202,45 @@ impl TunReader {
             let start = length.min(room);
             self.large[..start].copy_from_slice(&frame.spare_mut()[..start]);
             pool.put(frame);
-            self.segment(&header, length, pool, burst, drops);
-        }
-        Ok(true)
-    }
-
-    fn segment(
-        &mut self,
-        header: &VnetHeader,
-        length: usize,
-        pool: &mut FramePool,
-        burst: &mut Burst,
-        drops: &DropCounters,
-    ) {
-        let packet = self.large.get(..length).unwrap_or_default();
-        let Some(mut segmenter) = Segmenter::new(header, packet) else {
-            drops.add(DropReason::Unsupported);
-            return;
-        };
-        while let Some(length) = segmenter.next_len() {
-            let Some(mut frame) = pool.get() else {
-                drops.add(DropReason::WanFull);
-                return;
+            let packet = self.large.get(..length).unwrap_or_default();
+            packets += match train(&header, packet, burst, pool) {
+                Some(taken) => taken,
+                None => segment(&header, packet, pool, burst, drops),
             };
-            let fits = length + TAILROOM <= frame.tailroom();
-            if fits && frame.append(length).is_ok() && segmenter.write_next(frame.data_mut()) {
-                burst.push(frame);
-            } else {
-                drops.add(DropReason::TooBig);
-                pool.put(frame);
-                return;
-            }
+        }
+        Ok((packets, true))
+    }
+}
+
+/// Cuts a packet into frames: how many it made.
+fn segment(
+    header: &VnetHeader,
+    packet: &[u8],
+    pool: &mut FramePool,
+    burst: &mut Burst,
+    drops: &DropCounters,
+) -> usize {
+    let Some(mut segmenter) = Segmenter::new(header, packet) else {
+        drops.add(DropReason::Unsupported);
+        return 0;
+    };
+    let mut packets = 0;
+    while let Some(length) = segmenter.next_len() {
+        let Some(mut frame) = pool.get() else {
+            drops.add(DropReason::WanFull);
+            break;
+        };
+        let fits = length + TAILROOM <= frame.tailroom();
+        if fits && frame.append(length).is_ok() && segmenter.write_next(frame.data_mut()) {
+            burst.push(frame);
+            packets += 1;
+        } else {
+            drops.add(DropReason::TooBig);
+            pool.put(frame);
+            break;
         }
     }
+    packets
 }
 
 /// Gives inner packets to the host.

@@ -20,9 +20,10 @@ const BUFFER: i32 = 8 << 20;
 /// How long a sender waits for room in the socket before a packet is dropped.
 const PATIENCE: Duration = Duration::from_millis(20);
 
-/// UDP_SEGMENT: the kernel takes at most this many datagrams (and octets) in one call.
-const MOST_SEGMENTS: usize = 64;
-const MOST_OCTETS: usize = 65_000;
+/// UDP_SEGMENT: the kernel takes at most this many datagrams (and [`MOST_OCTETS`]) in one call.
+pub const MOST_SEGMENTS: usize = 64;
+/// As [`MOST_SEGMENTS`].
+pub const MOST_OCTETS: usize = 65_000;
 
 /// Sets what both directions need on a socket bound to the ESP-in-UDP port.
 ///
@@ -393,14 +394,31 @@ impl UdpSender {
         };
         let mut segment = self.segment;
         let mut first = 0;
-        while first < frames.len() {
+        while let Some(frame) = frames.get(first) {
             self.messages.clear();
-            gather(&frames[first..], first, segment, &mut self.messages);
+            if let (false, Some(row)) = (segment, frame.meta().row) {
+                cut(frame, row.into(), &mut self.messages);
+                transmit_apart(
+                    socket.as_fd(),
+                    &mut self.batch,
+                    &self.messages,
+                    |index| {
+                        let start = index * usize::from(row);
+                        let rest = frame.data().get(start..).unwrap_or_default();
+                        rest.get(..row.into()).unwrap_or(rest)
+                    },
+                    drops,
+                );
+                first += 1;
+                continue;
+            }
+            let behind = gather(frames, first, segment, &mut self.messages);
             let sent = transmit(socket.as_fd(), &mut self.batch, &self.messages, |index| {
                 frames[index].data()
             });
             let Err(Refused { message, error }) = sent else {
-                return;
+                first = behind;
+                continue;
             };
             let message = self.messages[message];
             first = message.first;
@@ -469,16 +487,49 @@ pub(super) fn transmit<'a>(
     Ok(())
 }
 
-/// Describes frames as messages: a run to one peer of equal sizes (the last may be shorter) is one.
-fn gather(frames: &[Frame], offset: usize, segment: bool, messages: &mut Vec<Message>) {
-    let mut at = 0;
+/// Sends all messages, each of which has its own chance and its own answer.
+fn transmit_apart<'a>(
+    fd: BorrowedFd<'_>,
+    batch: &mut SendBatch,
+    messages: &[Message],
+    piece: impl Fn(usize) -> &'a [u8],
+    drops: &DropCounters,
+) {
+    let mut rest = messages;
+    while let Err(Refused { message, error }) = transmit(fd, batch, rest, &piece) {
+        drops.add(reason(&error));
+        rest = rest.get(message + 1..).unwrap_or_default();
+    }
+}
+
+/// Describes the packets of a row as messages, their numbers in the row as pieces.
+fn cut(frame: &Frame, row: usize, messages: &mut Vec<Message>) {
+    let meta = frame.meta();
+    messages.extend((0..frame.len().div_ceil(row)).map(|first| Message {
+        first,
+        pieces: 1,
+        source: meta.path.local.ip(),
+        destination: meta.path.remote,
+        tos: meta.tos,
+        segment: None,
+    }));
+}
+
+/// Describes frames from `first` on as messages: a run to one peer of equal sizes (the last may be shorter) is
+/// one, and so is a row. Without `segment` it goes up to a row. Returns where it ended.
+fn gather(frames: &[Frame], first: usize, segment: bool, messages: &mut Vec<Message>) -> usize {
+    let mut at = first;
     while let Some(frame) = frames.get(at) {
         let (meta, size) = (frame.meta(), frame.len());
+        if meta.row.is_some() && !segment {
+            break;
+        }
         let mut pieces = 1;
         let mut octets = size;
-        if segment {
+        if segment && meta.row.is_none() {
             for next in frames[at + 1..].iter().take(MOST_SEGMENTS - 1) {
-                let same = next.meta().path == meta.path
+                let same = next.meta().row.is_none()
+                    && next.meta().path == meta.path
                     && next.meta().tos == meta.tos
                     && next.len() <= size
                     && octets + next.len() <= MOST_OCTETS;
@@ -493,22 +544,26 @@ fn gather(frames: &[Frame], offset: usize, segment: bool, messages: &mut Vec<Mes
             }
         }
         messages.push(Message {
-            first: offset + at,
+            first: at,
             pieces,
             source: meta.path.local.ip(),
             destination: meta.path.remote,
             tos: meta.tos,
-            segment: u16::try_from(size).ok().filter(|_| pieces > 1),
+            segment: match meta.row {
+                Some(row) => (size > usize::from(row)).then_some(row),
+                None => u16::try_from(size).ok().filter(|_| pieces > 1),
+            },
         });
         at += pieces;
     }
+    at
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::esp::stats::DropCounters;
-    use crate::umem::Arena;
+    use crate::umem::{Arena, ROW};
     use std::sync::{Arc, Mutex};
 
     #[test]
@@ -585,5 +640,69 @@ mod tests {
                 matches!(&events[..], [Event::IkeDatagram { payload, .. }] if payload == &[9, 9])
             );
         }
+    }
+
+    #[test]
+    fn rows_arrive_in_order_also_where_the_kernel_cuts_nothing() {
+        let bind = || UdpSocket::bind("127.0.0.1:0").unwrap();
+        let rows = Arena::new(2, ROW).unwrap();
+        let mut pool = Arena::new(600, 2048).unwrap().take(600).with_rows(&rows, 2);
+        let drops = DropCounters::default();
+        let sink: EventSink = Arc::new(|_| panic!("no IKE was sent"));
+        for segment in [true, false] {
+            let (a, b) = (bind(), bind());
+            prepare(&a).unwrap();
+            prepare(&b).unwrap();
+            let path = Path {
+                local: a.local_addr().unwrap(),
+                remote: b.local_addr().unwrap(),
+                encapsulation: Encapsulation::Udp,
+            };
+            let mut sender = UdpSender::new(vec![a], segment).unwrap();
+            let mut receiver = UdpReceiver::new(b).unwrap();
+            // A packet, a row whose last packet is short, one, a row of one.
+            let sizes = [
+                vec![1000],
+                [vec![1000; 44], vec![300]].concat(),
+                vec![1000],
+                vec![900],
+            ];
+            let mut number = 0;
+            let mut frame = |sizes: &Vec<usize>, row: Option<u16>| {
+                let frame = match row {
+                    Some(_) => pool.get_row(),
+                    None => pool.get(),
+                };
+                let mut frame = frame.unwrap();
+                for size in sizes {
+                    number += 1;
+                    frame.append(*size).unwrap().fill(number);
+                }
+                frame.meta_mut().path = path;
+                frame.meta_mut().row = row;
+                frame
+            };
+            let frames = [
+                frame(&sizes[0], None),
+                frame(&sizes[1], Some(1000)),
+                frame(&sizes[2], None),
+                frame(&sizes[3], Some(900)),
+            ];
+            sender.send(&frames, &drops);
+            assert_eq!(sender.segment, segment);
+            frames.into_iter().for_each(|frame| pool.put(frame));
+            assert_eq!(pool.available_rows(), 2);
+            let mut burst = Burst::new();
+            for _ in 0..5 {
+                receiver.receive(&mut pool, &mut burst, &sink, &drops);
+            }
+            let got: Vec<usize> = burst.frames().iter().map(Frame::len).collect();
+            assert_eq!(got, sizes.concat());
+            for (frame, number) in burst.frames().iter().zip(1u8..) {
+                assert!(frame.data().iter().all(|octet| *octet == number));
+            }
+            burst.recycle(&mut pool);
+        }
+        assert_eq!(drops.snapshot().iter().sum::<u64>(), 0);
     }
 }

@@ -30,7 +30,7 @@ use crate::port::segmentation::UdpSegmentation;
 use crate::port::tun::Tun;
 use crate::port::udp::{self, UdpReceiver, UdpSender};
 use crate::port::xsk::{self, Neighbours, SharedXskSenders, XskReceiver, XskSender};
-use crate::umem::{Arena, HEADROOM, Reserve, TAILROOM};
+use crate::umem::{Arena, HEADROOM, ROW, Reserve, TAILROOM};
 use crate::wake::Suspicion;
 
 use inbound::InboundParts;
@@ -48,6 +48,9 @@ pub const NAME: &str = "userspace";
 /// Frames of each direction of a lane: a few super-packets, the sockets' bursts, and what a driver keeps
 /// in a ring until it is sent.
 const FRAMES: usize = 4096;
+
+/// Rows of packets that a lane sends: those of a few super-packets, and what waits for its turn.
+const ROWS: usize = 16;
 
 /// What an engine is started with.
 pub struct Config {
@@ -249,12 +252,14 @@ impl UserspaceEngine {
             receivers,
             sender,
         } = LanWorkers::new(&arena, opened, threads.len(), FRAMES);
+        let rows = Arena::new(threads.len() * ROWS, ROW)
+            .map_err(system("cannot map memory for rows of packets"))?;
         if let Some(sender) = &sender {
             lans.set_sender(sender.clone());
         }
         let several = threads.len() > 1;
-        let reserve = || several.then(|| Arc::new(Reserve::new(threads.len(), FRAMES)));
-        let (reserve_in, reserve_out) = (reserve(), reserve());
+        let reserve = |rows| several.then(|| Arc::new(Reserve::new(threads.len(), FRAMES, rows)));
+        let (reserve_in, reserve_out) = (reserve(0), reserve(ROWS));
         let epoch = Instant::now();
         let stats: Vec<_> = threads.iter().map(|_| Stats::new(epoch)).collect();
         let half = system("cannot duplicate the tunnel interface's descriptors");
@@ -280,7 +285,7 @@ impl UserspaceEngine {
             let sockets = duplicate().map_err(system("cannot duplicate the ESP-in-UDP sockets"))?;
             let out_parts = OutboundParts {
                 engine: Outbound::new(config.esp, Arc::clone(stats)),
-                pool: outbound_pool,
+                pool: outbound_pool.with_rows(&rows, ROWS),
                 reserve: reserve_out.clone(),
                 tun: tun_reader,
                 lan: lan_receivers,

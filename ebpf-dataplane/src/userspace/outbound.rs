@@ -68,7 +68,9 @@ impl Direction for OutboundParts {
     /// Packets that waited for an SA.
     fn settle(&mut self, Bursts { input, output }: &mut Bursts) {
         self.engine.release(Instant::now(), input, &mut self.pool);
-        self.carry(input, output);
+        if !input.is_empty() {
+            self.carry(input, output);
+        }
     }
 
     /// One burst from the host or a LAN port to the WAN.
@@ -79,13 +81,20 @@ impl Direction for OutboundParts {
         if let Some(reserve) = &self.reserve {
             pool.balance(reserve);
         }
-        let more = match source.checked_sub(1) {
-            None => self.tun.read(pool, input, drops)?,
+        let (packets, more) = match source.checked_sub(1) {
+            None => {
+                let (now, engine) = (Instant::now(), &mut self.engine);
+                (self.tun).read(pool, input, drops, |header, packet, input, pool| {
+                    engine.admit_all(now, input, pool, output);
+                    engine.admit_train(header, packet, pool)
+                })?
+            }
             Some(port) => {
-                (self.lan.get_mut(port)).is_some_and(|port| port.receive(pool, input, drops))
+                let port = self.lan.get_mut(port);
+                let more = port.is_some_and(|port| port.receive(pool, input, drops));
+                (input.len(), more)
             }
         };
-        let packets = input.len();
         if packets == 0 {
             // All frames may be where they were sent from.
             if let Some(xsk) = &mut self.xsk {
@@ -99,11 +108,8 @@ impl Direction for OutboundParts {
 }
 
 impl OutboundParts {
-    /// A burst of inner packets to the WAN.
+    /// A burst of inner packets to the WAN, and what the engine has admitted.
     fn carry(&mut self, input: &mut Burst, output: &mut Output) {
-        if input.is_empty() {
-            return;
-        }
         let Self {
             engine,
             pool,

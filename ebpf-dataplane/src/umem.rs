@@ -407,6 +407,12 @@ impl Frame {
         self.inner().len as usize
     }
 
+    /// How many packets it holds: one, or those of a row ([`Meta::row`]).
+    pub fn packets(&self) -> usize {
+        let row = self.meta().row.filter(|row| *row > 0);
+        row.map_or(1, |row| self.len().div_ceil(row.into()))
+    }
+
     /// No packet in the frame.
     pub fn is_empty(&self) -> bool {
         self.len() == 0

@@ -387,7 +387,7 @@ impl UdpSender {
         };
         let socket = if v4 { &self.v4 } else { &self.v6 };
         let Some(socket) = socket else {
-            for _ in frames {
+            for _ in 0..frames.iter().map(Frame::packets).sum() {
                 drops.add(DropReason::NoRoute);
             }
             return;
@@ -397,7 +397,7 @@ impl UdpSender {
         while let Some(frame) = frames.get(first) {
             self.messages.clear();
             if let (false, Some(row)) = (segment, frame.meta().row) {
-                cut(frame, row.into(), &mut self.messages);
+                cut(frame, &mut self.messages);
                 transmit_apart(
                     socket.as_fd(),
                     &mut self.batch,
@@ -503,9 +503,9 @@ fn transmit_apart<'a>(
 }
 
 /// Describes the packets of a row as messages, their numbers in the row as pieces.
-fn cut(frame: &Frame, row: usize, messages: &mut Vec<Message>) {
+fn cut(frame: &Frame, messages: &mut Vec<Message>) {
     let meta = frame.meta();
-    messages.extend((0..frame.len().div_ceil(row)).map(|first| Message {
+    messages.extend((0..frame.packets()).map(|first| Message {
         first,
         pieces: 1,
         source: meta.path.local.ip(),

@@ -37,7 +37,7 @@ impl Outbound {
         let stride = sa.geometry.sealed(longest);
         let most = MOST_SEGMENTS.min(MOST_OCTETS / stride);
         let packets = segments.count();
-        if packets.div_ceil(most) > pool.available_rows() {
+        if packets > most * pool.available_rows() {
             return None;
         }
         let meta = sa.row_meta(&self.config, &inner, stride)?;

@@ -178,6 +178,10 @@ fn what_cannot_stand_in_a_row_is_left() {
         assert_eq!(a.pool.available_rows(), rows);
     }
     let (mut a, _) = pair_with_rows(&in_udp(GCM), 8);
+    // A row would not take one of them.
+    a.outbound.set_path_mtu(ChildSaId(1), u16::MAX).unwrap();
+    let huge = train(false, &[1; 65_450], 65_420, 0);
+    assert_eq!(admit(&mut a, &[], &huge), None);
     let (header, mut cut_short) = fit;
     cut_short.truncate(5000);
     assert_eq!(admit(&mut a, &[], &(header, cut_short)), None);

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use zeroize::Zeroizing;
 
+use crate::drops::DropReason;
+
 pub use self::selector::{TrafficSelector, is_icmp, protocol_by_name};
 pub use self::suite::{Cipher, EspSuite, GcmIcv, Integrity};
 
@@ -321,9 +323,26 @@ pub struct HalfSaStats {
     /// Octets of inner packets carried.
     pub bytes: u64,
     /// Drops of this direction, by `DropReason` number.
-    pub drops: [u64; crate::drops::DropReason::COUNT],
+    pub drops: [u64; DropReason::COUNT],
     /// When the last packet was carried.
     pub last_used: Option<Instant>,
+}
+
+impl HalfSaStats {
+    /// Adds other counters; the later use counts.
+    pub fn add(&mut self, more: &Self) {
+        self.packets = self.packets.wrapping_add(more.packets);
+        self.bytes = self.bytes.wrapping_add(more.bytes);
+        add_drops(&mut self.drops, &more.drops);
+        self.last_used = self.last_used.max(more.last_used);
+    }
+}
+
+/// Adds counters of drops, by `DropReason` number, to others.
+pub fn add_drops(total: &mut [u64; DropReason::COUNT], more: &[u64; DropReason::COUNT]) {
+    for (total, more) in total.iter_mut().zip(more) {
+        *total = total.wrapping_add(*more);
+    }
 }
 
 /// Counters of a pair.

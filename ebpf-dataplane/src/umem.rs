@@ -409,8 +409,15 @@ impl Frame {
 
     /// How many packets it holds: one, or those of a row ([`Meta::row`]).
     pub fn packets(&self) -> usize {
-        let row = self.meta().row.filter(|row| *row > 0);
-        row.map_or(1, |row| self.len().div_ceil(row.into()))
+        match self.meta().row {
+            Some(_) => self.len().div_ceil(self.stride()),
+            None => 1,
+        }
+    }
+
+    /// Octets of each of its packets, at least one; the last of a row may have fewer.
+    pub fn stride(&self) -> usize {
+        self.meta().row.map_or(self.len(), usize::from).max(1)
     }
 
     /// No packet in the frame.

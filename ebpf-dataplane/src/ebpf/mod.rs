@@ -21,7 +21,7 @@ use espada_common::abi::esp::{
 };
 use espada_common::drops::DropReason;
 use espada_common::sa::{
-    ChildSa, ChildSaId, ChildSaStats, Cipher, Command, Mode, Path, Policy, Takeover,
+    ChildSa, ChildSaId, ChildSaStats, Cipher, Command, Mode, Path, Policy, Takeover, add_drops,
 };
 use espada_common::shared_window;
 use espada_common::wire::Address;
@@ -403,9 +403,8 @@ impl EbpfEngine {
             outbound.map(|half| half.counters.drops),
         ];
         for (total, half) in self.past_drops.iter_mut().zip(halves) {
-            for (total, drops) in total.iter_mut().zip(half.into_iter().flatten()) {
-                *total += drops;
-            }
+            // What cannot be read is not there any more.
+            half.iter().for_each(|half| add_drops(total, half));
         }
     }
 
@@ -635,9 +634,8 @@ impl Engine for EbpfEngine {
 
     fn drop_totals(&mut self) -> Result<[[u64; DropReason::COUNT]; 2], BackendError> {
         let mut totals = self.maps.drops().map_err(map_error)?;
-        let past = self.past_drops.iter().flatten();
-        for (total, past) in totals.iter_mut().flatten().zip(past) {
-            *total += past;
+        for (total, past) in totals.iter_mut().zip(&self.past_drops) {
+            add_drops(total, past);
         }
         Ok(totals)
     }

@@ -35,9 +35,7 @@ pub struct Job {
     /// Octets of outer header in the headroom right before the packet.
     pub(super) head: usize,
     /// Octets of inner packet, of all of a row.
-    pub(super) octets: u32,
-    /// How many packets it is.
-    pub(super) packets: u32,
+    pub(super) octets: u64,
 }
 
 impl Job {
@@ -51,20 +49,13 @@ impl Job {
             order: 0,
             head: 0,
             octets: 0,
-            packets: 1,
         }
-    }
-
-    /// Octets of each packet, but perhaps the last of a row.
-    fn stride(&self) -> usize {
-        let row = self.frame.meta().row.filter(|_| self.packets > 1);
-        row.map_or(self.frame.len(), usize::from).max(1)
     }
 
     /// Gives the packet its sequence number, those of a row this one and the next ones.
     pub(super) fn number(&mut self, seq: u64) {
         self.seq = seq;
-        let stride = self.stride();
+        let stride = self.frame.stride();
         for (packet, seq) in self.frame.data_mut().chunks_mut(stride).zip(seq..) {
             if let Some(field) = packet.get_mut(4..ESP_HEADER) {
                 field.copy_from_slice(&(seq as u32).to_be_bytes());
@@ -167,15 +158,27 @@ struct Gcm(AesGcm);
 const GCM_BURST: usize = 16;
 
 impl Gcm {
-    fn burst(jobs: &mut [Job], work: impl Fn(&mut [gcm::Packet<'_>])) {
+    /// Hands packets with their numbers to the cipher, at most [`GCM_BURST`]: which of them may be used. What is
+    /// behind them is false.
+    #[inline(always)]
+    fn burst<'a>(
+        numbered: impl Iterator<Item = (&'a mut [u8], u64)>,
+        work: impl FnOnce(&mut [gcm::Packet<'_>]),
+    ) -> [bool; GCM_BURST] {
+        let mut packets: [_; GCM_BURST] = std::array::from_fn(|_| gcm::Packet::new(&mut [], 0));
+        let mut count = 0;
+        for (packet, (octets, seq)) in packets.iter_mut().zip(numbered) {
+            *packet = gcm::Packet::new(octets, seq);
+            count += 1;
+        }
+        work(packets.get_mut(..count).unwrap_or_default());
+        packets.map(|packet| packet.ok)
+    }
+
+    fn each(jobs: &mut [Job], work: impl Fn(&mut [gcm::Packet<'_>])) {
         for jobs in jobs.chunks_mut(GCM_BURST) {
-            let count = jobs.len();
-            let mut packets: [_; GCM_BURST] = std::array::from_fn(|_| gcm::Packet::new(&mut [], 0));
-            for (packet, job) in packets.iter_mut().zip(&mut *jobs) {
-                *packet = gcm::Packet::new(job.frame.data_mut(), job.seq);
-            }
-            work(packets.get_mut(..count).unwrap_or_default());
-            let outcomes = packets.map(|packet| packet.ok);
+            let numbered = jobs.iter_mut().map(|job| (job.frame.data_mut(), job.seq));
+            let outcomes = Self::burst(numbered, &work);
             for (job, ok) in jobs.iter_mut().zip(outcomes) {
                 job.ok = ok;
             }
@@ -183,20 +186,14 @@ impl Gcm {
     }
 
     fn seal_row(&mut self, job: &mut Job) {
-        let stride = job.stride();
+        let stride = job.frame.stride();
         let groups = job.frame.data_mut().chunks_mut(GCM_BURST * stride);
         job.ok = true;
         for (group, first) in groups.zip((job.seq..).step_by(GCM_BURST)) {
-            let mut packets: [_; GCM_BURST] = std::array::from_fn(|_| gcm::Packet::new(&mut [], 0));
-            let mut count = 0;
+            let count = group.len().div_ceil(stride);
             let numbered = group.chunks_mut(stride).zip(first..);
-            for (packet, (octets, seq)) in packets.iter_mut().zip(numbered) {
-                *packet = gcm::Packet::new(octets, seq);
-                count += 1;
-            }
-            let packets = packets.get_mut(..count).unwrap_or_default();
-            self.0.seal(packets);
-            job.ok &= packets.iter().all(|packet| packet.ok);
+            let outcomes = Self::burst(numbered, |packets| self.0.seal(packets));
+            job.ok &= outcomes.into_iter().take(count).all(|ok| ok);
         }
     }
 }
@@ -205,10 +202,11 @@ impl EspCrypto for Gcm {
     // The sequence number, of which AES-GCM makes the IV, never repeats under a key: it counts
     // all 64 bits up and the SA ends before it would wrap.
     fn seal(&mut self, jobs: &mut [Job]) {
-        for jobs in jobs.chunk_by_mut(|a, b| a.packets == 1 && b.packets == 1) {
+        let single = |job: &Job| job.frame.meta().row.is_none();
+        for jobs in jobs.chunk_by_mut(|a, b| single(a) && single(b)) {
             match jobs {
-                [job] if job.packets > 1 => self.seal_row(job),
-                _ => Self::burst(jobs, |packets| self.0.seal(packets)),
+                [job] if !single(job) => self.seal_row(job),
+                _ => Self::each(jobs, |packets| self.0.seal(packets)),
             }
         }
     }
@@ -218,7 +216,7 @@ impl EspCrypto for Gcm {
     }
 
     fn open(&mut self, jobs: &mut [Job]) {
-        Self::burst(jobs, |packets| self.0.open(packets));
+        Self::each(jobs, |packets| self.0.open(packets));
     }
 
     fn instructions(&self, _: usize) -> String {

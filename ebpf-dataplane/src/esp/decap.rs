@@ -249,7 +249,6 @@ impl Inbound {
                     order,
                     head,
                     octets: 0,
-                    packets: 1,
                 });
             }
             Err(replay::Replayed) => {

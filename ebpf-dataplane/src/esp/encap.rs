@@ -16,7 +16,7 @@ use super::held::Held;
 use super::ip::{self, Fragment, Inner, Outer, protocol};
 use super::meter::Meter;
 use super::pmtu::{self, IPV6_MIN_MTU, RateLimit};
-use super::sad::{self, Geometry, Slab, TRAILER};
+use super::sad::{self, Geometry, Slab};
 use super::sequence::{Sequence, Shared};
 use super::spd::{FastMap, Spd, Verdict};
 use super::stats::{Direction, SaCounters};
@@ -436,7 +436,7 @@ impl Outbound {
         let Some(sa) = self.sas.get_mut(slot) else {
             return self.drop(frame, DropReason::Internal, pool);
         };
-        let octets = frame.len() as u32;
+        let octets = frame.len() as u64;
         match wrap(sa, &self.config, &mut frame, inner, df) {
             Ok(head) => {
                 let order = self.jobs.len() as u32;
@@ -448,7 +448,6 @@ impl Outbound {
                     order,
                     head,
                     octets,
-                    packets: 1,
                 });
             }
             Err(reason) => self.drop_of(slot, frame, reason, pool),
@@ -473,9 +472,9 @@ impl Outbound {
                 frames.for_each(|frame| pool.put(frame));
                 continue;
             };
-            let packets: usize = run.iter().map(|job| job.packets as usize).sum();
+            let packets: usize = run.iter().map(|job| job.frame.packets()).sum();
             if sa.meter.as_ref().is_some_and(Meter::is_over) {
-                (0..packets).for_each(|_| sa.counters.drops.add(DropReason::Expired));
+                sa.counters.drops.add_many(DropReason::Expired, packets);
                 let frames = self.jobs.drain(first..).map(|job| job.frame);
                 frames.for_each(|frame| pool.put(frame));
                 continue;
@@ -486,15 +485,19 @@ impl Outbound {
             };
             let (mut numbered, mut carried, mut bytes) = (0, 0, 0);
             for job in run.iter_mut() {
-                let Some(seq) = block.split(job.packets as usize) else {
+                let count = job.frame.packets();
+                let Some(seq) = block.split(count) else {
                     break;
                 };
                 job.number(seq);
                 numbered += 1;
-                carried += job.packets as usize;
-                bytes += u64::from(job.octets);
+                carried += count;
+                bytes += job.octets;
             }
-            (carried..packets).for_each(|_| sa.counters.drops.add(DropReason::SequenceExhausted));
+            if carried < packets {
+                let drops = &sa.counters.drops;
+                drops.add_many(DropReason::SequenceExhausted, packets - carried);
+            }
             let numbered = run.get_mut(..numbered).unwrap_or_default();
             if !numbered.is_empty() {
                 sa.crypto.seal(numbered);
@@ -513,7 +516,7 @@ impl Outbound {
                 // One without a number was counted with its SA.
                 if job.seq != 0 {
                     let drops = &self.stats.outbound_drops;
-                    (0..job.packets).for_each(|_| drops.add(DropReason::Internal));
+                    drops.add_many(DropReason::Internal, job.frame.packets());
                 }
                 pool.put(job.frame);
             }
@@ -625,10 +628,7 @@ fn wrap(
         }
     };
     let payload = frame.len() - own_header;
-    let padding = geometry.padding(payload);
-    let trailer = frame
-        .append(padding + TRAILER + geometry.icv)
-        .map_err(room)?;
+    let trailer = frame.append(geometry.tail(payload)).map_err(room)?;
     geometry.write_trailer(trailer, next_header);
 
     let head = geometry.head();

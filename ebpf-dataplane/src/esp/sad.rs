@@ -57,7 +57,12 @@ impl Geometry {
 
     /// Octets of ESP packet with a payload of `len`.
     pub fn sealed(&self, len: usize) -> usize {
-        self.head() + len + self.padding(len) + TRAILER + self.icv
+        self.head() + len + self.tail(len)
+    }
+
+    /// Octets behind a payload of `len`: padding, trailer and ICV.
+    pub fn tail(&self, len: usize) -> usize {
+        self.padding(len) + TRAILER + self.icv
     }
 
     /// Writes what is between the payload and the ICV: `trailer` is that and the ICV.

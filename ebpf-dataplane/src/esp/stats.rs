@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use espada_common::drops::DropReason;
-use espada_common::sa::{ChildSaId, ChildSaStats, HalfSaStats};
+use espada_common::sa::{ChildSaId, ChildSaStats, HalfSaStats, add_drops};
 
 /// Drops by reason. Only one thread may add to it, so plain loads and stores suffice.
 #[derive(Debug, Default)]
@@ -15,8 +15,13 @@ pub struct DropCounters([AtomicU64; DropReason::COUNT]);
 impl DropCounters {
     /// Counts one drop.
     pub fn add(&self, reason: DropReason) {
+        self.add_many(reason, 1);
+    }
+
+    /// Counts the drop of so many packets.
+    pub fn add_many(&self, reason: DropReason, packets: usize) {
         if let Some(counter) = self.0.get(reason as usize) {
-            bump(counter, 1);
+            bump(counter, packets as u64);
         }
     }
 
@@ -187,25 +192,12 @@ pub fn sum(lanes: &[Arc<Stats>]) -> Vec<ChildSaStats> {
         pairs
             .entry(pair.id)
             .and_modify(|sum| {
-                add(&mut sum.inbound, &pair.inbound);
-                add(&mut sum.outbound, &pair.outbound);
+                sum.inbound.add(&pair.inbound);
+                sum.outbound.add(&pair.outbound);
             })
             .or_insert(pair);
     }
     pairs.into_values().collect()
-}
-
-fn add(sum: &mut HalfSaStats, lane: &HalfSaStats) {
-    sum.packets = sum.packets.wrapping_add(lane.packets);
-    sum.bytes = sum.bytes.wrapping_add(lane.bytes);
-    sum.last_used = sum.last_used.max(lane.last_used);
-    add_drops(&mut sum.drops, &lane.drops);
-}
-
-fn add_drops(sum: &mut [u64; DropReason::COUNT], lane: &[u64; DropReason::COUNT]) {
-    for (sum, lane) in sum.iter_mut().zip(lane) {
-        *sum = sum.wrapping_add(*lane);
-    }
 }
 
 /// Drops outside any SA that is there over all lanes: inbound, outbound.

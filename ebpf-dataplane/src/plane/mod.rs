@@ -10,8 +10,7 @@ pub(crate) mod sysctl;
 use std::net::UdpSocket;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use espada_common::drops::DropReason;
-use espada_common::sa::{ChildSaId, ChildSaStats, Command};
+use espada_common::sa::{ChildSaId, ChildSaStats, Command, add_drops};
 
 use crate::backend::{BackendError, Carrier, DropTotals, EventSink, KeptStates, SaBackend};
 use crate::ebpf::{self, EbpfEngine};
@@ -390,8 +389,8 @@ impl SaBackend for Plane {
         let mut totals = DropTotals::default();
         for engine in self.lock().engines() {
             let [inbound, outbound] = engine.drop_totals()?;
-            add(&mut totals.inbound, &inbound);
-            add(&mut totals.outbound, &outbound);
+            add_drops(&mut totals.inbound, &inbound);
+            add_drops(&mut totals.outbound, &outbound);
         }
         if let Some(front_end) = &self.front_end {
             totals.front_end = lock_front_end(front_end)
@@ -400,12 +399,6 @@ impl SaBackend for Plane {
                 .drops;
         }
         Ok(totals)
-    }
-}
-
-fn add(sum: &mut [u64; DropReason::COUNT], more: &[u64; DropReason::COUNT]) {
-    for (sum, more) in sum.iter_mut().zip(more) {
-        *sum += more;
     }
 }
 

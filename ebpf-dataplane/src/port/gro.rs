@@ -303,22 +303,11 @@ fn finish(run: &Run, frames: &mut [Frame]) -> VnetHeader {
 
 #[cfg(test)]
 mod tests {
-    use super::super::gso::tests::{checksums_hold, super_packet};
-    use super::super::gso::{Segmenter, VnetHeader};
+    use super::super::gso::VnetHeader;
+    use super::super::gso::tests::{checksums_hold, segments, super_packet};
     use super::*;
     use crate::umem::{Arena, Burst};
     use proptest::prelude::*;
-
-    fn segments(header: &VnetHeader, packet: &[u8]) -> Vec<Vec<u8>> {
-        let mut segmenter = Segmenter::new(header, packet).unwrap();
-        let mut segments = Vec::new();
-        while let Some(len) = segmenter.next_len() {
-            let mut out = vec![0; len];
-            assert!(segmenter.write_next(&mut out));
-            segments.push(out);
-        }
-        segments
-    }
 
     fn deliver(packets: &[Vec<u8>]) -> Vec<(VnetHeader, Vec<u8>)> {
         deliver_with(

@@ -250,6 +250,18 @@ pub(crate) mod tests {
         (header, packet)
     }
 
+    /// All segments of a packet.
+    pub fn segments(header: &VnetHeader, packet: &[u8]) -> Vec<Vec<u8>> {
+        let mut segmenter = Segmenter::new(header, packet).unwrap();
+        let mut segments = Vec::new();
+        while let Some(len) = segmenter.next_len() {
+            let mut out = vec![0; len];
+            assert!(segmenter.write_next(&mut out));
+            segments.push(out);
+        }
+        segments
+    }
+
     /// Whether the checksums of a whole TCP or UDP packet without extension headers verify.
     pub fn checksums_hold(packet: &[u8]) -> bool {
         let (ip, protocol) = if packet[0] >> 4 == 4 {

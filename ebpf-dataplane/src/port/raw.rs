@@ -10,7 +10,7 @@ use espada_common::sa::{Encapsulation, Path};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::syscall::{self, Message, RecvBatch, SendBatch};
-use super::udp::{grow_buffers, reason, transmit};
+use super::udp::{grow_buffers, transmit_apart};
 use crate::backend::BackendError;
 use crate::esp::stats::DropCounters;
 use crate::umem::{BURST, Burst, Frame, FramePool};
@@ -271,36 +271,26 @@ impl RawSender {
             }
             return false;
         };
-        let mut too_big = false;
-        let mut first = 0;
-        while first < frames.len() {
-            self.messages.clear();
-            self.messages
-                .extend(frames[first..].iter().enumerate().map(|(index, frame)| {
-                    let path = frame.meta().path;
-                    Message {
-                        first: first + index,
-                        pieces: 1,
-                        source: path.local.ip(),
-                        // A raw socket takes the port for a protocol number: 0 is its own.
-                        destination: SocketAddr::new(path.remote.ip(), 0),
-                        tos: frame.meta().tos,
-                        segment: None,
-                    }
-                }));
-            let sent = transmit(socket.as_fd(), &mut self.batch, &self.messages, |index| {
-                frames[index].data().get(header..).unwrap_or_default()
-            });
-            match sent {
-                Ok(()) => break,
-                Err(refused) => {
-                    let reason = reason(&refused.error);
-                    too_big |= reason == DropReason::TooBig;
-                    drops.add(reason);
-                    first += refused.message + 1;
+        self.messages.clear();
+        self.messages
+            .extend(frames.iter().enumerate().map(|(first, frame)| {
+                let path = frame.meta().path;
+                Message {
+                    first,
+                    pieces: 1,
+                    source: path.local.ip(),
+                    // A raw socket takes the port for a protocol number: 0 is its own.
+                    destination: SocketAddr::new(path.remote.ip(), 0),
+                    tos: frame.meta().tos,
+                    segment: None,
                 }
-            }
-        }
-        too_big
+            }));
+        transmit_apart(
+            socket.as_fd(),
+            &mut self.batch,
+            &self.messages,
+            |index| frames[index].data().get(header..).unwrap_or_default(),
+            drops,
+        )
     }
 }

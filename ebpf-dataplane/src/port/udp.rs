@@ -387,10 +387,8 @@ impl UdpSender {
         };
         let socket = if v4 { &self.v4 } else { &self.v6 };
         let Some(socket) = socket else {
-            for _ in 0..frames.iter().map(Frame::packets).sum() {
-                drops.add(DropReason::NoRoute);
-            }
-            return;
+            let packets = frames.iter().map(Frame::packets).sum();
+            return drops.add_many(DropReason::NoRoute, packets);
         };
         let mut segment = self.segment;
         let mut first = 0;
@@ -403,9 +401,11 @@ impl UdpSender {
                     &mut self.batch,
                     &self.messages,
                     |index| {
-                        let start = index * usize::from(row);
-                        let rest = frame.data().get(start..).unwrap_or_default();
-                        rest.get(..row.into()).unwrap_or(rest)
+                        frame
+                            .data()
+                            .chunks(row.into())
+                            .nth(index)
+                            .unwrap_or_default()
                     },
                     drops,
                 );
@@ -438,7 +438,7 @@ impl UdpSender {
 }
 
 /// Why the kernel did not take a packet.
-pub(super) fn reason(error: &io::Error) -> DropReason {
+fn reason(error: &io::Error) -> DropReason {
     match error.raw_os_error() {
         Some(libc::EMSGSIZE) => DropReason::TooBig,
         Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::ENETDOWN | libc::EADDRNOTAVAIL) => {
@@ -449,13 +449,13 @@ pub(super) fn reason(error: &io::Error) -> DropReason {
 }
 
 /// A message the kernel refused for good.
-pub(super) struct Refused {
-    pub message: usize,
-    pub error: io::Error,
+struct Refused {
+    message: usize,
+    error: io::Error,
 }
 
 /// Sends all messages, waiting a little when the socket is full.
-pub(super) fn transmit<'a>(
+fn transmit<'a>(
     fd: BorrowedFd<'_>,
     batch: &mut SendBatch,
     messages: &[Message],
@@ -487,19 +487,23 @@ pub(super) fn transmit<'a>(
     Ok(())
 }
 
-/// Sends all messages, each of which has its own chance and its own answer.
-fn transmit_apart<'a>(
+/// Sends all messages, each of which has its own chance and its own answer. True when one did not fit the path.
+pub(super) fn transmit_apart<'a>(
     fd: BorrowedFd<'_>,
     batch: &mut SendBatch,
     messages: &[Message],
     piece: impl Fn(usize) -> &'a [u8],
     drops: &DropCounters,
-) {
+) -> bool {
     let mut rest = messages;
+    let mut too_big = false;
     while let Err(Refused { message, error }) = transmit(fd, batch, rest, &piece) {
-        drops.add(reason(&error));
+        let reason = reason(&error);
+        too_big |= reason == DropReason::TooBig;
+        drops.add(reason);
         rest = rest.get(message + 1..).unwrap_or_default();
     }
+    too_big
 }
 
 /// Describes the packets of a row as messages, their numbers in the row as pieces.
@@ -575,23 +579,28 @@ mod tests {
         assert_eq!(classify(&[]), Datagram::Runt);
     }
 
+    /// Two sockets, and the path from one to the other.
+    fn line(address: &str) -> (UdpSocket, UdpSocket, Path) {
+        let [a, b] = [0; 2].map(|_| {
+            let socket = UdpSocket::bind(address).unwrap();
+            prepare(&socket).unwrap();
+            socket
+        });
+        let path = Path {
+            local: a.local_addr().unwrap(),
+            remote: b.local_addr().unwrap(),
+            encapsulation: Encapsulation::Udp,
+        };
+        (a, b, path)
+    }
+
     #[test]
     fn bursts_cross_the_loopback_in_order_both_families() {
         for address in ["127.0.0.1:0", "[::1]:0"] {
-            let (a, b) = (
-                UdpSocket::bind(address).unwrap(),
-                UdpSocket::bind(address).unwrap(),
-            );
-            prepare(&a).unwrap();
-            prepare(&b).unwrap();
-            let path = Path {
-                local: a.local_addr().unwrap(),
-                remote: b.local_addr().unwrap(),
-                encapsulation: Encapsulation::Udp,
-            };
+            let (a, b, path) = line(address);
             let mut pool = Arena::new(600, 2048).unwrap().take(600);
             let drops = DropCounters::default();
-            let local = b.local_addr().unwrap();
+            let local = path.remote;
             let mut sender = UdpSender::new(vec![a], true).unwrap();
             let ike = Arc::new(Mutex::new(Vec::new()));
             let sink: EventSink = {
@@ -644,20 +653,12 @@ mod tests {
 
     #[test]
     fn rows_arrive_in_order_also_where_the_kernel_cuts_nothing() {
-        let bind = || UdpSocket::bind("127.0.0.1:0").unwrap();
         let rows = Arena::new(2, ROW).unwrap();
         let mut pool = Arena::new(600, 2048).unwrap().take(600).with_rows(&rows, 2);
         let drops = DropCounters::default();
         let sink: EventSink = Arc::new(|_| panic!("no IKE was sent"));
         for segment in [true, false] {
-            let (a, b) = (bind(), bind());
-            prepare(&a).unwrap();
-            prepare(&b).unwrap();
-            let path = Path {
-                local: a.local_addr().unwrap(),
-                remote: b.local_addr().unwrap(),
-                encapsulation: Encapsulation::Udp,
-            };
+            let (a, b, path) = line("127.0.0.1:0");
             let mut sender = UdpSender::new(vec![a], segment).unwrap();
             let mut receiver = UdpReceiver::new(b).unwrap();
             // A packet, a row whose last packet is short, one, a row of one.

@@ -67,9 +67,10 @@ impl Direction for OutboundParts {
 
     /// Packets that waited for an SA.
     fn settle(&mut self, Bursts { input, output }: &mut Bursts) {
-        self.engine.release(Instant::now(), input, &mut self.pool);
+        let now = Instant::now();
+        self.engine.release(now, input, &mut self.pool);
         if !input.is_empty() {
-            self.carry(input, output);
+            self.carry(now, input, output);
         }
     }
 
@@ -81,9 +82,10 @@ impl Direction for OutboundParts {
         if let Some(reserve) = &self.reserve {
             pool.balance(reserve);
         }
+        let now = Instant::now();
         let (packets, more) = match source.checked_sub(1) {
             None => {
-                let (now, engine) = (Instant::now(), &mut self.engine);
+                let engine = &mut self.engine;
                 (self.tun).read(pool, input, drops, |header, packet, input, pool| {
                     engine.admit_all(now, input, pool, output);
                     engine.admit_train(header, packet, pool)
@@ -102,14 +104,14 @@ impl Direction for OutboundParts {
             }
             return Ok(Round::default());
         }
-        self.carry(input, output);
+        self.carry(now, input, output);
         Ok(Round { packets, more })
     }
 }
 
 impl OutboundParts {
     /// A burst of inner packets to the WAN, and what the engine has admitted.
-    fn carry(&mut self, input: &mut Burst, output: &mut Output) {
+    fn carry(&mut self, now: Instant, input: &mut Burst, output: &mut Output) {
         let Self {
             engine,
             pool,
@@ -141,7 +143,7 @@ impl OutboundParts {
             }
             wan.recycle(pool);
         };
-        engine.process_in_turn(Instant::now(), input, pool, output, &mut send);
+        engine.process_in_turn(now, input, pool, output, &mut send);
         self.answers.write(&mut output.tun, pool, drops);
         output.events.drain(..).for_each(|event| (self.sink)(event));
     }

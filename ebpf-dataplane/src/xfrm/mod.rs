@@ -529,7 +529,7 @@ impl Engine for XfrmEngine {
                     continue;
                 };
                 let mut half = stats::half(known, side);
-                stats::add_up(&mut half, &pair.former[side as usize]);
+                half.add(&pair.former[side as usize]);
                 let seen = &mut pair.seen[side as usize];
                 // Kernels before 6.2 do not tell when: between the last look and this one.
                 if known.last_used.is_none() && half.packets > seen.packets {

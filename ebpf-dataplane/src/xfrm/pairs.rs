@@ -500,7 +500,7 @@ impl XfrmEngine {
             // These go on with the sequence numbers.
             former.packets = 0;
         }
-        stats::add_up(&mut pair.former[side as usize], &former);
+        pair.former[side as usize].add(&former);
         let replay = known.replay.as_ref();
         let mut result = Ok(());
         for path in [path, old] {

@@ -39,13 +39,3 @@ fn instant(seconds: u64) -> Option<Instant> {
     let age = SystemTime::now().duration_since(then).unwrap_or_default();
     Instant::now().checked_sub(age)
 }
-
-/// Adds counters to others; the later use counts.
-pub fn add_up(total: &mut HalfSaStats, more: &HalfSaStats) {
-    total.packets += more.packets;
-    total.bytes += more.bytes;
-    for (total, more) in total.drops.iter_mut().zip(&more.drops) {
-        *total += more;
-    }
-    total.last_used = total.last_used.max(more.last_used);
-}

@@ -63,7 +63,7 @@ impl Outbound {
 /// Whether one more packet goes behind those of a job: all of these have the full length.
 fn continues(job: &Job, slot: u32, meta: &Meta, stride: usize, most: usize) -> bool {
     let other = job.frame.meta();
-    let packets = job.packets as usize;
+    let packets = job.frame.packets();
     job.slot == slot
         && (other.row, other.tos, other.df) == (meta.row, meta.tos, meta.df)
         && packets < most
@@ -75,7 +75,6 @@ fn begin(mut frame: Frame, slot: u32, order: usize, meta: Meta) -> Job {
     Job {
         slot,
         order: order as u32,
-        packets: 0,
         ..Job::alone(frame, 0)
     }
 }
@@ -121,8 +120,7 @@ impl OutboundSa {
             *spi = self.spi.to_be_bytes();
         }
         self.geometry.write_trailer(trailer, inside(inner));
-        row.packets += 1;
-        row.octets += length as u32;
+        row.octets += length as u64;
         true
     }
 }

@@ -6,8 +6,8 @@ use proptest::prelude::*;
 
 use super::net::*;
 use crate::esp::Config;
-use crate::port::gso::tests::super_packet;
-use crate::port::gso::{Segmenter, VnetHeader};
+use crate::port::gso::VnetHeader;
+use crate::port::gso::tests::{segments, super_packet};
 use crate::port::udp::{MOST_OCTETS, MOST_SEGMENTS};
 use crate::umem::{Arena, Burst, Meta, ROW};
 
@@ -24,17 +24,6 @@ fn train(v6: bool, payload: &[u8], size: u16, options: usize) -> (VnetHeader, Ve
         packet[12..20].copy_from_slice(&addresses[12..20]);
     }
     (header, packet)
-}
-
-fn segments((header, packet): &(VnetHeader, Vec<u8>)) -> Vec<Vec<u8>> {
-    let mut segmenter = Segmenter::new(header, packet).unwrap();
-    let mut segments = Vec::new();
-    while let Some(length) = segmenter.next_len() {
-        let mut segment = vec![0; length];
-        assert!(segmenter.write_next(&mut segment));
-        segments.push(segment);
-    }
-    segments
 }
 
 /// Two gateways, of which A has memory for so many rows.
@@ -102,7 +91,7 @@ proptest! {
             let payload: Vec<u8> = (0..payload).map(|octet| octet as u8).collect();
             let train = train(v6, &payload, size, 4 * options);
             let singles = vec![udp(false, 200); singles];
-            let segments = segments(&train);
+            let segments = segments(&train.0, &train.1);
             prop_assert_eq!(admit(&mut a, &singles, &train), Some(segments.len()));
             sent.extend(singles);
             sent.extend(segments);
@@ -133,7 +122,10 @@ fn trains_of_equal_packets_share_rows() {
     assert_eq!(rows, [45, 45, 6]);
     assert_eq!(wire[0].1.tos, 0);
     let received: Vec<_> = cut(&wire).chunks(48).flat_map(|w| b.receive(w)).collect();
-    assert_eq!(received, [segments(&train), segments(&train)].concat());
+    assert_eq!(
+        received,
+        [segments(&train.0, &train.1), segments(&train.0, &train.1)].concat()
+    );
 }
 
 #[test]

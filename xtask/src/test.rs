@@ -1,15 +1,18 @@
 //! `cargo xtask test`: set-up, every tier of tests, and a summary with the runners' own counts.
 
+mod avx512_tier;
 mod tables;
 mod tally;
 mod vm_tier;
 
 use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use espada_tests::cmd::cargo;
+use serde_json::Value;
 
 use crate::process::{self, say};
 use crate::{build, peers, setup};
@@ -37,9 +40,17 @@ enum Tier {
     Interop,
     /// Other kernels in virtual machines: their eBPF verifiers, their own ESP
     Vm,
+    /// The ciphers on an emulated processor with AVX-512
+    Avx512,
 }
 
-const TIERS: [Tier; 4] = [Tier::Unit, Tier::Netns, Tier::Interop, Tier::Vm];
+const TIERS: [Tier; 5] = [
+    Tier::Unit,
+    Tier::Netns,
+    Tier::Interop,
+    Tier::Vm,
+    Tier::Avx512,
+];
 
 impl Tier {
     fn title(self) -> &'static str {
@@ -48,10 +59,11 @@ impl Tier {
             Self::Netns => "network namespaces",
             Self::Interop => "interop",
             Self::Vm => "virtual machines",
+            Self::Avx512 => "ciphers on a processor with AVX-512",
         }
     }
 
-    /// What cargo's `test` is told for this tier; nothing for the tier that runs elsewhere.
+    /// What cargo's `test` is told for this tier; nothing for the tiers that run elsewhere.
     fn selection(self) -> &'static [&'static str] {
         match self {
             Self::Unit => &["--workspace", "--exclude", "espada-tests"],
@@ -64,7 +76,7 @@ impl Tier {
                 "--test",
                 "interop",
             ],
-            Self::Vm => &[],
+            Self::Vm | Self::Avx512 => &[],
         }
     }
 }
@@ -84,10 +96,13 @@ pub fn run(args: &Args) -> Result<()> {
     let peers = needs_peers.then(peers::environment).unwrap_or_default();
     let mut results = Vec::new();
     for tier in tiers {
-        if tier == Tier::Vm {
-            // Its selection of tests is its own.
+        // The selections of tests of these are their own.
+        if tier.selection().is_empty() {
             if args.filter.is_none() {
-                results.extend(vm_tier::run(&espada, &peers)?);
+                results.extend(match tier {
+                    Tier::Avx512 => vec![avx512_tier::run()?],
+                    _ => vm_tier::run(&espada, &peers)?,
+                });
             }
             continue;
         }
@@ -157,6 +172,27 @@ fn run_tests(command: &mut Command) -> Result<(Tally, bool)> {
         tally.read(&line);
     }
     Ok((tally, child.wait()?.success()))
+}
+
+/// The compiled test program `target` of what `selection` tells cargo.
+fn executable(selection: &[&str], target: &str) -> Result<PathBuf> {
+    let output = cargo()
+        .current_dir(process::root())
+        .args(["test", "--release", "--no-run"])
+        .args(["--message-format", "json-render-diagnostics"])
+        .args(selection)
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot run cargo")?;
+    if !output.status.success() {
+        bail!("the tests do not compile");
+    }
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|message| message["target"]["name"] == target)
+        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
+        .with_context(|| format!("cargo named no test program {target}"))
 }
 
 fn summary(results: &[Outcome]) -> String {

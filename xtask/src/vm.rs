@@ -2,8 +2,10 @@
 //! emulation) on a copy-on-write view of this machine's own file system, so whatever was built and
 //! installed here runs there unchanged.
 
+pub mod bochs;
+
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -156,7 +158,7 @@ impl Kernel {
 
     /// Boots the kernel, runs `command` in a shell as root, hands its output on line by line and
     /// returns its exit code.
-    pub fn run(&self, command: &str, timeout: Duration, mut line: impl FnMut(&str)) -> Result<i32> {
+    pub fn run(&self, command: &str, timeout: Duration, line: impl FnMut(&str)) -> Result<i32> {
         let work = TempDir::new()?;
         let initramfs = self.initramfs(&work.0, command)?;
         let socket = work.0.join("fs.sock");
@@ -227,29 +229,7 @@ impl Kernel {
                 .context("cannot start qemu-system-x86_64 (run `cargo xtask setup`)")?,
         );
         let output = vm.0.stdout.take().context("qemu has no output")?;
-        let mut began = false;
-        let mut code = None;
-        for bytes in BufReader::new(output).split(b'\n') {
-            let text = String::from_utf8_lossy(&bytes?)
-                .trim_end_matches('\r')
-                .to_owned();
-            if let Some(rest) = text.strip_prefix(EXIT_MARK) {
-                code = rest.trim().parse().ok();
-            } else if began && code.is_none() {
-                line(&text);
-            }
-            began |= text.ends_with(BEGIN_MARK);
-        }
-        code.with_context(|| {
-            format!(
-                "the VM ended without an exit code: {}",
-                if began {
-                    "the command took longer than the timeout, or the kernel crashed"
-                } else {
-                    "it did not boot"
-                }
-            )
-        })
+        follow(output, line)
     }
 
     /// The first file system of the VM: busybox, three modules and two scripts.
@@ -330,13 +310,48 @@ sleep 60
         fs::write(root.join("init"), init)?;
         process::output(Command::new("chmod").arg("755").arg(root.join("init")))?;
         let image = work.join("initramfs.cpio");
-        process::output(
-            Command::new("sh")
-                .args(["-c", "find . | cpio --quiet -o -H newc > ../initramfs.cpio"])
-                .current_dir(&root),
-        )?;
+        pack(&root, &image)?;
         Ok(image)
     }
+}
+
+/// Packs what is below `root` as a first file system.
+fn pack(root: &Path, image: &Path) -> Result<()> {
+    process::output(
+        Command::new("sh")
+            .args(["-c", "find . | cpio --quiet -o -H newc > \"$0\""])
+            .arg(image)
+            .current_dir(root),
+    )
+    .map(drop)
+}
+
+/// Hands on line by line what a machine prints between its marks, until it ends, and returns the
+/// exit code it names.
+fn follow(output: impl Read, mut line: impl FnMut(&str)) -> Result<i32> {
+    let mut began = false;
+    let mut code = None;
+    for bytes in BufReader::new(output).split(b'\n') {
+        let text = String::from_utf8_lossy(&bytes?)
+            .trim_end_matches('\r')
+            .to_owned();
+        if let Some(rest) = text.strip_prefix(EXIT_MARK) {
+            code = rest.trim().parse().ok();
+        } else if began && code.is_none() {
+            line(&text);
+        }
+        began |= text.ends_with(BEGIN_MARK);
+    }
+    code.with_context(|| {
+        format!(
+            "the VM ended without an exit code: {}",
+            if began {
+                "the command took longer than the timeout, or the kernel crashed"
+            } else {
+                "it did not boot"
+            }
+        )
+    })
 }
 
 /// virtiofsd, where Debian's packages put it.

@@ -1,19 +1,11 @@
 //! Which instructions the code here may use.
 
-/// Whether code for registers of 512 bits may run. It has not been run by us on a processor that has
-/// them, so a user must ask for it: `ESPADA_AVX512=1` in the environment.
-#[cfg(target_arch = "x86_64")]
-fn wide_allowed() -> bool {
-    std::env::var_os("ESPADA_AVX512").is_some_and(|value| value == "1")
-}
-
 /// The instruction sets of this processor that matter here, or fewer. A value never names one that
 /// the processor lacks: that is what the `unsafe` code relies on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Features {
     aes: bool,
     vaes256: bool,
-    vaes512: bool,
     sha: bool,
     avx2: bool,
     avx512: bool,
@@ -24,7 +16,6 @@ impl Features {
     pub const PLAIN: Self = Self {
         aes: false,
         vaes256: false,
-        vaes512: false,
         sha: false,
         avx2: false,
         avx512: false,
@@ -35,15 +26,13 @@ impl Features {
     pub fn detect() -> Self {
         let aes = is_x86_feature_detected!("aes") && is_x86_feature_detected!("sse4.1");
         let avx2 = is_x86_feature_detected!("avx2");
-        let avx512 = wide_allowed()
-            && avx2
-            && is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512bw");
         let vaes = aes && avx2 && is_x86_feature_detected!("vaes");
+        // Processors with AVX-512 and without VAES run slower for a while after they used registers of 512 bits.
+        let avx512 =
+            vaes && is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
         Self {
             aes,
             vaes256: vaes,
-            vaes512: vaes && avx512,
             sha: is_x86_feature_detected!("sha")
                 && is_x86_feature_detected!("ssse3")
                 && is_x86_feature_detected!("sse4.1"),
@@ -67,7 +56,6 @@ impl Features {
                 "aes-ni",
                 Self {
                     vaes256: false,
-                    vaes512: false,
                     sha: false,
                     avx2: false,
                     avx512: false,
@@ -77,7 +65,6 @@ impl Features {
             (
                 "sha-ni",
                 Self {
-                    vaes512: false,
                     avx2: false,
                     avx512: false,
                     ..all
@@ -86,7 +73,6 @@ impl Features {
             (
                 "avx2",
                 Self {
-                    vaes512: false,
                     sha: false,
                     avx512: false,
                     ..all
@@ -95,7 +81,6 @@ impl Features {
             (
                 "avx2+sha-ni",
                 Self {
-                    vaes512: false,
                     avx512: false,
                     ..all
                 },
@@ -121,11 +106,6 @@ impl Features {
         self.vaes256
     }
 
-    /// VAES over 512-bit registers, with AVX-512 F and BW.
-    pub const fn vaes512(self) -> bool {
-        self.vaes512
-    }
-
     /// The SHA extensions, SSSE3 and SSE4.1.
     pub const fn sha(self) -> bool {
         self.sha
@@ -136,7 +116,7 @@ impl Features {
         self.avx2
     }
 
-    /// AVX-512 F and BW, with AVX2.
+    /// AVX-512 F and BW and VAES over 512-bit registers, with AVX2.
     pub const fn avx512(self) -> bool {
         self.avx512
     }

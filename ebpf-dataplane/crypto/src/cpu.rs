@@ -29,7 +29,7 @@ impl Backend {
         match self {
             #[cfg(target_arch = "x86_64")]
             Self::Vaes512 => {
-                features.vaes512()
+                features.avx512()
                     && is_x86_feature_detected!("avx512vl")
                     && is_x86_feature_detected!("vpclmulqdq")
             }

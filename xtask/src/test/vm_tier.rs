@@ -3,16 +3,13 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
-use espada_tests::cmd::cargo;
-use serde_json::Value;
+use anyhow::Result;
 
 use super::tally::Tally;
-use super::{Outcome, Tier};
-use crate::process::{self, say};
+use super::{Outcome, Tier, executable};
+use crate::process::say;
 use crate::vm::{self, Kernel};
 
 /// Software emulation is slow; a run that takes longer than this hangs.
@@ -208,35 +205,17 @@ impl TestPrograms {
         // The selections of the tiers before, so that nothing is compiled again.
         let unit = [Tier::Unit.selection(), &["--lib"]].concat();
         Ok(Self {
-            dataplane: Self::executable(&unit, "espada_dataplane")?,
-            netns: Self::executable(Tier::Netns.selection(), "netns")?,
-            interop: Self::executable(Tier::Interop.selection(), "interop")?,
+            dataplane: executable(&unit, "espada_dataplane")?,
+            netns: executable(Tier::Netns.selection(), "netns")?,
+            interop: executable(Tier::Interop.selection(), "interop")?,
         })
-    }
-
-    fn executable(selection: &[&str], target: &str) -> Result<PathBuf> {
-        let output = cargo()
-            .current_dir(process::root())
-            .args(["test", "--release", "--no-run"])
-            .args(["--message-format", "json-render-diagnostics"])
-            .args(selection)
-            .stderr(Stdio::inherit())
-            .output()
-            .context("cannot run cargo")?;
-        if !output.status.success() {
-            bail!("the tests do not compile");
-        }
-        String::from_utf8_lossy(&output.stdout)
-            .lines()
-            .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-            .filter(|message| message["target"]["name"] == target)
-            .find_map(|message| message["executable"].as_str().map(PathBuf::from))
-            .with_context(|| format!("cargo named no test program {target}"))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use anyhow::Context;
+
     use super::*;
 
     /// Runs that print lines and end as told; gives success, what was counted, and how many ran.

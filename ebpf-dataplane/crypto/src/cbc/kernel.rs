@@ -47,7 +47,7 @@ impl Aes {
             return None;
         }
         type Functions = ([Encrypt; 3], [Decrypt; 3]);
-        let (instructions, lanes, (encrypt, decrypt)): (_, _, Functions) = if features.vaes512() {
+        let (instructions, lanes, (encrypt, decrypt)): (_, _, Functions) = if features.avx512() {
             (
                 "vaes512",
                 16,

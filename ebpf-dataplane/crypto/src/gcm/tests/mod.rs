@@ -75,4 +75,8 @@ fn keys_of_other_lengths_are_refused() {
 fn the_backend_in_use_is_the_fastest_there_is() {
     assert!(Backend::available().all(super::agrees));
     assert_eq!(super::backend(), Backend::best());
+    // A machine that was made to run one must not run another unnoticed.
+    if let Ok(wanted) = std::env::var("ESPADA_TEST_BACKEND") {
+        assert_eq!(super::backend().to_string(), wanted);
+    }
 }
